@@ -1,0 +1,50 @@
+"""Which device and which precision to run in."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from transfiner_refine.types import DeviceError
+
+__all__ = ["choose_device", "choose_precision"]
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: there is no such device; the message lists those there are.
+    """
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
+    available = ["cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])]
+    if match is None:
+        raise DeviceError(f"unknown device {name!r}", remedy=f"available here: auto, {', '.join(available)}")
+    missing = (name == "mps" and not mps) or (name.startswith("cuda") and int(match[1] or 0) >= cuda)
+    if missing:
+        raise DeviceError(f"this machine has no device {name!r}", remedy=f"available here: {', '.join(available)}")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype the network runs in; ``auto`` is bf16 or fp16 on CUDA and fp32 elsewhere.
+
+    Raises:
+        DeviceError: unknown, or not supported by the device.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name not in _PRECISIONS:
+        raise DeviceError(f"unknown precision {name!r}", remedy=f"known: auto, {', '.join(_PRECISIONS)}")
+    if name == "fp16" and device.type == "cpu":
+        raise DeviceError("fp16 is too slow on a CPU to be of use", remedy="use fp32 or bf16")
+    return _PRECISIONS[name]

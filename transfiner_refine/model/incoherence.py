@@ -1,0 +1,84 @@
+"""The incoherence detector: finds the cells whose label must be predicted anew.
+
+Ke et al. 2022, §3.2 and fig. 4: an FCN on the coarsest RoI features joined with the coarse mask, then a cascade
+that joins its upsampled output with the next finer features and classifies again, under marked parents only.
+Post hoc the detector also learns where the given mask is *wrong*, because a foreign mask errs in more places
+than along the outline of the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["IncoherenceDetector", "RootMaps"]
+
+
+@dataclass(frozen=True)
+class RootMaps:
+    """What the detector says on the 28 level; logits, [B, 28, 28] each.
+
+    Attributes:
+        incoherent: the truth changes inside the cell.
+        wrong: the coarse mask is wrong somewhere inside the cell.
+        mask: the cell is foreground; trains the trunk, and tells the detector what the image itself says.
+        hidden: [B, C, 28, 28], the trunk's features.
+    """
+
+    incoherent: Tensor
+    wrong: Tensor
+    mask: Tensor
+    hidden: Tensor
+
+    def root_probability(self) -> Tensor:
+        """[B, 28, 28]: probability that the cell has to be labelled anew."""
+        return torch.sigmoid(self.wrong)
+
+
+class IncoherenceDetector(nn.Module):
+    """Four 3×3 convolutions and a classifier on the 28 level; a 1×1 layer and a classifier on each finer one.
+
+    Args:
+        pyramid_width: channels of the stride-8 features.
+        width: channels of the detector.
+        finer_channels: channels of the features joined in on the 56, the 112 and the deeper levels.
+    """
+
+    def __init__(self, pyramid_width: int, width: int, finer_channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        inputs = pyramid_width + 1
+        self.trunk = nn.ModuleList()
+        for _ in range(4):
+            self.trunk.append(nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()))
+            inputs = width
+        self.classify_root = nn.Conv2d(width, 3, 1)
+        # 9 values of the coarse mask around the cell join the finer features
+        self.join = nn.ModuleList(nn.Linear(width + c + 9, width) for c in finer_channels)
+        self.classify = nn.ModuleList(nn.Linear(width, 1) for _ in finer_channels)
+
+    def roots(self, features: Tensor, coarse: Tensor) -> RootMaps:
+        """features [B, C, 28, 28], coarse [B, 1, 28, 28] in [0, 1] → the 28-level maps."""
+        hidden = torch.cat((features, coarse * 2 - 1), 1)
+        for i, layer in enumerate(self.trunk):
+            hidden = layer(hidden) if i == 0 else hidden + layer(hidden)
+        incoherent, wrong, mask = self.classify_root(hidden).unbind(1)
+        return RootMaps(incoherent, wrong, mask, hidden)
+
+    def finer(self, level: int, above: Tensor, features: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the cascade at single cells.
+
+        Args:
+            level: 0-based level of the cells (1 = 56, 2 = 112, deeper levels share their weights).
+            above: [n, width] the detector's output one level up, at the cell.
+            features: [n, C] the finer features at the cell.
+            coarse: [n, 9] the coarse mask around the cell.
+
+        Returns:
+            logits [n], and the output [n, width] for the next level.
+        """
+        i = min(level, len(self.join)) - 1
+        hidden = F.relu(self.join[i](torch.cat((above, features, coarse * 2 - 1), 1)))
+        return self.classify[i](hidden).squeeze(1), hidden

@@ -1,0 +1,92 @@
+"""From an instance to the network's input: the RoI around a coarse mask, and its resized pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.types import MaskWindow
+
+__all__ = ["Roi", "crop_roi", "read_mask", "resample", "roi_around"]
+
+
+@dataclass(frozen=True)
+class Roi:
+    """A rectangle of whole pixels inside its image: columns x0 … x1 − 1, rows y0 … y1 − 1."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def width(self) -> int:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> int:
+        return self.y1 - self.y0
+
+    @property
+    def side(self) -> int:
+        """The longer side, pixels."""
+        return max(self.width, self.height)
+
+
+def roi_around(mask: MaskWindow, config: RefinerConfig, margin: float | None = None) -> Roi:
+    """The box of the mask's foreground with a margin, widened towards a square, clipped to the image.
+
+    What a detector's box cut off can only be recovered inside the RoI, hence the margin.
+
+    Args:
+        mask: a coarse mask with at least one foreground pixel.
+        config: margins and aspect limit.
+        margin: in place of ``config.roi_margin`` (training varies it).
+    """
+    tight = mask.tight()
+    h, w = tight.values.shape
+    share = config.roi_margin if margin is None else margin
+    width = w + max(share * w, 2.0 * config.roi_min_margin)
+    height = h + max(share * h, 2.0 * config.roi_min_margin)
+    width, height = max(width, height / config.roi_max_aspect), max(height, width / config.roi_max_aspect)
+    cx, cy = tight.x + w / 2, tight.y + h / 2
+    image_height, image_width = mask.image_size
+    return Roi(
+        max(0, math.floor(cx - width / 2)),
+        max(0, math.floor(cy - height / 2)),
+        min(image_width, math.ceil(cx + width / 2)),
+        min(image_height, math.ceil(cy + height / 2)),
+    )
+
+
+def resample(values: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+    """Resizes [h, w] or [h, w, C] values: area average along a shrinking axis, bilinear along a growing one."""
+    h, w = values.shape[:2]
+    if w != width:
+        values = cv2.resize(values, (width, h), interpolation=cv2.INTER_AREA if w > width else cv2.INTER_LINEAR)
+    if h != height:
+        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA if h > height else cv2.INTER_LINEAR)
+    return values
+
+
+def crop_roi(image: NDArray[np.uint8], roi: Roi, side: int) -> NDArray[np.uint8]:
+    """The RoI's pixels resized to a square: image H×W×3 uint8 → [side, side, 3] uint8."""
+    return resample(image[roi.y0 : roi.y1, roi.x0 : roi.x1], side, side)
+
+
+def read_mask(mask: MaskWindow, roi: Roi) -> NDArray[np.float32]:
+    """The mask's values inside the RoI: [height, width] float32 in [0, 1]."""
+    out = np.zeros((roi.height, roi.width), np.float32)
+    h, w = mask.values.shape
+    y0, y1, x0, x1 = max(mask.y, roi.y0), min(mask.y + h, roi.y1), max(mask.x, roi.x0), min(mask.x + w, roi.x1)
+    if y0 < y1 and x0 < x1:
+        out[y0 - roi.y0 : y1 - roi.y0, x0 - roi.x0 : x1 - roi.x0] = mask.values[
+            y0 - mask.y : y1 - mask.y, x0 - mask.x : x1 - mask.x
+        ]
+    return out

@@ -1,0 +1,209 @@
+"""The public API: load a refiner, hand it an image and coarse masks, get sharp masks back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from transfiner_refine.device import choose_device, choose_precision
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.network import MaskTransfiner, TreeOutput
+from transfiner_refine.model.paste import paste_into_roi
+from transfiner_refine.model.propagate import halvings, propagate
+from transfiner_refine.model.quadtree import ThresholdSelector
+from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
+from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights
+from transfiner_refine.types import InputError, MaskWindow
+
+__all__ = ["Refiner", "load_refiner"]
+
+_DEFAULT_BATCH = 32
+
+
+def load_refiner(
+    weights: str | Path = DEFAULT_WEIGHTS,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+) -> Refiner:
+    """Loads a refiner.
+
+    Args:
+        weights: name of a built-in model, or a path to a checkpoint.
+        device: ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``; ``auto`` is half precision on a GPU that has it and
+            fp32 elsewhere.
+        batch_size: instances handed to the device at once; masks do not depend on it.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or of another kind.
+        DeviceError: the device or the precision is not available.
+    """
+    return Refiner(
+        load_network(find_weights(weights)), device=device, precision=precision, batch_size=batch_size
+    )
+
+
+class Refiner:
+    """Refines coarse instance masks (Mask Transfiner, CVPR 2022, applied after the fact).
+
+    Args:
+        network: a native refiner network.
+        device, precision, batch_size: as in ``load_refiner``.
+    """
+
+    def __init__(
+        self,
+        network: MaskTransfiner,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.batch_size = batch_size or _DEFAULT_BATCH
+        self.config = network.config
+        network.backbone.fuse()
+        self.network = network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def refine(self, image: NDArray[np.uint8], masks: NDArray[Any], *, soft: bool = False) -> NDArray[Any]:
+        """Refines all masks of one image.
+
+        Args:
+            image: H×W×3 uint8 RGB.
+            masks: N×H×W bool, or float in [0, 1] where the detector's masks are soft.
+            soft: return probabilities instead of thresholding them at 0.5.
+
+        Returns:
+            N×H×W bool, or float32 in [0, 1] with ``soft``. Empty masks stay empty.
+
+        Raises:
+            InputError: shapes or types do not fit.
+        """
+        image, masks = np.asarray(image), np.asarray(masks)
+        if masks.ndim != 3:
+            raise InputError(f"masks of shape {masks.shape}", remedy="expected N×H×W; use masks[None] for one mask")
+        _check_image(image)
+        if masks.shape[1:] != image.shape[:2]:
+            raise InputError(
+                f"masks of {masks.shape[1]}×{masks.shape[2]} pixels for an image of "
+                f"{image.shape[0]}×{image.shape[1]} (height × width)"
+            )
+        windows = [window_of(mask) for mask in masks]
+        refined = self.refine_windows([image], windows, [0] * len(windows), soft=soft)
+        result = np.zeros(masks.shape, np.float32 if soft else bool)
+        for i, window in enumerate(refined):
+            result[i] = window.paste()
+        return result
+
+    def refine_windows(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[MaskWindow],
+        image_index: Sequence[int],
+        *,
+        soft: bool = False,
+    ) -> list[MaskWindow]:
+        """Refines instances of one or several images.
+
+        Args:
+            images: H×W×3 uint8 RGB each.
+            masks: coarse masks, bool or float in [0, 1].
+            image_index: for each mask, the image it belongs to.
+            soft: return probabilities.
+
+        Returns:
+            one window per mask, in order: the RoI, bool (float32 with ``soft``). Masks without a pixel ≥ 0.5 come
+            back as they are.
+
+        Raises:
+            InputError: a mask belongs to an image of another size.
+        """
+        result: list[MaskWindow | None] = [None] * len(masks)
+        waiting: list[int] = []
+        for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
+            _check_image(images[index])
+            if mask.image_size != images[index].shape[:2]:
+                raise InputError(
+                    f"mask {i} is for an image of {mask.image_size}, its image is {images[index].shape[:2]}"
+                )
+            if mask.area == 0:
+                result[i] = mask if soft else MaskWindow(mask.values >= 0.5, mask.x, mask.y, mask.image_size)
+            else:
+                waiting.append(i)
+        # On a CPU one instance at a time is as fast, and the result cannot depend on its neighbours.
+        step = 1 if self.device.type == "cpu" else self.batch_size
+        for first in range(0, len(waiting), step):
+            group = waiting[first : first + step]
+            refined = self._refine_batch([images[image_index[i]] for i in group], [masks[i] for i in group])
+            for i, (roi, probability) in zip(group, refined, strict=True):
+                values = probability if soft else probability >= 0.5
+                result[i] = MaskWindow(values, roi.x0, roi.y0, masks[i].image_size)
+        return [window for window in result if window is not None]
+
+    @torch.inference_mode()
+    def _refine_batch(
+        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]
+    ) -> list[tuple[Roi, NDArray[np.float32]]]:
+        """One pass: the RoI of each mask and its refined probability there, [height, width]."""
+        side = self.config.detail_side
+        rois = [roi_around(mask, self.config) for mask in masks]
+        pixels = np.stack([crop_roi(image, roi, side) for image, roi in zip(images, rois, strict=True)])
+        soft = np.stack([resample(read_mask(mask, roi), side, side) for mask, roi in zip(masks, rois, strict=True)])
+        depths = [self.config.depth(roi.side) for roi in rois]
+        coarse = torch.from_numpy(soft).to(self.device)[:, None]
+        output = self.run(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float(), coarse, depths)
+        maps = propagate(halvings(coarse, 28), output.levels, [torch.sigmoid(logit.float()) for logit in output.logits])
+        refined = []
+        for i, (mask, roi, depth) in enumerate(zip(masks, rois, depths, strict=True)):
+            finest = maps[depth - 1]
+            refined.append(
+                (
+                    roi,
+                    paste_into_roi(
+                        finest.probability[i].cpu().numpy(), finest.refined[i].cpu().numpy(), mask, roi
+                    ),
+                )
+            )
+        return refined
+
+    def run(self, image: torch.Tensor, coarse: torch.Tensor, depths: list[int]) -> TreeOutput:
+        """The network on prepared RoIs: image [B, 3, S, S] in [0, 255], coarse [B, 1, S, S] in [0, 1]."""
+        selector = ThresholdSelector(
+            torch.tensor(depths, device=self.device), self.config.root_threshold, self.config.child_threshold, 28
+        )
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            output: TreeOutput = self.network(image, coarse, selector, max(depths))
+        return output
+
+
+def window_of(mask: NDArray[Any]) -> MaskWindow:
+    """A full-size mask [H, W] as a window around its values above zero."""
+    if mask.dtype != bool and not np.issubdtype(mask.dtype, np.floating):
+        if mask.size and not np.isin(mask, (0, 1)).all():
+            raise InputError(f"masks of type {mask.dtype} with values beyond 0 and 1", remedy="pass bool or floats in [0, 1]")
+        mask = mask.astype(bool)
+    if mask.dtype != bool:
+        if mask.size and not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
+            raise InputError("soft masks with values outside [0, 1]", remedy="pass probabilities, not logits")
+        mask = mask.astype(np.float32)
+    rows, columns = np.flatnonzero((mask > 0).any(1)), np.flatnonzero((mask > 0).any(0))
+    if len(rows) == 0:
+        return MaskWindow(mask[:0, :0], 0, 0, (mask.shape[0], mask.shape[1]))
+    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    return MaskWindow(mask[y0:y1, x0:x1], x0, y0, (mask.shape[0], mask.shape[1]))
+
+
+def _check_image(image: NDArray[Any]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"an image of shape {image.shape} and type {image.dtype}", remedy="expected H×W×3 uint8 RGB")

@@ -1,0 +1,1 @@
+"""Training of native refiners: data, simulated coarse masks, losses, the loop."""

@@ -1,0 +1,142 @@
+"""COCO-format data sets as a source of training samples."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_api
+
+from transfiner_refine.types import InputError, MaskWindow
+
+__all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]
+
+_LEAST_AREA = 200  # pixels; smaller objects teach the outline of the polygon tool
+_MATCH_IOU = 0.4  # a coarse mask worse than this is another object, or hopeless
+
+
+@dataclass(frozen=True)
+class TrainingInstance:
+    """One true mask, its photo and, where a detector's output is at hand, the matched coarse masks.
+
+    Attributes:
+        image: index into the set's ``images``.
+        truth: compressed RLE.
+        coarse: compressed RLEs of real coarse masks matched to the truth; may be empty.
+    """
+
+    image: int
+    truth: dict[str, Any]
+    coarse: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class TrainingSet:
+    """A data set with its photos decoded on first use and kept.
+
+    Attributes:
+        name: the folder's name, for messages.
+        images: image files.
+        instances: the training instances.
+        weight: how often the set is drawn, relative to the others.
+    """
+
+    name: str
+    images: list[Path]
+    instances: list[TrainingInstance]
+    weight: float = 1.0
+    _decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+
+    def photo(self, index: int) -> NDArray[np.uint8]:
+        """The photo, H×W×3 uint8 RGB.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        if index not in self._decoded:
+            image = cv2.imread(str(self.images[index]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            if image is None:
+                raise InputError("cannot be read as an image", file=self.images[index])
+            self._decoded[index] = np.ascontiguousarray(image[:, :, ::-1])
+        return self._decoded[index]
+
+
+def decode(rle: dict[str, Any]) -> MaskWindow:
+    """A compressed RLE as a bool mask in its bounding box."""
+    height, width = rle["size"]
+    x, y, w, h = (int(v) for v in mask_api.toBbox(rle))
+    full = mask_api.decode(rle)
+    return MaskWindow(full[y : y + h, x : x + w].astype(bool), x, y, (height, width))
+
+
+def load_training_set(
+    images: Path, annotations: Path, coarse: list[Path] | None = None, *, weight: float = 1.0
+) -> TrainingSet:
+    """Reads a COCO annotation file and any results files of detectors on the same photos.
+
+    Each coarse mask is matched to the true mask of the same image and class it overlaps most, at IoU ≥ 0.4.
+    Crowds and objects under 200 pixels are left out.
+
+    Raises:
+        InputError: a file is missing or is not of that format.
+    """
+    content = _read_json(annotations)
+    try:
+        listed = content["images"]
+        position = {image["id"]: i for i, image in enumerate(listed)}
+        paths = [images / image["file_name"] for image in listed]
+        truths: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            if annotation.get("iscrowd"):
+                continue
+            image = listed[position[annotation["image_id"]]]
+            rle = _to_rle(annotation["segmentation"], image["height"], image["width"])
+            if mask_api.area(rle) >= _LEAST_AREA:
+                truths[annotation["image_id"], annotation["category_id"]].append(rle)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"not a COCO annotation file ({error!r} is missing or of another type)", file=annotations
+        ) from error
+    matched: dict[int, list[dict[str, Any]]] = defaultdict(list)  # by id() of the truth's RLE
+    for file in coarse or []:
+        for record in _read_json(file):
+            candidates = truths.get((record["image_id"], record["category_id"]), [])
+            rle = record["segmentation"]
+            if not candidates or mask_api.area(rle) == 0:
+                continue
+            overlap = mask_api.iou([rle], candidates, [0] * len(candidates))[0]
+            if overlap.max() >= _MATCH_IOU:
+                matched[id(candidates[int(overlap.argmax())])].append(rle)
+    instances = [
+        TrainingInstance(position[image_id], rle, tuple(matched.get(id(rle), ())))
+        for (image_id, _), rles in truths.items()
+        for rle in rles
+    ]
+    if not instances:
+        raise InputError("no usable annotation (all are crowds, empty or tiny)", file=annotations)
+    return TrainingSet(images.parent.name or str(images), paths, instances, weight)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=file) from error
+    except ValueError as error:
+        raise InputError(f"not valid JSON ({error})", file=file) from error
+
+
+def _to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    if isinstance(segmentation, list):
+        merged: dict[str, Any] = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+        return merged
+    if isinstance(segmentation["counts"], list):
+        converted: dict[str, Any] = mask_api.frPyObjects(segmentation, height, width)
+        return converted
+    return dict(segmentation)

@@ -1,0 +1,318 @@
+"""The training loop: slices that stop on time, exact resume, an averaged copy of the weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from transfiner_refine.training.samples import RefinementSamples
+from transfiner_refine.types import CheckpointError
+
+__all__ = ["Schedule", "Trainee", "train"]
+
+
+class Trainee(Protocol):
+    """What the loop trains."""
+
+    network: nn.Module
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimiser groups with their learning rates."""
+
+    def loss(self, image: Tensor, coarse: Tensor, truth: Tensor, roi_side: Tensor) -> dict[str, Tensor]:
+        """Terms of the loss with their ``total``; image [B, 3, S, S] in [0, 255], masks [B, 1, S, S] in [0, 1]."""
+
+    def export(self, path: Path, about: dict[str, Any]) -> None:
+        """Writes the weights for users."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps in all; may be changed between slices.
+        batch_size: samples a step.
+        learning_rate: of the new layers, after warm-up and before the decay.
+        warmup: steps of linear warm-up.
+        decay: share of the steps over which the learning rate falls linearly to zero, at the end.
+        weight_decay: of matrices and kernels.
+        clip: largest gradient norm.
+        average: decay of the running average of the weights that is exported.
+        seed: of data order, augmentation and node sampling.
+    """
+
+    steps: int = 6000
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    warmup: int = 100
+    decay: float = 0.35
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    average: float = 0.998
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, as a share of ``learning_rate``."""
+        falling = max(1.0, self.steps * self.decay)
+        return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / falling))
+
+
+class _From(Sampler[int]):
+    """Sample numbers in order, from the first one a run has not seen yet."""
+
+    def __init__(self, first: int, end: int) -> None:
+        self.first, self.end = first, end
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.end))
+
+    def __len__(self) -> int:
+        return max(0, self.end - self.first)
+
+
+class _State:
+    """Network, optimiser and averaged weights, saved together so that a resumed run is the same run."""
+
+    def __init__(self, trainee: Trainee, schedule: Schedule) -> None:
+        self.network = trainee.network
+        self.optimizer = torch.optim.AdamW(
+            trainee.parameter_groups(schedule.learning_rate), weight_decay=schedule.weight_decay
+        )
+        for group in self.optimizer.param_groups:
+            group["peak"] = group["lr"]
+        self.average = {name: value.detach().clone().float() for name, value in self._floats()}
+        self.step = 0
+        self.seconds = 0.0
+        self.cpu_seconds = 0.0
+
+    def _floats(self) -> list[tuple[str, Tensor]]:
+        return [(n, v) for n, v in self.network.state_dict().items() if v.is_floating_point()]
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        decay = min(decay, (1 + self.step) / (10 + self.step))  # the first steps should be forgotten soon
+        current = self._floats()
+        torch._foreach_lerp_([self.average[n] for n, _ in current], [v.float() for _, v in current], 1 - decay)
+
+    def save(self, folder: Path, schedule: Schedule) -> None:
+        tensors = {f"network.{n}": v for n, v in self.network.state_dict().items()}
+        tensors |= {f"average.{n}": v for n, v in self.average.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        facts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "schedule": asdict(schedule),
+        }
+        temporary = folder / ".state.safetensors.partial"
+        save_file(
+            {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()},
+            temporary,
+            {"facts": json.dumps(facts)},
+        )
+        os.replace(temporary, folder / "state.safetensors")
+
+    def load(self, file: Path) -> None:
+        with safe_open(file, framework="pt") as stored:
+            facts = json.loads(stored.metadata()["facts"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        self.network.load_state_dict(parts["network"])
+        device = next(self.network.parameters()).device
+        self.average = {n: v.to(device) for n, v in parts["average"].items()}
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.step, self.seconds, self.cpu_seconds = facts["step"], facts["seconds"], facts["cpu_seconds"]
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchanges the network's weights and the averaged ones; calling it twice changes nothing."""
+        for name, value in self._floats():
+            kept = value.clone()
+            value.copy_(self.average[name])
+            self.average[name].copy_(kept)
+
+
+def train(
+    trainee: Trainee,
+    samples: RefinementSamples,
+    schedule: Schedule,
+    output: Path,
+    *,
+    minutes: float | None = None,
+    workers: int = 1,
+    autocast: torch.dtype | None = None,
+    save_every: float = 180.0,
+    log_every: int = 20,
+    evaluate_every: int = 0,
+    evaluate: Callable[[Path], dict[str, float]] | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Trains until ``schedule.steps`` or until the slice's time is over; goes on from ``output`` if it holds a state.
+
+    Args:
+        trainee: what is trained, already on its device.
+        samples: numbered samples; sample i must depend on i alone.
+        schedule: length and speed.
+        output: folder for ``state.safetensors`` (resume), ``refiner.safetensors`` (averaged weights), ``loss.csv``
+            and ``scores.csv``.
+        minutes: stop cleanly after this long.
+        workers: processes that prepare samples.
+        autocast: run the forward pass in this precision.
+        save_every: seconds between checkpoints.
+        log_every: steps between lines in ``loss.csv``.
+        evaluate_every: steps between scores, 0 for none.
+        evaluate: scores the exported weights.
+        say: where progress lines go.
+
+    Returns:
+        whether training is complete.
+
+    Raises:
+        CheckpointError: the loss is no longer a number.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    state = _State(trainee, schedule)
+    if (output / "state.safetensors").exists():
+        state.load(output / "state.safetensors")
+        say(f"resumed at step {state.step}")
+    device = next(trainee.network.parameters()).device
+    loader = DataLoader(
+        samples,
+        batch_size=schedule.batch_size,
+        sampler=_From(state.step * schedule.batch_size, schedule.steps * schedule.batch_size),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+    )
+    start, saved, before = time.monotonic(), time.monotonic(), (state.seconds, state.cpu_seconds)
+    cpu_start = time.process_time()
+    trainee.network.train()
+    for batch in loader:
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule.rate(state.step)
+        terms = _step(trainee, state, batch, schedule, device, autocast)
+        state.step += 1
+        now = time.monotonic()
+        state.seconds = before[0] + now - start
+        state.cpu_seconds = before[1] + time.process_time() - cpu_start
+        if state.step % log_every == 0:
+            _log(output / "loss.csv", state, schedule, {n: float(v.detach()) for n, v in terms.items()}, say)
+        over = minutes is not None and now - start > 60 * minutes
+        done = state.step >= schedule.steps
+        if now - saved > save_every or over or done:
+            state.save(output, schedule)
+            saved = now
+        if over or done or (evaluate_every and state.step % evaluate_every == 0):
+            _export(trainee, state, output, schedule)
+            if evaluate is not None and (done or (evaluate_every and state.step % evaluate_every == 0)):
+                scores = evaluate(output / "refiner.safetensors")
+                _append(output / "scores.csv", {"step": state.step, **scores})
+                say(" ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+                trainee.network.train()
+        if over:
+            break
+    return state.step >= schedule.steps
+
+
+def _step(
+    trainee: Trainee,
+    state: _State,
+    batch: tuple[Tensor, Tensor, Tensor],
+    schedule: Schedule,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> dict[str, Tensor]:
+    # a step's randomness depends on its number alone, so a resumed run draws what the whole run would have drawn
+    torch.manual_seed(schedule.seed * 1_000_003 + state.step)
+    pixels, masks, side = (part.to(device, non_blocking=True) for part in batch)
+    image = jitter_colours(pixels.float()).contiguous(memory_format=torch.channels_last)
+    masks = masks.float() / 255
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        terms = trainee.loss(image, masks[:, :1], masks[:, 1:], side)
+    if not torch.isfinite(terms["total"].detach()):
+        raise CheckpointError(
+            f"the loss is no longer a number at step {state.step}", remedy="lower the learning rate or use fp32"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    terms["total"].backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(trainee.network.parameters(), schedule.clip)
+    state.optimizer.step()
+    state.update_average(schedule.average)
+    return terms
+
+
+def jitter_colours(image: Tensor) -> Tensor:
+    """Random brightness, contrast, saturation and channel gains of each image: [B, 3, H, W] in [0, 255]."""
+    batch = image.shape[0]
+
+    def around_one(reach: float, *shape: int) -> Tensor:
+        return 1 + reach * (2 * torch.rand(batch, *shape, device=image.device) - 1)
+
+    image = image * around_one(0.25, 1, 1, 1) * around_one(0.08, 3, 1, 1)
+    mean = image.mean((1, 2, 3), keepdim=True)
+    image = mean + (image - mean) * around_one(0.25, 1, 1, 1)
+    grey = image.mean(1, keepdim=True)
+    return (grey + (image - grey) * around_one(0.4, 1, 1, 1)).clamp(0, 255)
+
+
+def _export(trainee: Trainee, state: _State, output: Path, schedule: Schedule) -> None:
+    state.swap_average()
+    try:
+        trainee.export(
+            output / "refiner.safetensors",
+            {
+                "step": state.step,
+                "seconds": round(state.seconds),
+                "cpu_seconds": round(state.cpu_seconds),
+                "schedule": asdict(schedule),
+            },
+        )
+    finally:
+        state.swap_average()
+
+
+def _log(file: Path, state: _State, schedule: Schedule, terms: dict[str, float], say: Callable[[str], None]) -> None:
+    row = {
+        "step": state.step,
+        "samples": state.step * schedule.batch_size,
+        "seconds": round(state.seconds, 1),
+        "cpu_seconds": round(state.cpu_seconds, 1),
+        **{name: round(value, 5) for name, value in terms.items()},
+    }
+    _append(file, row)
+    say(
+        f"step {state.step}/{schedule.steps}  {state.seconds / 60:.1f} min  "
+        + "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+    )
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    new = not file.exists()
+    with file.open("a", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

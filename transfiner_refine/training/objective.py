@@ -1,0 +1,142 @@
+"""What the network is trained for: targets on every grid, which nodes are drawn, and the loss.
+
+L = L_refine + 0.5 · L_inc (Ke et al. 2022, §3.5). L_refine compares a node's probability with the share of its
+cell that is foreground; L_inc trains the detector: the incoherent cells of the truth on every level, and on the
+28 level also the cells where the coarse mask is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transfiner_refine.model.network import TreeOutput
+from transfiner_refine.model.propagate import halvings
+from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, roots_of
+
+__all__ = ["SamplingSelector", "Targets", "make_targets", "refinement_loss"]
+
+_ROOT_GRID = 28
+_WRONG_SHARE = 0.04  # of a 28-level cell's pixels: below this the cell counts as right
+_INCOHERENT = 0.1  # change of a cell's foreground share under down- and upsampling by 2
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The truth on every grid.
+
+    Attributes:
+        truth: grid → [B, grid, grid], the share of each cell that is foreground.
+        incoherent: grid → [B, grid, grid] bool, cells that change when the truth is downsampled by 2 and
+            upsampled again.
+        wrong: [B, 28, 28] bool, cells in which the coarse mask errs.
+    """
+
+    truth: dict[int, Tensor]
+    incoherent: dict[int, Tensor]
+    wrong: Tensor
+
+
+def make_targets(coarse: Tensor, truth: Tensor, depth: int) -> Targets:
+    """Targets from masks [B, 1, S, S] in [0, 1], for a quadtree of ``depth`` levels."""
+    shares = halvings(truth, _ROOT_GRID // 2)
+    incoherent = {}
+    for level in range(depth):
+        grid = _ROOT_GRID << level
+        finer = F.interpolate(shares[grid // 2], scale_factor=2, mode="bilinear")
+        incoherent[grid] = ((finer - shares[grid]).abs() > _INCOHERENT).squeeze(1)
+    error = ((coarse >= 0.5) != (truth >= 0.5)).float()
+    wrong = (halvings(error, _ROOT_GRID)[_ROOT_GRID] > _WRONG_SHARE).squeeze(1)
+    return Targets({grid: share.squeeze(1) for grid, share in shares.items()}, incoherent, wrong)
+
+
+class SamplingSelector(NodeSelector):
+    """Draws a fixed number of nodes per instance and level, so that all sequences of a batch are equally long.
+
+    Cells that are wrong or incoherent by the truth, or that the detector marks, come first; what is left of the
+    quota is filled with other cells, which the network must learn to leave as they are.
+
+    Args:
+        targets: the truth.
+        quota: nodes per instance on each level.
+        threshold: detector probability from which a cell counts as marked.
+    """
+
+    def __init__(self, targets: Targets, quota: tuple[int, ...], threshold: float = 0.3) -> None:
+        self.targets, self.quota, self.threshold = targets, quota, threshold
+
+    def roots(self, probability: Tensor) -> QuadtreeLevel:
+        wanted = self.targets.wrong | self.targets.incoherent[_ROOT_GRID] | (probability >= self.threshold)
+        score = wanted.float() + torch.rand_like(probability, dtype=torch.float32)
+        index = score.flatten(1).topk(self.quota[0], 1).indices
+        selected = torch.zeros_like(score).flatten(1).scatter_(1, index, 1.0)
+        return roots_of(selected.view_as(score) > 0)
+
+    def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
+        level = (candidates.grid // _ROOT_GRID).bit_length() - 1
+        instances = self.targets.wrong.shape[0]
+        incoherent = self.targets.incoherent[candidates.grid].flatten().index_select(0, candidates.cell)
+        score = (incoherent | (probability >= self.threshold)).float() + torch.rand_like(
+            probability, dtype=torch.float32
+        )
+        score = score.view(instances, -1)
+        index = score.topk(min(self.quota[level], score.shape[1]), 1).indices.sort(1).values
+        first = torch.arange(instances, device=index.device)[:, None] * score.shape[1]
+        return (index + first).flatten()
+
+
+def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict[str, Tensor]:
+    """The terms of the loss; their sum under ``total`` is what is minimised.
+
+    Args:
+        output: of a pass whose nodes were drawn by ``SamplingSelector``.
+        targets: the truth.
+        depth: [B] int64, levels each instance's quadtree has; nodes beyond them do not count.
+
+    Returns:
+        refine: node labels, cross entropy against the foreground share plus the paper's L1;
+        incoherence: the detector on all levels;
+        mask: the trunk's own mask on the 28 level, cross entropy plus dice;
+        total: refine + 0.5 · incoherence + 0.5 · mask.
+    """
+    labels = []
+    for level, logit in zip(output.levels, output.logits, strict=True):
+        logit = logit.float()
+        target = targets.truth[level.grid].flatten().index_select(0, level.cell)
+        each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        each = each + (torch.sigmoid(logit) - target).abs()
+        labels.append(_mean_where(each, level, depth))
+    roots = output.roots
+    detections = [
+        F.binary_cross_entropy_with_logits(roots.wrong.float(), targets.wrong.float()),
+        F.binary_cross_entropy_with_logits(roots.incoherent.float(), targets.incoherent[_ROOT_GRID].float()),
+    ]
+    for level, logit in zip(output.candidates, output.candidate_logits, strict=True):
+        target = targets.incoherent[level.grid].flatten().index_select(0, level.cell).float()
+        each = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
+        detections.append(_mean_where(each, level, depth))
+    refine, incoherence = torch.stack(labels).mean(), torch.stack(detections).mean()
+    mask = _dense_loss(roots.mask.float(), targets.truth[_ROOT_GRID])
+    return {
+        "refine": refine,
+        "incoherence": incoherence,
+        "mask": mask,
+        "total": refine + 0.5 * incoherence + 0.5 * mask,
+    }
+
+
+def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
+    """Mean over the nodes of instances whose quadtree reaches this level."""
+    number = (level.grid // _ROOT_GRID).bit_length()  # 1-based
+    counts = (depth.index_select(0, level.instance) >= number).to(values.dtype)
+    return (values * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _dense_loss(logit: Tensor, target: Tensor) -> Tensor:
+    probability = torch.sigmoid(logit)
+    overlap = (probability * target).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2)) + 1)
+    return F.binary_cross_entropy_with_logits(logit, target) + dice.mean()

@@ -1,0 +1,60 @@
+"""The refiner as the training loop sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transfiner_refine.model.checkpoint import save_network
+from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.training.objective import SamplingSelector, make_targets, refinement_loss
+
+__all__ = ["RefinerTrainee", "split_decay"]
+
+#: Nodes drawn per instance on each level; three levels share a sequence of 512 nodes.
+QUOTA = (128, 160, 224, 192, 192)
+
+
+class RefinerTrainee:
+    """Mask Transfiner with its loss.
+
+    Args:
+        network: on its device.
+        backbone_rate: learning rate of the backbone, relative to the new layers.
+    """
+
+    def __init__(self, network: MaskTransfiner, backbone_rate: float = 0.4) -> None:
+        self.network: MaskTransfiner = network
+        self.backbone_rate = backbone_rate
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Backbone at a lower rate; biases, norms and embeddings without weight decay."""
+        rest = nn.ModuleDict({n: m for n, m in self.network.named_children() if n != "backbone"})
+        return [
+            *split_decay(self.network.backbone, learning_rate * self.backbone_rate),
+            *split_decay(rest, learning_rate),
+        ]
+
+    def loss(self, image: Tensor, coarse: Tensor, truth: Tensor, roi_side: Tensor) -> dict[str, Tensor]:
+        """See ``objective.refinement_loss``; levels an RoI is too small for do not count."""
+        config = self.network.config
+        depths = torch.tensor([config.depth(side) for side in roi_side.tolist()], device=image.device)
+        targets = make_targets(coarse, truth, config.max_depth)
+        output = self.network(image, coarse, SamplingSelector(targets, QUOTA), int(depths.max()))
+        return refinement_loss(output, targets, depths)
+
+    def export(self, path: Path, about: dict[str, Any]) -> None:
+        """Half-precision weights with their configuration."""
+        save_network(self.network, path, about=about)
+
+
+def split_decay(module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """Two optimiser groups: matrices and kernels, which decay, and vectors, which do not."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "lr": learning_rate},
+        {"params": [p for p in parameters if p.dim() <= 1], "lr": learning_rate, "weight_decay": 0.0},
+    ]
