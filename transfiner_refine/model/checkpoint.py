@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,11 @@ KIND = "transfiner-refine/native"
 
 
 def save_network(
-    network: MaskTransfiner, path: Path, *, dtype: torch.dtype = torch.float16, about: dict[str, Any] | None = None
+    network: MaskTransfiner,
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    about: dict[str, Any] | None = None,
 ) -> None:
     """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``, each under a temporary name first.
 
@@ -41,11 +44,11 @@ def save_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     save_file(tensors, temporary, {"kind": KIND, "config": json.dumps(network.config.to_json())})
-    os.replace(temporary, path)
+    temporary.replace(path)
     side = path.with_suffix(".json")
     temporary = side.with_name(f".{side.name}.partial")
     temporary.write_text(json.dumps(header, indent=2) + "\n")
-    os.replace(temporary, side)
+    temporary.replace(side)
 
 
 def load_network(path: Path) -> MaskTransfiner:
@@ -71,7 +74,11 @@ def load_network(path: Path) -> MaskTransfiner:
             remedy=f"expected a file written by transfiner-refine ({KIND})",
         )
     network = MaskTransfiner(RefinerConfig.from_json(json.loads(metadata["config"]), str(path)))
-    expected = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    expected = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unexpected:
         raise CheckpointError(
@@ -82,7 +89,8 @@ def load_network(path: Path) -> MaskTransfiner:
     for name, value in tensors.items():
         if value.shape != expected[name].shape:
             raise CheckpointError(
-                f"tensor {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}", file=path
+                f"tensor {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}",
+                file=path,
             )
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
     return network.eval()

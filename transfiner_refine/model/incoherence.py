@@ -52,7 +52,9 @@ class IncoherenceDetector(nn.Module):
         inputs = pyramid_width + 1
         self.trunk = nn.ModuleList()
         for _ in range(4):
-            self.trunk.append(nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()))
+            self.trunk.append(
+                nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
+            )
             inputs = width
         self.classify_root = nn.Conv2d(width, 3, 1)
         # 9 values of the coarse mask around the cell join the finer features

@@ -59,13 +59,14 @@ class MaskTransfiner(nn.Module):
         self.detector = IncoherenceDetector(config.pyramid_width, config.incoherence_width, (c4, c2, 27))
         self.context = nn.Linear(base + 1, config.width)
         own = (base, c4, c2, 3)  # channels of each level's own map; beyond 112 these are the pixels
-        coarser = (0, base, base + c4, base + c4 + c2)
+        # a node beyond 112 inherits its parent's query, so of the levels above it reads the next one only
+        coarser = (0, base, base + c4, c2)
         self.encoders = nn.ModuleList(
             NodeEncoder(o + c, o, config.width) for o, c in zip(own, coarser, strict=True)
         )
         self.level_embedding = nn.Embedding(config.max_depth + 1, config.width)  # last: context tokens
         self.sequence = SequenceEncoder(config.width, config.heads, config.feedforward, config.layers)
-        self.inherit = Inheritance(config.width, config.feedforward)
+        self.inherit = Inheritance(config.width, config.width)
         self.decoder = PixelDecoder(config.width)
 
     def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector, depth: int) -> TreeOutput:
@@ -109,12 +110,15 @@ class MaskTransfiner(nn.Module):
         return TreeOutput(levels, [self.decoder(q) for q in attended], roots, candidates, candidate_logits)
 
     def _sample_coarser(self, level: int, nodes: QuadtreeLevel, tables: list[FeatureMap]) -> list[Tensor]:
-        """Features of the levels above, bilinearly at the nodes."""
+        """Features of the levels above, bilinearly at the nodes; beyond 112 of the 112 level alone."""
         sampled = []
-        for table in tables[: min(level, len(ATTENTION_GRIDS))]:
+        above = tables[:level] if level < len(ATTENTION_GRIDS) else tables[len(ATTENTION_GRIDS) - 1 :][:1]
+        for table in above:
             box = torch.tensor([0.0, 0.0, table.width, table.height], device=nodes.y.device)
             sampled.append(
-                roi_align_at_nodes(table, nodes.instance, box.expand(len(nodes), 4), nodes.grid, nodes.y, nodes.x)
+                roi_align_at_nodes(
+                    table, nodes.instance, box.expand(len(nodes), 4), nodes.grid, nodes.y, nodes.x
+                )
             )
         return sampled
 
@@ -138,7 +142,9 @@ class MaskTransfiner(nn.Module):
         logit, hidden = self.detector.finer(level, inherited, features, around)
         return logit, hidden
 
-    def _encode(self, level: int, nodes: QuadtreeLevel, tables: list[FeatureMap], masks: dict[int, Tensor]) -> Tensor:
+    def _encode(
+        self, level: int, nodes: QuadtreeLevel, tables: list[FeatureMap], masks: dict[int, Tensor]
+    ) -> Tensor:
         """Queries of one level's nodes from the four cues: [n, width]."""
         where = (nodes.instance, nodes.y, nodes.x)
         neighbours = tables[level].neighbourhood(*where)
@@ -164,5 +170,5 @@ class MaskTransfiner(nn.Module):
         owner = torch.arange(batch, device=device).repeat_interleave(_CONTEXT_GRID**2)
         tokens = torch.cat([context.flatten(0, 1), *queries])
         instance = torch.cat([owner, *(level.instance for level in levels)])
-        attended = self.sequence(tokens, instance, batch)
+        attended = self.sequence(tokens, instance, batch, keys=len(tokens) - len(queries[-1]))
         return list(attended.split([len(owner), *(len(q) for q in queries)])[1:])

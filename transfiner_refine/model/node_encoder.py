@@ -48,7 +48,18 @@ class NodeEncoder(nn.Module):
     def forward(
         self, features: Tensor, coarse: Tensor, neighbours: Tensor, y: Tensor, x: Tensor, grid: int
     ) -> Tensor:
-        """features [n, C], coarse [n, 9] (3×3 values, the cell's own in the middle), neighbours [n, 9·C'] → [n, width]."""
+        """Queries from the cues.
+
+        Args:
+            features: [n, C] at the node's level.
+            coarse: [n, 9] the coarse mask's 3×3 values, the cell's own in the middle.
+            neighbours: [n, 9 · C'] the 3×3 features.
+            y, x: [n] the node's cell.
+            grid: cells a side on the node's level.
+
+        Returns:
+            [n, width].
+        """
         coarse = coarse * 2 - 1
         context = F.relu(self.context(torch.cat((neighbours, coarse), 1)))
         query: Tensor = self.fuse(torch.cat((features, coarse[:, 4:5], context), 1))

@@ -27,5 +27,7 @@ def paste_into_roi(
         [roi.height, roi.width] float32 in [0, 1].
     """
     values = resample(probability, roi.width, roi.height)
-    inside = cv2.resize(refined.view(np.uint8), (roi.width, roi.height), interpolation=cv2.INTER_NEAREST_EXACT)
+    inside = cv2.resize(
+        refined.view(np.uint8), (roi.width, roi.height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
     return np.where(inside.astype(bool), values, read_mask(coarse_mask, roi))

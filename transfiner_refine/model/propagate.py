@@ -38,7 +38,9 @@ def halvings(maps: Tensor, last: int) -> dict[int, Tensor]:
     return averages
 
 
-def propagate(coarse: dict[int, Tensor], levels: list[QuadtreeLevel], probabilities: list[Tensor]) -> list[LevelMap]:
+def propagate(
+    coarse: dict[int, Tensor], levels: list[QuadtreeLevel], probabilities: list[Tensor]
+) -> list[LevelMap]:
     """Propagates node labels through all levels.
 
     Args:

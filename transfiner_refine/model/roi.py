@@ -69,9 +69,13 @@ def resample(values: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     """Resizes [h, w] or [h, w, C] values: area average along a shrinking axis, bilinear along a growing one."""
     h, w = values.shape[:2]
     if w != width:
-        values = cv2.resize(values, (width, h), interpolation=cv2.INTER_AREA if w > width else cv2.INTER_LINEAR)
+        values = cv2.resize(
+            values, (width, h), interpolation=cv2.INTER_AREA if w > width else cv2.INTER_LINEAR
+        )
     if h != height:
-        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA if h > height else cv2.INTER_LINEAR)
+        values = cv2.resize(
+            values, (width, height), interpolation=cv2.INTER_AREA if h > height else cv2.INTER_LINEAR
+        )
     return values
 
 
@@ -84,7 +88,12 @@ def read_mask(mask: MaskWindow, roi: Roi) -> NDArray[np.float32]:
     """The mask's values inside the RoI: [height, width] float32 in [0, 1]."""
     out = np.zeros((roi.height, roi.width), np.float32)
     h, w = mask.values.shape
-    y0, y1, x0, x1 = max(mask.y, roi.y0), min(mask.y + h, roi.y1), max(mask.x, roi.x0), min(mask.x + w, roi.x1)
+    y0, y1, x0, x1 = (
+        max(mask.y, roi.y0),
+        min(mask.y + h, roi.y1),
+        max(mask.x, roi.x0),
+        min(mask.x + w, roi.x1),
+    )
     if y0 < y1 and x0 < x1:
         out[y0 - roi.y0 : y1 - roi.y0, x0 - roi.x0 : x1 - roi.x0] = mask.values[
             y0 - mask.y : y1 - mask.y, x0 - mask.x : x1 - mask.x

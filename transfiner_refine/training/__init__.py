@@ -1,1 +1,6 @@
-"""Training of native refiners: data, simulated coarse masks, losses, the loop."""
+"""Training of native refiners: data, simulated coarse masks, objective, loop."""
+
+from transfiner_refine.training.job import TrainingJob, open_dataset, run_training
+from transfiner_refine.training.loop import Schedule
+
+__all__ = ["Schedule", "TrainingJob", "open_dataset", "run_training"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +25,9 @@ __all__ = ["Schedule", "Trainee", "train"]
 class Trainee(Protocol):
     """What the loop trains."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """The network, on its device."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Optimiser groups with their learning rates."""
@@ -105,7 +106,9 @@ class _State:
     def update_average(self, decay: float) -> None:
         decay = min(decay, (1 + self.step) / (10 + self.step))  # the first steps should be forgotten soon
         current = self._floats()
-        torch._foreach_lerp_([self.average[n] for n, _ in current], [v.float() for _, v in current], 1 - decay)
+        torch._foreach_lerp_(
+            [self.average[n] for n, _ in current], [v.float() for _, v in current], 1 - decay
+        )
 
     def save(self, folder: Path, schedule: Schedule) -> None:
         tensors = {f"network.{n}": v for n, v in self.network.state_dict().items()}
@@ -124,7 +127,7 @@ class _State:
             temporary,
             {"facts": json.dumps(facts)},
         )
-        os.replace(temporary, folder / "state.safetensors")
+        temporary.replace(folder / "state.safetensors")
 
     def load(self, file: Path) -> None:
         with safe_open(file, framework="pt") as stored:
@@ -224,14 +227,13 @@ def train(
         done = state.step >= schedule.steps
         if now - saved > save_every or over or done:
             state.save(output, schedule)
-            saved = now
-        if over or done or (evaluate_every and state.step % evaluate_every == 0):
             _export(trainee, state, output, schedule)
-            if evaluate is not None and (done or (evaluate_every and state.step % evaluate_every == 0)):
-                scores = evaluate(output / "refiner.safetensors")
-                _append(output / "scores.csv", {"step": state.step, **scores})
-                say(" ".join(f"{name} {value:.2f}" for name, value in scores.items()))
-                trainee.network.train()
+            saved = now
+        if evaluate is not None and (done or (evaluate_every and state.step % evaluate_every == 0)):
+            _export(trainee, state, output, schedule)
+            scores = evaluate(output / "refiner.safetensors")
+            _append(output / "scores.csv", {"step": state.step, **scores})
+            say("  ".join([f"step {state.step}", *(f"{name} {value:.2f}" for name, value in scores.items())]))
         if over:
             break
     return state.step >= schedule.steps
@@ -254,7 +256,8 @@ def _step(
         terms = trainee.loss(image, masks[:, :1], masks[:, 1:], side)
     if not torch.isfinite(terms["total"].detach()):
         raise CheckpointError(
-            f"the loss is no longer a number at step {state.step}", remedy="lower the learning rate or use fp32"
+            f"the loss is no longer a number at step {state.step}",
+            remedy="lower the learning rate or use fp32",
         )
     state.optimizer.zero_grad(set_to_none=True)
     terms["total"].backward()  # type: ignore[no-untyped-call]
@@ -294,7 +297,9 @@ def _export(trainee: Trainee, state: _State, output: Path, schedule: Schedule) -
         state.swap_average()
 
 
-def _log(file: Path, state: _State, schedule: Schedule, terms: dict[str, float], say: Callable[[str], None]) -> None:
+def _log(
+    file: Path, state: _State, schedule: Schedule, terms: dict[str, float], say: Callable[[str], None]
+) -> None:
     row = {
         "step": state.step,
         "samples": state.step * schedule.batch_size,

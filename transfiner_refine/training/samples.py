@@ -128,7 +128,8 @@ def _degrade_pixels(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDAr
         return blurred
     ok, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 90))])
     assert ok
-    decoded: NDArray[np.uint8] = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert decoded is not None
     return decoded
 
 

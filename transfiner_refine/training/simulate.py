@@ -105,8 +105,11 @@ def _shift(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     scale = rng.uniform(0.95, 1.05, 2)
     move = rng.uniform(-0.04, 0.04, 2) * side
     centre = np.array((w, h)) / 2
-    matrix = np.float32(
-        [[scale[0], 0, centre[0] * (1 - scale[0]) + move[0]], [0, scale[1], centre[1] * (1 - scale[1]) + move[1]]]
+    matrix = np.array(
+        [
+            [scale[0], 0, centre[0] * (1 - scale[0]) + move[0]],
+            [0, scale[1], centre[1] * (1 - scale[1]) + move[1]],
+        ]
     )
     moved: Mask = cv2.warpAffine(mask, matrix, (w, h), flags=cv2.INTER_NEAREST)
     return moved
