@@ -1,0 +1,150 @@
+"""COCO run-length masks: equal to pycocotools on sound input, an InputError on everything else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
+
+from transfiner_refine.formats import RleMask, mask_from_segmentation
+from transfiner_refine.types import InputError, MaskWindow
+
+bitmaps = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda shape: arrays(bool, shape))
+
+
+def whole(bitmap: np.ndarray) -> MaskWindow:
+    return MaskWindow(bitmap, 0, 0, bitmap.shape)
+
+
+def reference(bitmap: np.ndarray) -> str:
+    return coco_mask.encode(np.asfortranarray(bitmap.astype(np.uint8)))["counts"].decode("ascii")
+
+
+def no_size() -> tuple[int, int]:
+    raise AssertionError("an RLE carries its size, nobody should ask for it")
+
+
+@given(bitmaps)
+def test_encoding_equals_pycocotools(bitmap: np.ndarray) -> None:
+    assert RleMask.from_window(whole(bitmap)).counts == reference(bitmap)
+
+
+@given(bitmaps)
+def test_a_tight_window_encodes_as_the_whole_image_does(bitmap: np.ndarray) -> None:
+    assert RleMask.from_window(whole(bitmap).tight()).counts == reference(bitmap)
+
+
+@given(bitmaps)
+def test_decoding_gives_the_mask_in_its_tight_box(bitmap: np.ndarray) -> None:
+    window = RleMask(bitmap.shape, reference(bitmap)).decode()
+    assert np.array_equal(window.paste(), bitmap)
+    assert window.values.shape == window.tight().values.shape
+
+
+@given(bitmaps)
+def test_box_and_area_equal_pycocotools(bitmap: np.ndarray) -> None:
+    mask = RleMask.from_window(whole(bitmap))
+    rle = {"size": list(mask.size), "counts": mask.counts}
+    x0, y0, x1, y1 = mask.box
+    assert mask.area == int(coco_mask.area(rle))
+    assert [x0, y0, x1 - x0, y1 - y0] == coco_mask.toBbox(rle).tolist()
+
+
+@given(bitmaps)
+def test_uncompressed_runs_become_the_same_text(bitmap: np.ndarray) -> None:
+    mask = RleMask.from_window(whole(bitmap))
+    uncompressed = {"size": list(mask.size), "counts": mask.runs.tolist()}
+    assert mask_from_segmentation(uncompressed, no_size) == mask
+
+
+def test_long_runs_of_a_large_image_survive() -> None:
+    size = (20_000, 20_000)
+    mask = RleMask.from_window(MaskWindow(np.ones((3, 2), bool), 19_990, 7, size))
+    assert mask.area == 6
+    assert mask.box == (19_990, 7, 19_992, 10)
+    assert mask.decode().values.shape == (3, 2)
+
+
+def test_soft_values_count_from_one_half_on() -> None:
+    window = MaskWindow(np.array([[0.49, 0.5, 0.9]], np.float32), 1, 0, (1, 5))
+    assert RleMask.from_window(window).runs.tolist() == [2, 2, 1]
+
+
+def test_counts_may_be_bytes_as_pycocotools_returns_them() -> None:
+    bitmap = np.eye(4, dtype=bool)
+    rle = coco_mask.encode(np.asfortranarray(bitmap.astype(np.uint8)))
+    assert np.array_equal(mask_from_segmentation(rle, no_size).decode().paste(), bitmap)
+
+
+def test_zero_length_runs_are_read() -> None:
+    mask = RleMask.from_runs([2, 0, 1, 2, 0, 1, 3], (3, 3))
+    assert mask.runs.tolist() == [2, 0, 1, 2, 0, 1, 3]
+    assert np.flatnonzero(mask.decode().paste().T.ravel()).tolist() == [3, 4, 5]
+
+
+def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
+    polygons = [[2.5, 3, 20, 4.25, 11, 17], [30, 5, 38, 5, 38, 20, 30, 20]]
+    drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 30, 40)))
+    assert np.array_equal(
+        mask_from_segmentation(polygons, lambda: (30, 40)).decode().paste(), drawn.astype(bool)
+    )
+
+
+def test_no_polygons_are_an_empty_mask() -> None:
+    assert mask_from_segmentation([], lambda: (3, 4)).area == 0
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ({"size": [3, 3], "counts": [4, 4]}, "add up to 8 pixels, but its size 3×3 has 9"),
+        ({"size": [3, 3], "counts": [10, -1]}, "run 1 of the RLE is -1"),
+        ({"size": [3, 3], "counts": [10**40]}, "run 0 of the RLE is 1000"),
+        ({"size": [3, 3], "counts": [4.5, 4.5]}, "run 0 of the RLE is 4.5"),
+        ({"size": [3, 3], "counts": ["9"]}, "run 0 of the RLE is '9'"),
+        ({"size": [3, 3], "counts": ""}, "add up to 0 pixels"),
+        ({"size": [3, 3], "counts": "9!"}, "'!' at character 1"),
+        ({"size": [3, 3], "counts": "9é"}, "'é' at character 1"),
+        ({"size": [3, 3], "counts": b"9\xff"}, "'ÿ' at character 1"),
+        ({"size": [3, 3], "counts": "9T"}, "end in the middle of a number"),
+        ({"size": [3, 3], "counts": "9O"}, "run 1 of the RLE is negative"),
+        ({"size": [3, 3], "counts": "oooooooooooo0"}, "longer than any image"),
+        ({"size": [0, 0], "counts": []}, "size is 0×0"),
+        ({"size": [10**9, 10**9], "counts": [10**9]}, "not that of an image"),
+        ({"size": [-3, -3], "counts": [9]}, "size is -3×-3"),
+        ({"size": [3], "counts": [9]}, "size is [3]"),
+        ({"size": "33", "counts": [9]}, "size is '33'"),
+        ({"size": [3, 3]}, "counts are missing"),
+        (None, "segmentation is missing"),
+        ("abc", "segmentation is 'abc'"),
+        ([[1, 2, 3, 4]], "polygon 0 is [1, 2, 3, 4], not a list"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "polygon 0 is"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not a finite number"),
+        ([[1, 2, 3, 4, 5, "6"]], "not a finite number"),
+        ([[1, 2, 3, 4, 5, 1e12]], "far outside its 40×30 image"),
+        ([[0, 0, 39, 0, 39, 29] * 100_000], "more than the 4000000 allowed"),
+    ],
+)
+def test_a_damaged_segmentation_is_refused_with_its_reason(segmentation: object, reason: str) -> None:
+    with pytest.raises(InputError) as caught:
+        mask_from_segmentation(segmentation, lambda: (30, 40))
+    assert reason in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@settings(max_examples=300)
+@given(
+    st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=30),
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+def test_any_text_is_refused_or_means_what_pycocotools_reads(counts: str, height: int, width: int) -> None:
+    try:
+        mask = RleMask((height, width), counts)
+    except InputError:
+        return
+    reference_mask = coco_mask.decode({"size": [height, width], "counts": counts})
+    assert np.array_equal(mask.decode().paste(), reference_mask.astype(bool))

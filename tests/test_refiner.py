@@ -1,0 +1,203 @@
+"""The Python API on the shipped weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from transfiner_refine import Refiner, load_refiner
+from transfiner_refine.device import choose_device, choose_precision
+from transfiner_refine.refiner import window_of
+from transfiner_refine.types import DeviceError, InputError, MaskWindow
+
+
+def scene(seed: int, height: int = 240, width: int = 320) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A photo-like scene: textured blobs on a textured ground, with their true masks [N, H, W]."""
+    rng = np.random.default_rng(seed)
+
+    def texture(colour: NDArray[np.float64]) -> NDArray[np.float64]:
+        noise = cv2.resize(rng.normal(0, 18, (30, 40, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+        return colour + noise + rng.normal(0, 4, (height, width, 3))
+
+    image = texture(rng.uniform(40, 90, 3))
+    masks = []
+    for _ in range(4):
+        angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+        waves = 1 + 0.2 * np.sin(3 * angles + rng.uniform(0, 6)) + 0.1 * np.sin(7 * angles + rng.uniform(0, 6))
+        radius = rng.uniform(18, 70) * waves
+        centre = rng.uniform((70, 70), (width - 70, height - 70))
+        outline = np.stack((np.cos(angles), np.sin(angles)), 1) * radius[:, None] + centre
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(mask, [outline.round().astype(np.int32)], 1)
+        image = np.where(mask[:, :, None] > 0, texture(rng.uniform(120, 230, 3)), image)
+        masks = [m & (mask == 0) for m in masks] + [mask > 0]
+    return image.clip(0, 255).astype(np.uint8), np.stack(masks)
+
+
+def coarsen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is left of a mask on a grid of 12-pixel cells."""
+    h, w = mask.shape
+    small = cv2.resize(mask.astype(np.float32), (w // 12, h // 12), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float(np.count_nonzero(a & b) / max(1, np.count_nonzero(a | b)))
+
+
+@pytest.fixture(scope="module")
+def refiner() -> Refiner:
+    return load_refiner(device="cpu")
+
+
+def test_coarse_masks_come_back_closer_to_the_truth(refiner: Refiner) -> None:
+    image, truth = scene(1)
+    coarse = np.stack([coarsen(mask) for mask in truth])
+    refined = refiner.refine(image, coarse)
+    assert refined.shape == truth.shape
+    assert refined.dtype == bool
+    before = np.mean([iou(c, t) for c, t in zip(coarse, truth, strict=True)])
+    after = np.mean([iou(r, t) for r, t in zip(refined, truth, strict=True)])
+    assert after > before + 0.01
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_masks_do_not_depend_on_the_batch_size(refiner: Refiner, batch_size: int) -> None:
+    scenes = [scene(seed) for seed in range(3)]
+    images = [image for image, _ in scenes]
+    windows = [window_of(coarsen(mask)) for _, masks in scenes for mask in masks]
+    index = [i for i, (_, masks) in enumerate(scenes) for _ in masks]
+    alone = [refiner.refine_windows([images[i]], [w], [0])[0] for w, i in zip(windows, index, strict=True)]
+    together = load_refiner(device="cpu", batch_size=batch_size).refine_windows(images, windows, index)
+    for a, b in zip(alone, together, strict=True):
+        assert (a.x, a.y) == (b.x, b.y)
+        assert np.array_equal(a.values, b.values)
+
+
+def test_one_pass_over_several_instances_gives_what_each_gets_alone(refiner: Refiner) -> None:
+    # what a GPU does; on a CPU the refiner takes one instance at a time, so ask the network directly
+    image, masks = scene(5)
+    windows = [window_of(coarsen(mask)) for mask in masks]
+    batch = refiner._refine_batch([image] * len(windows), windows)
+    for window, (roi, together) in zip(windows, batch, strict=True):
+        ((own_roi, alone),) = refiner._refine_batch([image], [window])
+        assert roi == own_roi
+        assert np.mean((alone >= 0.5) != (together >= 0.5)) < 1e-3
+        np.testing.assert_allclose(alone, together, atol=5e-3)
+
+
+def test_the_order_of_masks_does_not_matter(refiner: Refiner) -> None:
+    image, masks = scene(3)
+    coarse = np.stack([coarsen(mask) for mask in masks])
+    assert np.array_equal(refiner.refine(image, coarse)[::-1], refiner.refine(image, coarse[::-1]))
+
+
+def test_soft_results_are_probabilities_whose_threshold_is_the_hard_result(refiner: Refiner) -> None:
+    image, masks = scene(2)
+    coarse = coarsen(masks[3])[None]
+    soft = refiner.refine(image, coarse, soft=True)
+    assert soft.dtype == np.float32
+    assert soft.min() >= 0
+    assert soft.max() <= 1
+    assert np.array_equal(soft >= 0.5, refiner.refine(image, coarse))
+
+
+def test_soft_masks_are_taken_as_they_are(refiner: Refiner) -> None:
+    image, masks = scene(2)
+    soft = cv2.GaussianBlur(masks[3].astype(np.float32), (0, 0), 4)[None].clip(0, 1)
+    refined = refiner.refine(image, soft)
+    assert iou(refined[0], masks[3]) >= iou(soft[0] >= 0.5, masks[3]) - 0.005
+
+
+def test_an_empty_mask_stays_empty_and_no_masks_give_no_masks(refiner: Refiner) -> None:
+    image, masks = scene(1)
+    stack = np.stack([np.zeros_like(masks[0]), coarsen(masks[3])])
+    refined = refiner.refine(image, stack)
+    assert not refined[0].any()
+    assert refined[1].any()
+    assert refiner.refine(image, masks[:0]).shape == (0, 240, 320)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 2), (40, 1)])
+def test_tiny_images_are_refined_without_complaint(refiner: Refiner, shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 128, np.uint8)
+    assert refiner.refine(image, np.ones((1, *shape), bool)).shape == (1, *shape)
+
+
+@pytest.mark.parametrize(
+    ("image", "masks", "reason"),
+    [
+        (np.zeros((8, 8, 3), np.float32), np.zeros((1, 8, 8), bool), "float32; expected H×W×3 uint8"),
+        (np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8), bool), "expected H×W×3 uint8"),
+        (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), "use masks\\[None\\]"),
+        (np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 9), bool), "masks of 8×9 pixels for an image of 8×8"),
+        (np.zeros((8, 8, 3), np.uint8), np.full((1, 8, 8), 255, np.uint8), "values beyond 0 and 1"),
+        (np.zeros((8, 8, 3), np.uint8), np.full((1, 8, 8), -3.0), "pass probabilities, not logits"),
+        (np.zeros((8, 8, 3), np.uint8), np.full((1, 8, 8), np.nan), "outside \\[0, 1\\]"),
+    ],
+)
+def test_input_of_another_kind_is_refused_in_one_line(
+    refiner: Refiner, image: NDArray[np.uint8], masks: NDArray[np.bool_], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        refiner.refine(image, masks)
+
+
+def test_a_window_of_another_image_size_is_refused(refiner: Refiner) -> None:
+    image, _ = scene(1)
+    with pytest.raises(InputError, match="is for an image of"):
+        refiner.refine_windows([image], [MaskWindow(np.ones((2, 2), bool), 0, 0, (9, 9))], [0])
+
+
+def test_no_dense_feature_tensor_of_a_fine_level_is_built(refiner: Refiner) -> None:
+    """Between the backbone and the labels nothing has 56×56 or more positions, but one-channel maps."""
+    image, masks = scene(4)
+    seen: list[tuple[int, ...]] = []
+    inner = [m for name, m in refiner.network.named_modules() if name and not name.startswith("backbone")]
+    hooks = [m.register_forward_hook(lambda _m, _i, out: seen.extend(shapes_of(out))) for m in inner]
+    try:
+        refiner.refine(image, coarsen(masks[3])[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    spatial = [shape for shape in seen if len(shape) == 4]
+    assert spatial
+    assert max(shape[2] * shape[3] for shape in spatial) <= 28 * 28
+
+
+def shapes_of(out: object) -> list[tuple[int, ...]]:
+    tensors = out if isinstance(out, tuple) else (out,)
+    return [tuple(t.shape) for t in tensors if isinstance(t, torch.Tensor)]
+
+
+def test_the_default_model_is_small_enough_to_ship_and_says_what_it_is() -> None:
+    file = Path(__file__).parent.parent / "weights" / "transfiner-lite.safetensors"
+    assert file.stat().st_size < 16 * 2**20
+    card = json.loads(file.with_suffix(".json").read_text())
+    assert card["config"]["backbone"] == "lite0"
+
+
+def test_unknown_devices_and_precisions_name_what_there_is() -> None:
+    with pytest.raises(DeviceError, match=r"unknown device 'tpu'; available here: auto, cpu"):
+        choose_device("tpu")
+    with pytest.raises(DeviceError, match="this machine has no device 'cuda:99'"):
+        choose_device("cuda:99")
+    with pytest.raises(DeviceError, match="unknown precision 'int3'"):
+        choose_precision("int3", torch.device("cpu"))
+    assert choose_precision("auto", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 1e-4), ("bf16", 5e-3)])
+def test_a_gpu_gives_the_masks_of_the_cpu(refiner: Refiner, precision: str, share: float) -> None:
+    image, masks = scene(6)
+    coarse = np.stack([coarsen(mask) for mask in masks])
+    on_gpu = load_refiner(device="cuda", precision=precision).refine(image, coarse)
+    assert np.mean(on_gpu != refiner.refine(image, coarse)) < share

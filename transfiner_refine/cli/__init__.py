@@ -1,0 +1,72 @@
+"""The command line: a group that imports a command only when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from transfiner_refine._version import __version__
+
+__all__ = ["main"]
+
+# name: (module with a click command named "command", what the list of commands says of it)
+_COMMANDS = {
+    "refine": ("transfiner_refine.cli.refine", "Sharpen the masks of a results file or a folder."),
+    "evaluate": ("transfiner_refine.cli.evaluate", "Score masks against the truth, before and after."),
+    "train": ("transfiner_refine.cli.train", "Train weights on COCO-format data."),
+}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class _OneLineError(click.ClickException):
+    """An error of the package as click shows it: one line on stderr, exit code 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"transfiner-refine: error: {self.message}", err=True, file=file)
+
+
+class _Commands(click.Group):
+    """A group over ``_COMMANDS``, and the one place where errors become exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(_COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
+            raise  # click's own: usage, help, --version
+        except Exception as error:
+            from transfiner_refine.types import MaskRefineError  # here, because it imports numpy
+
+            if isinstance(error, MaskRefineError):
+                raise _OneLineError(str(error)) from error
+            raise
+        except KeyboardInterrupt:
+            click.echo("transfiner-refine: interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+@click.command(
+    "transfiner-refine",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 all done, 1 something could not be used (named on stderr), 2 wrong usage, "
+    "130 interrupted.",
+)
+@click.version_option(__version__, prog_name="transfiner-refine")
+def main() -> None:
+    """Make the instance masks of any detector sharp, after the fact."""

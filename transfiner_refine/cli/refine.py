@@ -1,0 +1,112 @@
+"""``transfiner-refine refine``: masks in, sharper masks out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_ANY = click.Path(path_type=Path)
+
+
+@click.command(
+    "refine",
+    short_help="Sharpen the masks of a results file or a folder.",
+    epilog="Exit codes: 0 all done, 1 some images or records could not be used (each is named, the "
+    "others are written), 2 wrong usage, 130 interrupted.",
+)
+@click.option("--images", type=_FOLDER, required=True, help="Folder of the photos.")
+@click.option(
+    "--masks",
+    type=_ANY,
+    required=True,
+    help="Coarse masks: COCO results or annotations (JSON), or a folder of PNGs named IMAGE_STEM.png, "
+    "IMAGE_STEM_*.png or IMAGE_STEM/*.png.",
+)
+@click.option(
+    "--output",
+    type=_ANY,
+    required=True,
+    help="Where the refined masks go: a file if --masks is a file, a folder if it is a folder. Same "
+    "format, same order, same everything but the masks.",
+)
+@click.option(
+    "--image-info",
+    type=_FILE,
+    help="COCO annotation file that says which image id is which photo. Only for COCO results, and "
+    "only if the photos are not named after their ids.",
+)
+@click.option(
+    "--png-kind",
+    type=click.Choice(["auto", "binary", "id-map"]),
+    default="auto",
+    show_default=True,
+    help="What the PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as background. "
+    "auto looks into the pixels of each IMAGE_STEM.png; the other names mean one mask.",
+)
+@click.option(
+    "--weights", default="lite", show_default=True, help="Name of shipped weights, or path of a checkpoint."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the network.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Instances refined at a time; changes speed and memory, never a mask.  [default: what suits "
+    "the device]",
+)
+@click.option(
+    "--min-area",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave masks of fewer pixels as they are.",
+)
+@click.option("--score-threshold", type=float, help="Leave masks with a lower score as they are.")
+@click.option(
+    "--category",
+    "categories",
+    multiple=True,
+    help="Refine only this category, an id or a name. May be given several times; masks of other "
+    "categories are written as they are.",
+)
+@click.option(
+    "--keep-boxes", is_flag=True, help="Leave bbox and area as they are; otherwise they follow the new mask."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option(
+    "--dry-run", is_flag=True, help="Read and check everything, say what would be done, write nothing."
+)
+@click.option("--quiet", is_flag=True, help="No progress and no summary; errors are shown all the same.")
+@click.pass_context
+def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
+    """Sharpen the outlines of instance masks.
+
+    Takes the masks that a detector or a labelling tool made, with the photos they
+    were made on, and writes the same masks with better outlines. Number, order, ids,
+    classes and scores stay; crowd regions and empty masks pass through.
+
+    \b
+    transfiner-refine refine --images photos --masks detections.json \\
+        --output refined.json
+    transfiner-refine refine --images photos --masks masks --output refined
+    """
+    from transfiner_refine.pipeline import refine_files  # here, so that --help does not wait for numpy
+
+    summary = refine_files(**options, progress=not quiet)
+    for error in summary.errors:
+        click.echo(f"transfiner-refine: {error}", err=True)
+    if not quiet:
+        click.echo("\n".join(summary.lines()))
+    ctx.exit(summary.exit_code)

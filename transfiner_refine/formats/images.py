@@ -1,0 +1,232 @@
+"""Finding and reading photos: every kind of pixels to H×W×3 uint8 RGB, turned the way the masks say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from transfiner_refine.types import InputError
+
+__all__ = ["DecodedImage", "ImageFolder", "opened", "read_image", "upright_size"]
+
+# in the order in which they are preferred where one stem has several (a photo is rather a JPEG than a PNG)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+_ORIENTATION = 0x0112  # EXIF tag
+# how stored pixels become upright ones, by EXIF orientation
+_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+_INVERSE = {6: 8, 8: 6}  # the other orientations undo themselves
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A photo ready for the network.
+
+    Attributes:
+        pixels: [H, W, 3] uint8 RGB, contiguous.
+        turned: its EXIF orientation was applied, so the pixels lie otherwise than in the file.
+    """
+
+    pixels: NDArray[np.uint8]
+    turned: bool
+
+
+class ImageFolder:
+    """The photos of ``--images``, found by name, by stem or by COCO image id; never outside the folder."""
+
+    def __init__(self, root: Path, *, without: Collection[str] = ()) -> None:
+        """Lists the folder once.
+
+        Args:
+            root: the folder.
+            without: file names in it that are no photos.
+
+        Raises:
+            InputError: there is no such folder, or it cannot be listed.
+        """
+        self.root = root
+        try:
+            with os.scandir(root) as entries:
+                names = sorted(entry.name for entry in entries if entry.name not in without)
+        except OSError as error:
+            raise InputError(
+                f"cannot be listed as a folder ({error.strerror})",
+                file=root,
+                remedy="give the folder of the photos",
+            ) from error
+        self._names = frozenset(names)
+        photos = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        photos.sort(key=lambda name: SUFFIXES.index(PurePosixPath(name).suffix.lower()))
+        self._by_stem: dict[str, str] = {}
+        self._by_number: dict[int, list[str]] = {}
+        for name in photos:
+            stem = PurePosixPath(name).stem
+            if (
+                self._by_stem.setdefault(stem, name) == name
+                and stem.isascii()
+                and stem.isdigit()
+                and len(stem) < 20
+            ):
+                self._by_number.setdefault(int(stem), []).append(name)
+
+    def with_stem(self, stem: str) -> Path | None:
+        """The photo of that name without its extension, None if there is none."""
+        name = self._by_stem.get(stem)
+        return None if name is None else self.root / name
+
+    def named(self, file_name: str) -> Path:
+        """The photo that a file calls ``file_name``, at that place in the folder or directly in it.
+
+        Raises:
+            InputError: there is none; the text lists the names that were tried.
+        """
+        relative = PurePosixPath(file_name.replace("\\", "/"))
+        inside = not relative.is_absolute() and ".." not in relative.parts and "\0" not in file_name
+        tried = list(dict.fromkeys([str(relative), relative.name] if inside else [relative.name]))
+        for name in tried:
+            if name in self._names or (inside and "/" in name and (self.root / name).is_file()):
+                return self.root / name
+        raise self._not_found(f"image {file_name!r}", tried)
+
+    def with_id(self, image_id: int | str) -> Path:
+        """The photo of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
+
+        A text id may be a file name or a stem.
+
+        Raises:
+            InputError: there is none, or several; the text lists the names that were tried.
+        """
+        text = isinstance(image_id, str)
+        stems = [str(image_id)] if text else list(dict.fromkeys([f"{image_id:012d}", str(image_id)]))
+        tried = [*(stems if text else []), *(stem + suffix for stem in stems for suffix in SUFFIXES)]
+        for name in tried:
+            if name in self._names:
+                return self.root / name
+        padded = [] if isinstance(image_id, str) else self._by_number.get(image_id, [])
+        if len(padded) == 1:
+            return self.root / padded[0]
+        remedy = "say which photo it is with --image-info annotations.json"
+        if padded:
+            raise InputError(
+                f"image id {image_id} could be {' or '.join(padded[:3])}", file=self.root, remedy=remedy
+            )
+        raise self._not_found(f"the photo of image id {image_id!r}", tried, remedy)
+
+    def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
+        return InputError(f"{what} is not there (tried {', '.join(tried)})", file=self.root, remedy=remedy)
+
+
+def read_image(path: Path, mask_sizes: Collection[tuple[int, int]] = ()) -> DecodedImage:
+    """A photo as its masks see it.
+
+    Detectors differ in whether they apply the EXIF orientation, so the masks decide: if one of them has the
+    upright size, the image is turned upright; else if one has the size of the stored pixels, it stays as
+    stored. Where both sizes are equal (square photos, turns by 180°) the image is turned upright, as
+    OpenCV's ``imread`` does. Grey, palette, CMYK and 16-bit pixels become 8-bit RGB; alpha is dropped.
+
+    Args:
+        path: the file.
+        mask_sizes: (height, width) of its masks, pixels; empty for upright.
+
+    Raises:
+        InputError: the file is missing, damaged, no image, or of a size that no mask has.
+    """
+    with opened(path) as image:
+        orientation = _orientation(image)
+        image.load()
+        pixels = _rgb(image, path)
+        if image.format == "TIFF" and orientation in _UPRIGHT and _orientation(image) == 1:
+            # Pillow has turned it already, as it does with TIFF alone
+            upright, stored = pixels, _UPRIGHT[_INVERSE.get(orientation, orientation)](pixels)
+        else:
+            stored = pixels
+            upright = _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
+    if not mask_sizes or upright.shape[:2] in mask_sizes:
+        return DecodedImage(np.ascontiguousarray(upright), turned=orientation in _UPRIGHT)
+    if stored.shape[:2] in mask_sizes:
+        return DecodedImage(np.ascontiguousarray(stored), turned=False)
+    sizes = f"{upright.shape[0]}×{upright.shape[1]}"
+    if stored.shape != upright.shape:
+        sizes += f" upright and {stored.shape[0]}×{stored.shape[1]} as stored"
+    masks = " and ".join(f"{height}×{width}" for height, width in sorted(mask_sizes)[:3])
+    raise InputError(
+        f"the image is {sizes} (height × width), its masks are {masks}",
+        file=path,
+        remedy="give the images the masks were made on",
+    )
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a photo, its EXIF orientation applied, without decoding its pixels.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    with opened(path) as image:
+        width, height = image.size
+        # Pillow states TIFF sizes upright already
+        sideways = image.format != "TIFF" and _orientation(image) >= 5
+        return (width, height) if sideways else (height, width)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file in Pillow; whatever Pillow stumbles over inside the block comes out as one InputError.
+
+    Raises:
+        InputError: the file is missing, damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=path, remedy="check --images") from None
+    except UnidentifiedImageError:
+        raise InputError("is no image of a known format", file=path, remedy="replace the file") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError ... on damaged files
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise InputError(
+            f"cannot be read as an image ({reason})", file=path, remedy="replace the file"
+        ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 ... 8; 1 where there is none or it makes no sense."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing; the pixels may be well
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """[H, W, 3] uint8 of a loaded image, in the frame Pillow has it."""
+    if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would cut off at 255
+        wide = np.asarray(image).astype(np.int64)
+        if int(wide.min()) < 0 or int(wide.max()) > 65535:
+            raise InputError("has 32-bit pixels", file=path, remedy="convert the photo to 8 or 16 bits")
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise InputError("has floating point pixels", file=path, remedy="convert the photo to 8 or 16 bits")
+    return np.asarray(image.convert("RGB"), np.uint8)

@@ -1,0 +1,104 @@
+"""What a run did, counted as it goes; it also decides the exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from transfiner_refine.types import InputError
+
+__all__ = ["Summary"]
+
+
+@dataclass
+class Summary:
+    """The tally of one run.
+
+    Attributes:
+        images: images that had instances.
+        images_failed: images of which nothing could be refined, because the image is missing or unreadable.
+        images_turned: images whose EXIF orientation was applied, as their masks' size asked for.
+        refined: instances that got a new mask (in a dry run: that would be handed to the refiner).
+        passed_through: instances written unchanged on purpose, by reason.
+        failed: instances written unchanged because something is wrong with them or their image.
+        errors: what is wrong, one for each bad record or image, in the order of the input.
+        overlap_pixels: pixels claimed by several instances in formats that hold one id a pixel.
+        seconds: wall-clock time, loading of the weights excluded.
+        dry_run: nothing was refined or written.
+    """
+
+    images: int = 0
+    images_failed: int = 0
+    images_turned: int = 0
+    refined: int = 0
+    passed_through: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    errors: list[InputError] = field(default_factory=list)
+    overlap_pixels: int = 0
+    seconds: float = 0.0
+    dry_run: bool = False
+    _changed_share_sum: float = 0.0
+
+    @property
+    def instances(self) -> int:
+        """All instances of the input."""
+        return self.refined + self.passed_through.total() + self.failed
+
+    @property
+    def mean_changed_share(self) -> float:
+        """Mean over the refined instances of: pixels whose label changed / pixels of the coarse mask's box.
+
+        Above 1 where a mask grew far beyond its box; 0 where nothing was refined.
+        """
+        return self._changed_share_sum / self.refined if self.refined else 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every instance was refined or passed through on purpose, 1 if any failed."""
+        return 1 if self.errors else 0
+
+    def add_refined(self, changed_share: float) -> None:
+        """Counts one instance with a new mask."""
+        self.refined += 1
+        self._changed_share_sum += changed_share
+
+    def add_failure(self, error: InputError, instances: int = 1) -> None:
+        """Counts instances that share one thing wrong."""
+        self.errors.append(error)
+        self.failed += instances
+
+    def take_back(self, reason: str, changed_share: float) -> None:
+        """Counts an instance as passed through that had been counted as refined with ``changed_share``."""
+        self.refined -= 1
+        self._changed_share_sum -= changed_share
+        self.passed_through[reason] += 1
+
+    def lines(self) -> list[str]:
+        """The closing words for a terminal."""
+        would = "Would refine" if self.dry_run else "Refined"
+        pace = (
+            ""
+            if self.dry_run
+            else f" in {self.seconds:.1f} s ({self.refined / max(self.seconds, 1e-9):.1f}/s)"
+        )
+        total = f"{_count(self.instances, 'instance')} in {_count(self.images, 'image')}"
+        lines = [f"{would} {self.refined} of {total}{pace}."]
+        if self.refined and not self.dry_run:
+            lines.append(
+                f"Pixels changed, mean share of the coarse box: {100 * self.mean_changed_share:.1f} %."
+            )
+        for reason, number in self.passed_through.most_common():
+            lines.append(f"Passed through unchanged: {number}, {reason}.")
+        if self.failed:
+            images = f" (with {_count(self.images_failed, 'whole image')})" if self.images_failed else ""
+            lines.append(f"Failed, passed through unchanged: {_count(self.failed, 'instance')}{images}.")
+        if self.images_turned:
+            turned = _count(self.images_turned, "image")
+            lines.append(f"Turned by their EXIF orientation, as the masks' size asks: {turned}.")
+        if self.overlap_pixels:
+            lines.append(f"Overlaps resolved, one id a pixel: {_count(self.overlap_pixels, 'pixel')}.")
+        return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
