@@ -1,7 +1,7 @@
 """The yardstick: a plain U-Net refiner with the same backbone, trained by the same loop on the same samples.
 
-    python benchmarks/unet.py train --dataset DIR:WEIGHT … --output RUN --cpu-minutes N
-    python benchmarks/unet.py evaluate --weights RUN/refiner.safetensors --data DEVVAL
+    python benchmarks/unet.py --dataset DIR:WEIGHT … --output RUN
+    python benchmarks/devval.py --data DEVVAL --yardstick RUN/refiner.safetensors
 
 It sees a 224 px crop of the coarse box × 1.25 with the mask as fourth channel and predicts the whole crop at
 stride 2 through a 64-channel decoder. If the quadtree does not beat it, the quadtree is not worth its code.
@@ -9,9 +9,11 @@ stride 2 through a 64-channel decoder. If the quadtree does not beat it, the qua
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,8 +25,12 @@ from transfiner_refine.model.backbone import EfficientNetLite, load_imagenet
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import halvings
 from transfiner_refine.model.roi import crop_roi, read_mask, resample, roi_around
-from transfiner_refine.refiner import window_of
+from transfiner_refine.training import Schedule, open_dataset
+from transfiner_refine.cli.train import WeightedFolder
+from transfiner_refine.training.loop import train
+from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.trainee import split_decay
+from transfiner_refine.types import MaskWindow
 
 CONFIG = RefinerConfig(roi_max_aspect=1000.0)  # the plain box
 _WIDTH = 64
@@ -91,21 +97,23 @@ class UNetRefiner:
         self.network = self.network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def refine(self, image: NDArray[np.uint8], masks: NDArray[Any]) -> NDArray[np.bool_]:
-        """Image H×W×3 and masks N×H×W → N×H×W bool."""
-        out = np.zeros(masks.shape, bool)
-        side = CONFIG.crop_side
-        for i, mask in enumerate(masks):
-            window = window_of(mask)
-            if window.area == 0:
+    def refine_windows(
+        self, images: Sequence[NDArray[np.uint8]], masks: Sequence[MaskWindow], image_index: Sequence[int]
+    ) -> list[MaskWindow]:
+        """As ``Refiner.refine_windows``."""
+        refined, side = [], CONFIG.crop_side
+        for mask, index in zip(masks, image_index, strict=True):
+            if mask.area == 0:
+                refined.append(mask)
                 continue
-            roi = roi_around(window, CONFIG)
-            pixels = torch.from_numpy(crop_roi(image, roi, side)).permute(2, 0, 1)[None].float()
-            coarse = torch.from_numpy(resample(read_mask(window, roi), side, side))[None, None]
+            roi = roi_around(mask, CONFIG)
+            pixels = torch.from_numpy(crop_roi(images[index], roi, side)).permute(2, 0, 1)[None].float()
+            coarse = torch.from_numpy(resample(read_mask(mask, roi), side, side))[None, None]
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             probability = torch.sigmoid(self.network(pixels, coarse))[0, 0].numpy()
-            out[i, roi.y0 : roi.y1, roi.x0 : roi.x1] = resample(probability, roi.width, roi.height) >= 0.5
-        return out
+            values = resample(probability, roi.width, roi.height) >= 0.5
+            refined.append(MaskWindow(values, roi.x0, roi.y0, mask.image_size))
+        return refined
 
 
 def build() -> UNetTrainee:
@@ -114,3 +122,21 @@ def build() -> UNetTrainee:
     network = UNet()
     load_imagenet(network.backbone)
     return UNetTrainee(network.to(memory_format=torch.channels_last))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--dataset", "datasets", type=WeightedFolder(), multiple=True, required=True)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--steps", type=click.IntRange(min=1), default=6000, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+def main(datasets: tuple[tuple[Path, float], ...], output: Path, steps: int, threads: int) -> None:
+    """Train the yardstick; an interrupted run goes on."""
+    torch.set_num_threads(threads)
+    schedule = Schedule(steps=steps)
+    sets = [open_dataset(folder, weight) for folder, weight in datasets]
+    samples = RefinementSamples(sets, CONFIG, count=steps * schedule.batch_size, seed=0)
+    train(build(), samples, schedule, output, autocast=torch.bfloat16, say=click.echo)
+
+
+if __name__ == "__main__":
+    main()

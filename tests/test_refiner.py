@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -153,6 +154,19 @@ def test_a_window_of_another_image_size_is_refused(refiner: Refiner) -> None:
     image, _ = scene(1)
     with pytest.raises(InputError, match="is for an image of"):
         refiner.refine_windows([image], [MaskWindow(np.ones((2, 2), bool), 0, 0, (9, 9))], [0])
+
+
+@pytest.mark.parametrize(("root", "child"), [(1.1, 0.5), (0.2, 1.1), (0.0, 1.1)])
+def test_a_tree_may_end_on_any_level(refiner: Refiner, root: float, child: float) -> None:
+    image, masks = scene(4)
+    coarse = np.stack([coarsen(mask) for mask in masks])
+    cut = load_refiner(device="cpu")
+    cut.config = replace(cut.config, root_threshold=root, child_threshold=child)
+    refined = cut.refine(image, coarse)
+    if root > 1:  # no node at all: nothing may change
+        assert np.array_equal(refined, coarse)
+    else:
+        assert np.mean([iou(r, t) - iou(c, t) for r, c, t in zip(refined, coarse, masks, strict=True)]) > 0
 
 
 def test_no_dense_feature_tensor_of_a_fine_level_is_built(refiner: Refiner) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-__all__ = ["command"]
+__all__ = ["WeightedFolder", "command"]
 
 
 # generic from click 8.4 on
-class _WeightedFolder(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+class WeightedFolder(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """``DIR`` or ``DIR:WEIGHT``."""
 
     name = "dir[:weight]"
@@ -39,7 +39,7 @@ class _WeightedFolder(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--dataset",
     "datasets",
-    type=_WeightedFolder(),
+    type=WeightedFolder(),
     multiple=True,
     help="Folder with images/, annotations.json and, optionally, detectors' results on the same photos as "
     "coarse*.json. A weight after a colon says how often it is drawn. May be repeated.",

@@ -51,8 +51,8 @@ class RefinerConfig:
     feedforward: int = 256
     max_depth: int = 5
     finest_cell: float = 1.5
-    root_threshold: float = 0.3
-    child_threshold: float = 0.3
+    root_threshold: float = 0.2
+    child_threshold: float = 0.5
 
     def depth(self, roi_side: float) -> int:
         """Number of quadtree levels for an RoI whose longer side is ``roi_side`` pixels; at least 3."""

@@ -45,7 +45,7 @@ class FeatureMap:
         ys = (y[:, None] + offset).clamp(0, self.height - 1)  # [n, 3]
         xs = (x[:, None] + offset).clamp(0, self.width - 1)  # [n, 3]
         index = ((batch[:, None] * self.height + ys) * self.width)[:, :, None] + xs[:, None, :]  # [n, 3, 3]
-        return self.rows.index_select(0, index.flatten()).reshape(len(y), -1)
+        return self.rows.index_select(0, index.flatten()).reshape(len(y), 9 * self.rows.shape[1])
 
 
 def roi_align_at_nodes(
