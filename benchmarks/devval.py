@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine import __version__
-from transfiner_refine.evaluation.average_precision import Overlap, average_precision
+from transfiner_refine.evaluation.average_precision import OVERLAPS, Overlap, average_precision
 from transfiner_refine.evaluation.coco_files import (
     Annotations,
     Detection,
@@ -283,14 +283,8 @@ def _row(
         (decode(after[j].mask) for _, j in pairs),
         images=(coarse[j].image_id for _, j in pairs),
     )
-    overlaps: tuple[Overlap, ...] = ("mask", "boundary")
-    ap = {
-        overlap: (
-            average_precision(dev_set.annotations, coarse, overlap).scores["AP"],
-            average_precision(dev_set.annotations, after, overlap).scores["AP"],
-        )
-        for overlap in overlaps
-    }
+    old, new = (average_precision(dev_set.annotations, entries) for entries in (coarse, after))
+    ap = {overlap: (old[overlap].scores["AP"], new[overlap].scores["AP"]) for overlap in OVERLAPS}
     return Row(dev_set.name, scores.summary["all"], ap, seconds)
 
 

@@ -166,7 +166,7 @@ def test_a_tree_may_end_on_any_level(refiner: Refiner, root: float, child: float
     if root > 1:  # no node at all: nothing may change
         assert np.array_equal(refined, coarse)
     else:
-        assert np.mean([iou(r, t) - iou(c, t) for r, c, t in zip(refined, coarse, masks, strict=True)]) > 0
+        assert np.mean([iou(r, t) for r, t in zip(refined, masks, strict=True)]) > 0.75
 
 
 def test_no_dense_feature_tensor_of_a_fine_level_is_built(refiner: Refiner) -> None:

@@ -29,7 +29,9 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"unknown device {name!r}", remedy=f"available here: auto, {', '.join(available)}")
     missing = (name == "mps" and not mps) or (name.startswith("cuda") and int(match[1] or 0) >= cuda)
     if missing:
-        raise DeviceError(f"this machine has no device {name!r}", remedy=f"available here: {', '.join(available)}")
+        raise DeviceError(
+            f"this machine has no device {name!r}", remedy=f"available here: {', '.join(available)}"
+        )
     return torch.device(name)
 
 

@@ -55,7 +55,7 @@ def _clip(mask: Mask, x: int, y: int, image_size: tuple[int, int]) -> MaskWindow
 
 
 def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator) -> Mask:
-    if rng.random() < 0.07:  # already right, or all but
+    if rng.random() < 0.12:  # already right, or all but
         return _thin_or_fat(true, side, rng, 0.0, 0.01) if rng.random() < 0.5 else true
     if rng.random() < 0.02:  # nothing but a box
         box = np.zeros_like(true)
@@ -87,7 +87,7 @@ def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator) -> Mas
 
 def _quantise(mask: Mask, pad: int, rng: np.random.Generator) -> Mask:
     """A mask head's S×S grid over a box: area average, bilinear back, threshold."""
-    cells = int(rng.integers(12, 33))
+    cells = int(np.exp(rng.uniform(np.log(12), np.log(64))))
     h, w = mask.shape
     slack = int(rng.uniform(0.0, 0.6) * pad)  # the head's box seldom fits the object exactly
     y0, y1, x0, x1 = pad - slack, h - pad + slack, pad - slack, w - pad + slack

@@ -1,0 +1,56 @@
+"""Checking and measuring many compressed masks at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import rle
+
+from transfiner_refine.evaluation.bulk_rle import areas
+from transfiner_refine.types import InputError
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_areas_are_the_pixels_of_the_masks(seed: int, count: int) -> None:
+    generator = np.random.default_rng(seed)
+    masks = [
+        (generator.random(generator.integers(1, 60, 2)) < generator.choice([0, 0.02, 0.5, 0.98, 1])).astype(
+            np.uint8
+        )
+        for _ in range(count)
+    ]
+    assert areas([rle(mask) for mask in masks]).tolist() == [int(mask.sum()) for mask in masks]
+
+
+def test_more_masks_than_one_batch_keep_their_order() -> None:
+    masks = [rle(np.arange(20).reshape(4, 5) < number % 21) for number in range(5000)]
+    assert areas(masks).tolist() == [number % 21 for number in range(5000)]
+
+
+def test_no_masks_have_no_areas() -> None:
+    assert areas([]).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("", "not a COCO run-length string"),
+        ("5ä3", "not a COCO run-length string"),
+        ("5 3", "not a COCO run-length string"),
+        ("5P", "middle of a number"),
+        ("PPPPPPPPPPPP0", "longer than any image"),
+        ("53", "do not add up"),
+        ("O?", "do not add up"),
+    ],
+)
+def test_a_damaged_mask_is_named_by_its_position(damage: str, reason: str) -> None:
+    sound: dict[str, Any] = rle(np.eye(6, dtype=np.uint8))
+    masks = [sound] * 4500 + [{"size": [6, 6], "counts": damage}] + [sound]
+    with pytest.raises(InputError, match=reason) as caught:
+        areas(masks)
+    assert caught.value.record == "4500"

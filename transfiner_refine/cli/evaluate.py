@@ -1,0 +1,104 @@
+"""``transfiner-refine evaluate``: what refining gained, in numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(
+    "evaluate",
+    short_help="Score masks against the truth, before and after.",
+    epilog="Exit codes: 0 all done, 1 a file or a record could not be used (it is named), 2 wrong usage.",
+)
+@click.option("--annotations", type=_FILE, required=True, help="The truth: a COCO or LVIS annotation file.")
+@click.option("--results", type=_FILE, required=True, help="The refined masks: COCO results.")
+@click.option("--before", type=_FILE, help="The masks they were refined from, in the same order.")
+@click.option(
+    "--match",
+    type=_FILE,
+    help="JSON list with each result's annotation_id; without it, the records' own, or the best IoU.",
+)
+@click.option(
+    "--boundary-ratio",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.02,
+    show_default=True,
+    help="Boundary band as a share of the image's diagonal; 0.005 for Cityscapes.",
+)
+@click.option(
+    "--min-area",
+    type=click.IntRange(0),
+    default=1024,
+    show_default=True,
+    help="Matched instances count from this true area on, in pixels.",
+)
+@click.option(
+    "--min-coarse-iou",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Matched instances count from this IoU before refining on.",
+)
+@click.option("--per-class", is_flag=True, help="Add AP of each class.")
+@click.option("--json", "json_file", type=_NEW_FILE, help="Write the numbers to this file as JSON.")
+@click.option(
+    "--markdown", "markdown_file", type=_NEW_FILE, help="Write the tables to this file as Markdown."
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(
+    annotations: Path,
+    results: Path,
+    before: Path | None,
+    match: Path | None,
+    boundary_ratio: float,
+    min_area: int,
+    min_coarse_iou: float,
+    per_class: bool,
+    json_file: Path | None,
+    markdown_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Score masks against the truth: mask AP, boundary AP and how well each mask fits.
+
+    With --before, the same of the masks the results were refined from, and what
+    changed. Needs the extra "eval". The detections' boxes are not looked at: size
+    classes follow the masks.
+
+    \b
+    transfiner-refine evaluate --annotations instances_val2017.json \\
+        --before detections.json --results refined.json
+    """
+    import json
+    import sys
+
+    from transfiner_refine.evaluation.evaluate import Settings, evaluate
+    from transfiner_refine.evaluation.tables import as_json, as_markdown, as_text
+    from transfiner_refine.formats.output import atomic_file, check_output_file
+
+    inputs = [path for path in (annotations, results, before, match) if path is not None]
+    for output in (json_file, markdown_file):
+        if output is not None:
+            check_output_file(output, inputs, overwrite=True)
+    evaluation = evaluate(
+        annotations,
+        results,
+        before=before,
+        match=match,
+        settings=Settings(boundary_ratio, min_area, min_coarse_iou),
+        progress=not quiet and sys.stderr.isatty(),
+    )
+    click.echo(as_text(evaluation, per_class=per_class))
+    if json_file is not None:
+        with atomic_file(json_file) as file:
+            json.dump(as_json(evaluation, per_class=per_class), file, indent=2)
+            file.write("\n")
+    if markdown_file is not None:
+        with atomic_file(markdown_file) as file:
+            file.write(as_markdown(evaluation, per_class=per_class))

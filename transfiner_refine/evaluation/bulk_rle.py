@@ -1,0 +1,106 @@
+"""Compressed COCO masks in bulk: checked and measured thousands at a time.
+
+A results file can have half a million masks, and COCO's evaluators read them in C without looking whether
+they are sound. ``formats.rle.RleMask`` checks and measures one; most of what that costs is numpy's time for a
+call, which many masks share here (a fifth of the time for COCO's). The code of the runs is described there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfiner_refine.types import InputError
+
+__all__ = ["Rle", "areas"]
+
+Rle = dict[str, Any]
+"""A compressed COCO mask as the evaluators take it: ``size`` [height, width] and ``counts``, a string."""
+
+_BATCH = 4096  # masks unpacked together: enough to hide numpy's cost per call, some tens of MB of run lengths
+
+
+def areas(masks: Sequence[Rle]) -> NDArray[np.int64]:
+    """Foreground pixels of each mask, [masks]; checks every mask on the way.
+
+    Raises:
+        InputError: a mask whose runs are damaged or do not fill its image; ``record`` is its index.
+    """
+    found = [np.zeros(0, np.int64)]
+    for first in range(0, len(masks), _BATCH):
+        try:
+            lengths, starts = _run_lengths(masks[first : first + _BATCH])
+        except InputError as error:
+            raise InputError(error.reason, record=str(first + int(error.record or 0))) from error
+        odd = (np.arange(len(lengths)) - np.repeat(starts[:-1], np.diff(starts))) % 2
+        found.append(np.add.reduceat(lengths * odd, starts[:-1]))
+    return np.concatenate(found)
+
+
+def _run_lengths(masks: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The run lengths of many compressed masks at once.
+
+    Args:
+        masks: compressed RLEs.
+
+    Returns:
+        lengths: [runs] of all masks, one after the other; each mask's first run is background.
+        starts: [masks + 1]; mask i has ``lengths[starts[i] : starts[i + 1]]``.
+
+    Raises:
+        InputError: a mask whose runs are damaged or do not fill its image; ``record`` is its index.
+    """
+    strings = [mask["counts"].encode() for mask in masks]
+    sizes = np.fromiter((len(string) for string in strings), np.int64, len(strings))
+    groups = np.frombuffer(b"".join(strings), np.uint8).astype(np.int64) - 48  # [characters]
+    last = (groups & 32) == 0  # the character ends its number
+    char_ends = np.cumsum(sizes)
+    foreign = _any_in((groups < 0) | (groups > 63), char_ends)
+    _refuse(foreign | (sizes == 0), "counts are not a COCO run-length string")
+    _refuse(~last[char_ends - 1], "counts end in the middle of a number")
+
+    number_ends = np.flatnonzero(last)
+    number_starts = np.concatenate([[0], number_ends[:-1] + 1])
+    place = np.arange(len(groups)) - np.repeat(number_starts, number_ends - number_starts + 1)
+    _refuse(_any_in(place > 6, char_ends), "counts hold a run longer than any image")
+    values = np.add.reduceat((groups & 31) << (5 * place), number_starts)  # [runs]
+    values -= ((groups[number_ends] & 16) >> 4) << (5 * (place[number_ends] + 1))  # two's complement
+
+    starts = np.concatenate([[0], np.searchsorted(number_ends, char_ends)])
+    lengths = _undo_differences(values, starts)
+    totals = np.add.reduceat(lengths, starts[:-1])
+    pixels = np.array([mask["size"][0] * mask["size"][1] for mask in masks], np.int64)
+    _refuse((totals != pixels) | _any_in(lengths < 0, starts[1:]), "run lengths do not add up to the image")
+    return lengths, starts
+
+
+def _undo_differences(values: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Run lengths from stored values: l[i] = v[i] + l[i − 2] for i > 2, within each mask."""
+    position = np.arange(len(values)) - np.repeat(starts[:-1], np.diff(starts))
+    mask = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    # three chains a mask: run 0 alone, runs 1, 3, 5 … and runs 2, 4, 6 …; each is a running sum
+    chain = 3 * mask + np.where(position == 0, 0, 2 - position % 2)
+    order = np.argsort(chain, kind="stable")
+    sums = np.cumsum(values[order])
+    new = np.ones(len(order), bool)
+    new[1:] = chain[order][1:] != chain[order][:-1]
+    first = np.flatnonzero(new)
+    before = np.concatenate([[0], sums[first[1:] - 1]])
+    lengths = np.empty_like(values)
+    lengths[order] = sums - np.repeat(before, np.diff(np.append(first, len(values))))
+    return lengths
+
+
+def _any_in(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether any flag is set in each stretch that ends (exclusively) at ``ends``."""
+    total = np.concatenate([[0], np.cumsum(flags)])
+    return np.asarray(np.diff(total[ends], prepend=0) > 0)
+
+
+def _refuse(faulty: NDArray[np.bool_], reason: str) -> None:
+    """Raises an ``InputError`` for the first faulty mask, its index as ``record``."""
+    if faulty.any():
+        raise InputError(reason, record=str(int(np.argmax(faulty))))

@@ -1,0 +1,208 @@
+"""The whole evaluation of one results file, alone or against the masks it was refined from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from transfiner_refine.evaluation.average_precision import (
+    OVERLAPS,
+    AveragePrecision,
+    Overlap,
+    average_precision,
+)
+from transfiner_refine.evaluation.coco_files import (
+    Annotations,
+    Detection,
+    decode,
+    load_annotations,
+    load_match,
+    load_results,
+)
+from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU, MatchedScores, matched_scores
+from transfiner_refine.evaluation.matching import Match, check_same_detections, match_by_ids, match_by_iou
+from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
+from transfiner_refine.types import InputError
+
+__all__ = ["ClassRow", "Evaluation", "Settings", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation is done.
+
+    Attributes:
+        boundary_ratio: width of the boundary band as a share of the image's diagonal; 0.005 for Cityscapes.
+        min_area: true area from which a matched instance is counted, pixels.
+        min_coarse_iou: coarse IoU from which a matched instance is counted.
+        seed: of the bootstrap.
+    """
+
+    boundary_ratio: float = BOUNDARY_RATIO
+    min_area: int = MIN_AREA
+    min_coarse_iou: float = MIN_COARSE_IOU
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One category: its instances (no crowds) and AP by overlap; ``before`` is None where there is none."""
+
+    name: str
+    instances: int
+    before: dict[Overlap, float] | None
+    after: dict[Overlap, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out, with all that is needed to know what it is of.
+
+    Attributes:
+        annotations, results, before: the files; ``before`` is None if the results were scored alone.
+        images, instances, crowds: in the annotation file.
+        detections: in the results file.
+        federated: LVIS's way of counting was used.
+        settings: how it was done.
+        ap_before: AP of the masks before, by overlap; None without them, or if they have no scores.
+        ap_after: AP of the results, by overlap; None where the detections have no scores.
+        matched_by: how detections found their true instances: "match file", "annotation_id" or "best IoU".
+        matched: scores of the matched instances; where the results were scored alone, they stand as "before".
+        pairs: annotation id and record in the results file of each row of ``matched``.
+        classes: one row for each category that has instances, by name; empty where there is no AP.
+    """
+
+    annotations: Path
+    results: Path
+    before: Path | None
+    images: int
+    instances: int
+    crowds: int
+    detections: int
+    federated: bool
+    settings: Settings
+    ap_before: dict[Overlap, AveragePrecision] | None
+    ap_after: dict[Overlap, AveragePrecision] | None
+    matched_by: str
+    matched: MatchedScores
+    pairs: tuple[tuple[int, int], ...]
+    classes: tuple[ClassRow, ...]
+
+
+def evaluate(
+    annotations: str | Path,
+    results: str | Path,
+    *,
+    before: str | Path | None = None,
+    match: str | Path | None = None,
+    settings: Settings | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Mask AP, boundary AP and matched-instance scores of a results file.
+
+    Args:
+        annotations: COCO or LVIS annotation file.
+        results: COCO results, the refined ones.
+        before: the results they were refined from: the same detections in the same order.
+        match: which annotation each result belongs to (see ``load_match``); None takes the records'
+            ``annotation_id`` if they have one, else the best IoU of the masks before, in image and category.
+        settings: None for COCO's.
+        progress: show bars on stderr.
+
+    Raises:
+        InputError: a file or a record that cannot be used, or faster-coco-eval is not installed.
+    """
+    settings = settings or Settings()
+    truth = load_annotations(annotations)
+    after = load_results(results, truth)
+    coarse = after
+    if before is not None:
+        coarse = load_results(before, truth)
+        check_same_detections(coarse, after, (before, results))
+    matches, matched_by = _match(truth, coarse, results if before is None else before, match)
+    ap_before = None if before is None else _precisions(truth, coarse, before, settings, progress)
+    ap_after = _precisions(truth, after, results, settings, progress)
+    bar = tqdm(matches, "matched instances", unit="mask", disable=not progress, leave=False)
+    matched = matched_scores(
+        (decode(truth.instances[i].mask) for i, _ in matches),
+        (decode(coarse[j].mask) for _, j in matches),
+        None if before is None else (decode(after[j].mask) for _, j in matches),
+        images=(coarse[j].image_id for _, j in bar),
+        dilation_ratio=settings.boundary_ratio,
+        min_area=settings.min_area,
+        min_coarse_iou=settings.min_coarse_iou,
+        seed=settings.seed,
+    )
+    crowds = sum(instance.is_crowd for instance in truth.instances)
+    return Evaluation(
+        annotations=Path(annotations),
+        results=Path(results),
+        before=None if before is None else Path(before),
+        images=len(truth.images),
+        instances=len(truth.instances) - crowds,
+        crowds=crowds,
+        detections=len(after),
+        federated=truth.is_lvis,
+        settings=settings,
+        ap_before=ap_before,
+        ap_after=ap_after,
+        matched_by=matched_by,
+        matched=matched,
+        pairs=tuple((truth.instances[i].id, after[j].record) for i, j in matches),
+        classes=_class_rows(truth, ap_before, ap_after),
+    )
+
+
+def _match(
+    truth: Annotations, detections: Sequence[Detection], source: str | Path, match: str | Path | None
+) -> tuple[list[Match], str]:
+    """Pairs of true instance and detection, and how they were found."""
+    if match is not None:
+        keys = load_match(match, len(detections))
+        return match_by_ids(truth, detections, keys, match), "match file"
+    if any(detection.annotation_id is not None for detection in detections):
+        keys = [detection.annotation_id for detection in detections]
+        return match_by_ids(truth, detections, keys, source), "annotation_id"
+    return match_by_iou(truth, detections), "best IoU"
+
+
+def _precisions(
+    truth: Annotations, detections: Sequence[Detection], file: str | Path, settings: Settings, progress: bool
+) -> dict[Overlap, AveragePrecision] | None:
+    """AP by overlap; None for detections that have no scores at all."""
+    unscored = [detection.record for detection in detections if detection.score is None]
+    if detections and len(unscored) == len(detections):
+        return None
+    if unscored:
+        raise InputError("no score, though others have one", file=file, record=f"record {unscored[0]}")
+    return average_precision(
+        truth,
+        detections,
+        boundary_ratio=settings.boundary_ratio,
+        progress=f"of {Path(file).name}" if progress else None,
+    )
+
+
+def _class_rows(
+    truth: Annotations,
+    before: dict[Overlap, AveragePrecision] | None,
+    after: dict[Overlap, AveragePrecision] | None,
+) -> tuple[ClassRow, ...]:
+    """One row for each category with instances, by name."""
+    if after is None:
+        return ()
+    counts = Counter(instance.category_id for instance in truth.instances if not instance.is_crowd)
+    rows = [
+        ClassRow(
+            truth.categories[key],
+            count,
+            None if before is None else {overlap: before[overlap].classes[key].ap for overlap in OVERLAPS},
+            {overlap: after[overlap].classes[key].ap for overlap in OVERLAPS},
+        )
+        for key, count in counts.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: row.name))
