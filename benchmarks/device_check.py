@@ -43,7 +43,9 @@ def examples() -> Inputs:
     images: dict[str, int] = {}
     photos: list[NDArray[np.uint8]] = []
     windows, owners = [], []
-    files = {i["id"]: i["file_name"] for i in json.loads((EXAMPLES / "image_info.json").read_text())["images"]}
+    files = {
+        i["id"]: i["file_name"] for i in json.loads((EXAMPLES / "image_info.json").read_text())["images"]
+    }
     for record in json.loads((EXAMPLES / "detections.json").read_text()):
         name = files[record["image_id"]]
         if name not in images:
@@ -104,7 +106,11 @@ def main(weights: str, device: str, instances: int, batch_size: int, threads: in
     if threads is not None:
         torch.set_num_threads(threads)
     target = choose_device(device)
-    name = torch.cuda.get_device_name(target) if target.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = (
+        torch.cuda.get_device_name(target)
+        if target.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     photos, windows, owners = examples()
     reference = load_refiner(weights, device="cpu", precision="fp32").refine_windows(photos, windows, owners)
     repeat = -(-instances // len(windows))

@@ -2,6 +2,7 @@
 
     python benchmarks/devval.py --data DEVVAL                     the shipped weights
     python benchmarks/devval.py --data DEVVAL --weights run.safetensors --controls
+    python benchmarks/devval.py --data DEVVAL --yardstick unet.safetensors
     python benchmarks/devval.py --data DEVVAL --refined DIR       masks some other program refined
 
 DEVVAL has a folder for each set (ccp, davis, coco …) with ``images/``, ``annotations.json`` and, for each
@@ -116,6 +117,11 @@ class Row:
 @click.option(
     "--weights", help="Name of shipped weights, or path of a checkpoint.  [default: the shipped ones]"
 )
+@click.option(
+    "--yardstick",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Score a plain U-Net that unet.py trained, instead of the refiner.",
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option(
     "--refined", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Score these instead."
@@ -133,6 +139,7 @@ class Row:
 def main(
     data: Path,
     weights: str | None,
+    yardstick: Path | None,
     device: str,
     refined: Path | None,
     save: Path | None,
@@ -145,7 +152,7 @@ def main(
     try:
         dev_sets = list(_dev_sets(data, sets, images))
         if refined is None:
-            refine, headline = _refiner(weights, device)
+            refine, headline = _refiner(weights, yardstick, device)
         elif controls:
             raise click.UsageError("--controls needs a refiner, not --refined")
         else:
@@ -187,13 +194,20 @@ def _dev_sets(data: Path, names: Sequence[str], images: int | None) -> Iterator[
         yield DevSet(name, found[name].parent, whole, annotations)
 
 
-def _refiner(weights: str | None, device: str) -> tuple[Refine, str]:
+def _refiner(weights: str | None, yardstick: Path | None, device: str) -> tuple[Refine, str]:
     """The refiner, warmed up, and one line that says which and where."""
     import torch
+    from unet import UNetRefiner
 
     from transfiner_refine import load_refiner
+    from transfiner_refine.device import choose_device
 
-    refiner = load_refiner(device=device) if weights is None else load_refiner(weights, device=device)
+    refiner: Any
+    if yardstick is not None:
+        refiner, name, where = UNetRefiner(yardstick), f"yardstick {yardstick}", torch.device("cpu")
+    else:
+        refiner, name = load_refiner(weights or "lite", device=device), f"weights {weights or 'shipped'}"
+        where = choose_device(device)
 
     def refine(image: NDArray[np.uint8], masks: list[MaskWindow]) -> list[MaskWindow]:
         windows: list[MaskWindow] = refiner.refine_windows([image], masks, [0] * len(masks))
@@ -202,7 +216,7 @@ def _refiner(weights: str | None, device: str) -> tuple[Refine, str]:
     square = MaskWindow(np.ones((40, 40), bool), 10, 10, (64, 64))
     refine(np.zeros((64, 64, 3), np.uint8), [square])  # so that the first photo does not pay for the start
     return refine, (
-        f"transfiner-refine {__version__}, weights {weights or 'shipped'}, device {refiner.device}, "
+        f"transfiner-refine {__version__}, {name}, device {where}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 

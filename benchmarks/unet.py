@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transfiner_refine.cli.train import WeightedFolder
 from transfiner_refine.model.backbone import EfficientNetLite, load_imagenet
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import halvings
 from transfiner_refine.model.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training import Schedule, open_dataset
-from transfiner_refine.cli.train import WeightedFolder
 from transfiner_refine.training.loop import train
 from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.trainee import split_decay

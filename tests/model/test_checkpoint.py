@@ -47,7 +47,10 @@ def test_nothing_temporary_is_left(saved: Path) -> None:
 
 def broken(kind: str, saved: Path, folder: Path) -> Path:
     path = folder / f"{kind}.safetensors"
-    tensors, metadata = load_file(saved), {"kind": KIND, "config": json.dumps(RefinerConfig(layers=1).to_json())}
+    tensors, metadata = (
+        load_file(saved),
+        {"kind": KIND, "config": json.dumps(RefinerConfig(layers=1).to_json())},
+    )
     if kind == "truncated":
         path.write_bytes(saved.read_bytes()[:5000])
     elif kind == "text":
@@ -78,7 +81,9 @@ def broken(kind: str, saved: Path, folder: Path) -> Path:
         ("newer", "unknown configuration fields wings"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_by_name(kind: str, reason: str, saved: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_refused_by_name(
+    kind: str, reason: str, saved: Path, tmp_path: Path
+) -> None:
     path = broken(kind, saved, tmp_path)
     with pytest.raises(CheckpointError, match=reason) as error:
         load_network(path)
@@ -87,7 +92,9 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(kind: str, reason: str, s
 
 
 def test_an_unknown_name_lists_the_built_in_models() -> None:
-    with pytest.raises(CheckpointError, match=r"huge: neither a file nor a built-in model; built-in models: .*lite"):
+    with pytest.raises(
+        CheckpointError, match=r"huge: neither a file nor a built-in model; built-in models: .*lite"
+    ):
         find_weights("huge")
 
 

@@ -29,7 +29,9 @@ def test_roi_align_at_a_node_equals_torchvision_at_that_cell(
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(2, 5, 17, 20, generator=generator)
     box = torch.tensor([x0, y0, x0 + width, y0 + height])
-    dense = roi_align(maps, [box[None], box[None]], grid, sampling_ratio=ratio, aligned=True)  # [2, 5, grid, grid]
+    dense = roi_align(
+        maps, [box[None], box[None]], grid, sampling_ratio=ratio, aligned=True
+    )  # [2, 5, grid, grid]
     batch = torch.randint(2, (40,), generator=generator)
     y = torch.randint(grid, (40,), generator=generator)
     x = torch.randint(grid, (40,), generator=generator)

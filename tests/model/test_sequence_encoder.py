@@ -25,7 +25,9 @@ def test_every_token_gets_a_slot_of_its_own_in_its_own_sequence() -> None:
 
 @pytest.mark.parametrize("keys", [None, 12])
 @torch.no_grad()
-def test_an_instance_is_encoded_the_same_alone_and_in_a_batch(encoder: SequenceEncoder, keys: int | None) -> None:
+def test_an_instance_is_encoded_the_same_alone_and_in_a_batch(
+    encoder: SequenceEncoder, keys: int | None
+) -> None:
     # tokens of two "levels" per instance, the first level being the keys
     instance = torch.tensor([0] * 5 + [1] * 4 + [2] * 3 + [0] * 7 + [1] * 1 + [2] * 9)
     queries = torch.randn(len(instance), 32)
@@ -56,7 +58,9 @@ def test_training_on_a_cpu_computes_the_same_attention_as_inference(encoder: Seq
 
 
 @torch.no_grad()
-def test_the_encoder_is_pytorchs_pre_norm_transformer_where_every_token_is_a_key(encoder: SequenceEncoder) -> None:
+def test_the_encoder_is_pytorchs_pre_norm_transformer_where_every_token_is_a_key(
+    encoder: SequenceEncoder,
+) -> None:
     reference = torch.nn.TransformerEncoder(
         torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True),
         2,

@@ -34,7 +34,9 @@ def job(dataset: Path, output: Path, **changes: object) -> TrainingJob:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(dataset: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    dataset: Path, tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_training(job(dataset, whole), lambda _: None)
     slices = 0
@@ -60,16 +62,36 @@ def test_a_run_from_imagenet_lowers_the_loss(dataset: Path, tmp_path: Path) -> N
 
 def test_the_command_fine_tunes_the_shipped_weights_and_scores_them(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    arguments = ["train", "--dataset", f"{dataset}:2", "--output", str(output), "--steps", "2", "--batch-size", "2"]
-    arguments += ["--validate", str(dataset), "--validate-every", "2", "--device", "cpu", "--precision", "fp32"]
+    arguments = [
+        "train",
+        "--dataset",
+        f"{dataset}:2",
+        "--output",
+        str(output),
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+    ]
+    arguments += [
+        "--validate",
+        str(dataset),
+        "--validate-every",
+        "2",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
     arguments += ["--workers", "0", "--learning-rate", "1e-5"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "done:" in result.output
     assert "blobs boundary IoU" in (output / "scores.csv").read_text()
-    assert load_network(output / "refiner.safetensors").config == load_network(
-        Path(__file__).parents[2] / "weights" / "transfiner-lite.safetensors"
-    ).config
+    assert (
+        load_network(output / "refiner.safetensors").config
+        == load_network(Path(__file__).parents[2] / "weights" / "transfiner-lite.safetensors").config
+    )
 
 
 @pytest.mark.parametrize(

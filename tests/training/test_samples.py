@@ -78,7 +78,9 @@ def test_a_pasted_object_keeps_its_pixels_and_gets_a_mask_where_it_lies() -> Non
         (json.dumps({"images": [], "annotations": [], "categories": []}), "no usable annotation"),
     ],
 )
-def test_annotations_that_cannot_be_used_are_refused_by_name(content: str, reason: str, tmp_path: Path) -> None:
+def test_annotations_that_cannot_be_used_are_refused_by_name(
+    content: str, reason: str, tmp_path: Path
+) -> None:
     file = tmp_path / "annotations.json"
     file.write_text(content)
     with pytest.raises(InputError, match=reason) as error:

@@ -16,7 +16,9 @@ from transfiner_refine.types import MaskWindow
 def star(height: int, width: int, x: int, y: int, image: tuple[int, int]) -> MaskWindow:
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     reach = np.where(np.arange(10) % 2, 0.25, 0.5)
-    points = np.stack((np.cos(angles) * reach * width + width / 2, np.sin(angles) * reach * height + height / 2), 1)
+    points = np.stack(
+        (np.cos(angles) * reach * width + width / 2, np.sin(angles) * reach * height + height / 2), 1
+    )
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [points.astype(np.int32)], 1)
     return MaskWindow(mask.astype(bool), x, y, image)

@@ -21,6 +21,7 @@ __all__ = ["SamplingSelector", "Targets", "make_targets", "refinement_loss"]
 
 _ROOT_GRID = 28
 _WRONG_SHARE = 0.04  # of a 28-level cell's pixels: below this the cell counts as right
+_ANYWHERE = 0.25  # share of the nodes that are drawn from all cells
 _INCOHERENT = 0.1  # change of a cell's foreground share under down- and upsampling by 2
 
 
@@ -56,8 +57,8 @@ def make_targets(coarse: Tensor, truth: Tensor, depth: int) -> Targets:
 class SamplingSelector(NodeSelector):
     """Draws a fixed number of nodes per instance and level, so that all sequences of a batch are equally long.
 
-    Cells that are wrong or incoherent by the truth, or that the detector marks, come first; what is left of the
-    quota is filled with other cells, which the network must learn to leave as they are.
+    Cells that are wrong or incoherent by the truth, or that the detector marks, come first. A quarter of the quota
+    is drawn from all cells: whatever the detector marks one day, the network must have seen its like.
 
     Args:
         targets: the truth.
@@ -70,22 +71,29 @@ class SamplingSelector(NodeSelector):
 
     def roots(self, probability: Tensor) -> QuadtreeLevel:
         wanted = self.targets.wrong | self.targets.incoherent[_ROOT_GRID] | (probability >= self.threshold)
-        score = wanted.float() + torch.rand_like(probability, dtype=torch.float32)
-        index = score.flatten(1).topk(self.quota[0], 1).indices
-        selected = torch.zeros_like(score).flatten(1).scatter_(1, index, 1.0)
-        return roots_of(selected.view_as(score) > 0)
+        index = _draw(wanted.flatten(1), self.quota[0])
+        selected = torch.zeros_like(wanted).flatten(1).scatter_(1, index, True)
+        return roots_of(selected.view_as(wanted))
 
     def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
         level = (candidates.grid // _ROOT_GRID).bit_length() - 1
         instances = self.targets.wrong.shape[0]
         incoherent = self.targets.incoherent[candidates.grid].flatten().index_select(0, candidates.cell)
-        score = (incoherent | (probability >= self.threshold)).float() + torch.rand_like(
-            probability, dtype=torch.float32
-        )
-        score = score.view(instances, -1)
-        index = score.topk(min(self.quota[level], score.shape[1]), 1).indices.sort(1).values
-        first = torch.arange(instances, device=index.device)[:, None] * score.shape[1]
+        wanted = (incoherent | (probability >= self.threshold)).view(instances, -1)
+        index = _draw(wanted, min(self.quota[level], wanted.shape[1]))
+        first = torch.arange(instances, device=index.device)[:, None] * wanted.shape[1]
         return (index + first).flatten()
+
+
+def _draw(wanted: Tensor, quota: int) -> Tensor:
+    """Draws ``quota`` cells of each row of wanted [B, n] bool: ascending indices [B, quota].
+
+    A share is drawn from all cells alike, the rest from the wanted ones first.
+    """
+    score = torch.rand(wanted.shape, device=wanted.device)
+    anywhere = score.topk(round(_ANYWHERE * quota), 1).indices
+    score = (score + wanted.float()).scatter_(1, anywhere, 3.0)  # above every other score
+    return score.topk(quota, 1).indices.sort(1).values
 
 
 def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict[str, Tensor]:
