@@ -144,12 +144,22 @@ class Refiner:
                 waiting.append(i)
         # On a CPU one instance at a time is as fast, and the result cannot depend on its neighbours.
         step = 1 if self.device.type == "cpu" else self.batch_size
-        for first in range(0, len(waiting), step):
-            group = waiting[first : first + step]
-            refined = self._refine_batch([images[image_index[i]] for i in group], [masks[i] for i in group])
-            for i, (roi, probability) in zip(group, refined, strict=True):
-                values = probability if soft else probability >= 0.5
-                result[i] = MaskWindow(values, roi.x0, roi.y0, masks[i].image_size)
+        current = list(masks)
+        for _ in range(self.config.passes):
+            changed = []
+            for first in range(0, len(waiting), step):
+                group = waiting[first : first + step]
+                refined = self._refine_batch(
+                    [images[image_index[i]] for i in group], [current[i] for i in group]
+                )
+                for i, (roi, probability) in zip(group, refined, strict=True):
+                    size, hard = masks[i].image_size, probability >= 0.5
+                    result[i] = MaskWindow(probability if soft else hard, roi.x0, roi.y0, size)
+                    different = np.count_nonzero(hard != (read_mask(current[i], roi) >= 0.5))
+                    current[i] = MaskWindow(hard, roi.x0, roi.y0, size)
+                    if hard.any() and different >= self.config.repeat_share * masks[i].area:
+                        changed.append(i)
+            waiting = changed
         return [window for window in result if window is not None]
 
     @torch.inference_mode()

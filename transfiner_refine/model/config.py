@@ -35,6 +35,10 @@ class RefinerConfig:
         finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
         root_threshold: a 28-level cell becomes a root where the detector's probability reaches this.
         child_threshold: same for the cells of the finer levels.
+        passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
+            start from makes the next one better.
+        repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's
+            area; masks that were good already are not touched again.
     """
 
     backbone: str = "lite0"
@@ -53,6 +57,8 @@ class RefinerConfig:
     finest_cell: float = 1.5
     root_threshold: float = 0.2
     child_threshold: float = 0.5
+    passes: int = 2
+    repeat_share: float = 0.1
 
     def depth(self, roi_side: float) -> int:
         """Number of quadtree levels for an RoI whose longer side is ``roi_side`` pixels; at least 3."""

@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from transfiner_refine.model.checkpoint import save_network
+from transfiner_refine.model.config import ATTENTION_GRIDS
 from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.model.propagate import halvings, propagate
+from transfiner_refine.model.quadtree import ThresholdSelector
 from transfiner_refine.training.objective import SamplingSelector, make_targets, refinement_loss
 
 __all__ = ["RefinerTrainee", "split_decay"]
@@ -24,11 +28,13 @@ class RefinerTrainee:
     Args:
         network: on its device.
         backbone_rate: learning rate of the backbone, relative to the new layers.
+        own_share: share of the batches whose coarse masks are replaced by what the network itself makes of them;
+            teaches it to refine twice, and what a mask looks like that is nearly right.
     """
 
-    def __init__(self, network: MaskTransfiner, backbone_rate: float = 0.4) -> None:
+    def __init__(self, network: MaskTransfiner, backbone_rate: float = 0.4, own_share: float = 0.2) -> None:
         self.network: MaskTransfiner = network
-        self.backbone_rate = backbone_rate
+        self.backbone_rate, self.own_share = backbone_rate, own_share
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Backbone at a lower rate; biases, norms and embeddings without weight decay."""
@@ -42,9 +48,25 @@ class RefinerTrainee:
         """See ``objective.refinement_loss``; levels an RoI is too small for do not count."""
         config = self.network.config
         depths = torch.tensor([config.depth(side) for side in roi_side.tolist()], device=image.device)
+        if float(torch.rand(())) < self.own_share:
+            coarse = self._own_masks(image, coarse, depths)
         targets = make_targets(coarse, truth, config.max_depth)
         output = self.network(image, coarse, SamplingSelector(targets, QUOTA), int(depths.max()))
         return refinement_loss(output, targets, depths)
+
+    @torch.no_grad()
+    def _own_masks(self, image: Tensor, coarse: Tensor, depths: Tensor) -> Tensor:
+        """What the network now makes of the coarse masks: [B, 1, S, S], 0 or 1."""
+        config, side = self.network.config, coarse.shape[-1]
+        masks = halvings(coarse, ATTENTION_GRIDS[0])
+        selector = ThresholdSelector(
+            depths, config.root_threshold, config.child_threshold, ATTENTION_GRIDS[0]
+        )
+        output = self.network(image, coarse, selector, int(depths.max()))
+        maps = propagate(masks, output.levels, [torch.sigmoid(logit.float()) for logit in output.logits])
+        finest = [maps[depth - 1].probability[i] for i, depth in enumerate(depths.tolist())]
+        own = [F.interpolate(p[None, None], (side, side), mode="bilinear") for p in finest]
+        return (torch.cat(own) >= 0.5).float()
 
     def export(self, path: Path, about: dict[str, Any]) -> None:
         """Half-precision weights with their configuration."""
