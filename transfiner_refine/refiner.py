@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Refiner:
         Raises:
             InputError: a mask belongs to an image of another size.
         """
-        result: list[MaskWindow | None] = [None] * len(masks)
+        result = list(masks)
         waiting: list[int] = []
         for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
             _check_image(images[index])
@@ -139,28 +140,37 @@ class Refiner:
                     f"mask {i} is for an image of {mask.image_size}, its image is {images[index].shape[:2]}"
                 )
             if mask.area == 0:
-                result[i] = mask if soft else MaskWindow(mask.values >= 0.5, mask.x, mask.y, mask.image_size)
+                result[i] = mask if soft else _harden(mask)
             else:
                 waiting.append(i)
+        for number in range(self.config.passes):
+            inputs = [_harden(result[i]) for i in waiting] if number else [masks[i] for i in waiting]
+            changed = []
+            refined = self._refine_once([images[image_index[i]] for i in waiting], inputs)
+            for i, before, after in zip(waiting, inputs, refined, strict=True):
+                different, union = _compare(before, after)
+                if number == 0 and different <= (1 - self.config.keep_iou) * union:
+                    # as close to the given mask as this refiner comes to the truth: no reason to doubt that mask
+                    result[i] = masks[i] if soft else _harden(masks[i])
+                    continue
+                result[i] = after if soft else _harden(after)
+                if after.area and different >= self.config.repeat_share * masks[i].area:
+                    changed.append(i)
+            waiting = changed
+        return result
+
+    def _refine_once(self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]) -> list[MaskWindow]:
+        """One pass over any number of instances: probabilities in the RoI of each."""
         # On a CPU one instance at a time is as fast, and the result cannot depend on its neighbours.
         step = 1 if self.device.type == "cpu" else self.batch_size
-        current = list(masks)
-        for _ in range(self.config.passes):
-            changed = []
-            for first in range(0, len(waiting), step):
-                group = waiting[first : first + step]
-                refined = self._refine_batch(
-                    [images[image_index[i]] for i in group], [current[i] for i in group]
-                )
-                for i, (roi, probability) in zip(group, refined, strict=True):
-                    size, hard = masks[i].image_size, probability >= 0.5
-                    result[i] = MaskWindow(probability if soft else hard, roi.x0, roi.y0, size)
-                    different = np.count_nonzero(hard != (read_mask(current[i], roi) >= 0.5))
-                    current[i] = MaskWindow(hard, roi.x0, roi.y0, size)
-                    if hard.any() and different >= self.config.repeat_share * masks[i].area:
-                        changed.append(i)
-            waiting = changed
-        return [window for window in result if window is not None]
+        refined: list[MaskWindow] = []
+        for i in range(0, len(masks), step):
+            group = masks[i : i + step]
+            for mask, (roi, probability) in zip(
+                group, self._refine_batch(images[i : i + step], group), strict=True
+            ):
+                refined.append(MaskWindow(probability, roi.x0, roi.y0, mask.image_size))
+        return refined
 
     @torch.inference_mode()
     def _refine_batch(
@@ -206,6 +216,22 @@ class Refiner:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             output: TreeOutput = self.network(image, coarse, selector, max(depths))
         return output
+
+
+def _harden(mask: MaskWindow) -> MaskWindow:
+    """The mask cut at 0.5."""
+    return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
+
+
+def _compare(coarse: MaskWindow, refined: MaskWindow) -> tuple[int, int]:
+    """Pixels in which a mask and its refined version differ, and pixels in either; both cut at 0.5.
+
+    The refined window is the RoI around the coarse mask, so it holds all of both.
+    """
+    h, w = refined.values.shape
+    a = read_mask(coarse, Roi(refined.x, refined.y, refined.x + w, refined.y + h)) >= 0.5
+    b = refined.values >= 0.5
+    return int(np.count_nonzero(a != b)), int(np.count_nonzero(a | b))
 
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:

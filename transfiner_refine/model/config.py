@@ -39,6 +39,8 @@ class RefinerConfig:
             start from makes the next one better.
         repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's
             area; masks that were good already are not touched again.
+        keep_iou: an instance whose refined mask overlaps the given one by at least this IoU keeps the given one: the
+            two are then as close as this refiner comes to the truth, so the refined one is no better evidence.
     """
 
     backbone: str = "lite0"
@@ -59,6 +61,7 @@ class RefinerConfig:
     child_threshold: float = 0.5
     passes: int = 2
     repeat_share: float = 0.1
+    keep_iou: float = 0.955
 
     def depth(self, roi_side: float) -> int:
         """Number of quadtree levels for an RoI whose longer side is ``roi_side`` pixels; at least 3."""
