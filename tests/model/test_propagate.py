@@ -1,10 +1,12 @@
-"""Propagation from coarse to fine levels."""
+"""Propagation from coarse to fine levels, and what is left over at the end."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from transfiner_refine.model.paste import drop_remnants
 from transfiner_refine.model.propagate import halvings, propagate
 from transfiner_refine.model.quadtree import children_of, roots_of
 
@@ -46,3 +48,42 @@ def test_nodes_get_their_probability_and_their_surroundings_are_upsampled_from_a
     # outside the root nothing changes, however near
     assert float(second.probability[0, 19, 20]) == 0.0
     assert int(second.refined.sum()) == 4
+
+
+def bump_scene() -> tuple[np.ndarray, np.ndarray]:
+    """An object whose bump on the right was relabelled as background, but for a sliver at the bump's rim."""
+    probability = np.zeros((112, 112), np.float32)
+    probability[30:80, 30:60] = 1.0
+    refined = np.zeros((112, 112), bool)
+    refined[28:84, 56:84] = True  # the cells that were looked at; background from column 60 on
+    probability[40:60, 84:86] = 1.0  # what is left of the bump beyond them
+    return probability, refined
+
+
+def test_slivers_that_refining_cut_off_are_dropped() -> None:
+    probability, refined = bump_scene()
+    cleaned, counted = drop_remnants(probability, refined)
+    assert not cleaned[40:60, 84:86].any()
+    assert counted[40:60, 84:86].all()
+    assert np.array_equal(cleaned[:, :84], probability[:, :84])
+
+
+def test_pinholes_that_refining_cut_off_are_filled() -> None:
+    probability, refined = bump_scene()
+    cleaned, counted = drop_remnants(1 - probability, refined)
+    assert cleaned[40:60, 84:86].all()
+    assert counted[40:60, 84:86].all()
+
+
+def test_pieces_the_detector_left_alone_stay() -> None:
+    probability, refined = bump_scene()
+    probability[90:100, 5:20] = 1.0  # a second piece of the object, far from any refined cell
+    cleaned, _ = drop_remnants(probability, refined)
+    assert (cleaned[90:100, 5:20] == 1.0).all()
+
+
+def test_a_small_piece_the_network_itself_made_stays() -> None:
+    probability, refined = bump_scene()
+    probability[50:53, 70:73] = 1.0  # inside the refined cells
+    cleaned, _ = drop_remnants(probability, refined)
+    assert (cleaned[50:53, 70:73] == 1.0).all()

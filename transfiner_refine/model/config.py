@@ -57,7 +57,7 @@ class RefinerConfig:
     feedforward: int = 256
     max_depth: int = 5
     finest_cell: float = 1.5
-    root_threshold: float = 0.2
+    root_threshold: float = 0.15
     child_threshold: float = 0.5
     passes: int = 2
     repeat_share: float = 0.1
