@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from transfiner_refine.device import choose_device, choose_precision
-from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.checkpoint import is_native, load_network
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.paste import paste_into_roi
 from transfiner_refine.model.propagate import halvings, propagate
@@ -36,7 +36,8 @@ def load_refiner(
     """Loads a refiner.
 
     Args:
-        weights: name of a built-in model, or a path to a checkpoint.
+        weights: name of a built-in model, or a path to a checkpoint: of this package, or of the authors
+            (``.pth``, ``.pkl`` or converted), told apart by content.
         device: ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``; ``auto`` is half precision on a GPU that has it and
             fp32 elsewhere.
@@ -46,9 +47,14 @@ def load_refiner(
         CheckpointError: the weights are missing, damaged or of another kind.
         DeviceError: the device or the precision is not available.
     """
-    return Refiner(
-        load_network(find_weights(weights)), device=device, precision=precision, batch_size=batch_size
-    )
+    path = find_weights(weights)
+    if not is_native(path):
+        from transfiner_refine.model.official import (
+            load_official_refiner,  # here, because it builds on this module
+        )
+
+        return load_official_refiner(path, device=device, precision=precision, batch_size=batch_size)
+    return Refiner(load_network(path), device=device, precision=precision, batch_size=batch_size)
 
 
 class Refiner:

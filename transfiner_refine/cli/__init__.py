@@ -15,6 +15,10 @@ __all__ = ["main"]
 _COMMANDS = {
     "refine": ("transfiner_refine.cli.refine", "Sharpen the masks of a results file or a folder."),
     "evaluate": ("transfiner_refine.cli.evaluate", "Score masks against the truth, before and after."),
+    "report": ("transfiner_refine.cli.report", "Make a page that shows masks before and after."),
+    "explain": ("transfiner_refine.cli.explain", "Draw how the method works on one mask."),
+    "convert": ("transfiner_refine.cli.convert", "Turn an official checkpoint into a safetensors file."),
+    "weights": ("transfiner_refine.cli.weights", "List the built-in weights, or describe a checkpoint."),
     "train": ("transfiner_refine.cli.train", "Train weights on COCO-format data."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it

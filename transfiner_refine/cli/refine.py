@@ -84,13 +84,18 @@ _ANY = click.Path(path_type=Path)
 @click.option(
     "--keep-boxes", is_flag=True, help="Leave bbox and area as they are; otherwise they follow the new mask."
 )
+@click.option(
+    "--report",
+    type=_FOLDER,
+    help="Also make a page that shows the masks before and after, in this folder (see the command report).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option(
     "--dry-run", is_flag=True, help="Read and check everything, say what would be done, write nothing."
 )
 @click.option("--quiet", is_flag=True, help="No progress and no summary; errors are shown all the same.")
 @click.pass_context
-def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
+def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: Any) -> None:
     """Sharpen the outlines of instance masks.
 
     Takes the masks that a detector or a labelling tool made, with the photos they
@@ -104,9 +109,30 @@ def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
     """
     from transfiner_refine.pipeline import refine_files  # here, so that --help does not wait for numpy
 
+    report = None if options["dry_run"] else report
+    if report is not None:
+        from transfiner_refine.formats.output import check_output_folder
+
+        # before the work: nobody wants to hear of it after an hour
+        check_output_folder(report, [options["images"], options["masks"]], overwrite=options["overwrite"])
     summary = refine_files(**options, progress=not quiet)
     for error in summary.errors:
         click.echo(f"transfiner-refine: {error}", err=True)
     if not quiet:
         click.echo("\n".join(summary.lines()))
+    if report is not None:
+        from transfiner_refine.report import build_report
+
+        built = build_report(
+            options["images"],
+            options["masks"],
+            options["output"],
+            report,
+            image_info=options["image_info"],
+            png_kind=options["png_kind"],
+            overwrite=options["overwrite"],
+            progress=not quiet,
+        )
+        if not quiet:
+            click.echo("\n".join(built.lines()))
     ctx.exit(summary.exit_code)

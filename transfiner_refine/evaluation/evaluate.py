@@ -20,11 +20,11 @@ from transfiner_refine.evaluation.coco_files import (
     Detection,
     decode,
     load_annotations,
-    load_match,
     load_results,
 )
 from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU, MatchedScores, matched_scores
-from transfiner_refine.evaluation.matching import Match, check_same_detections, match_by_ids, match_by_iou
+from transfiner_refine.evaluation.matching import check_same_detections
+from transfiner_refine.evaluation.matching import match as match_detections
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
 from transfiner_refine.types import InputError
 
@@ -123,7 +123,9 @@ def evaluate(
     if before is not None:
         coarse = load_results(before, truth)
         check_same_detections(coarse, after, (before, results))
-    matches, matched_by = _match(truth, coarse, results if before is None else before, match)
+    matches, matched_by = match_detections(
+        truth, coarse, results if before is None else before, match
+    )
     ap_before = None if before is None else _precisions(truth, coarse, before, settings, progress)
     ap_after = _precisions(truth, after, results, settings, progress)
     bar = tqdm(matches, "matched instances", unit="mask", disable=not progress, leave=False)
@@ -155,19 +157,6 @@ def evaluate(
         pairs=tuple((truth.instances[i].id, after[j].record) for i, j in matches),
         classes=_class_rows(truth, ap_before, ap_after),
     )
-
-
-def _match(
-    truth: Annotations, detections: Sequence[Detection], source: str | Path, match: str | Path | None
-) -> tuple[list[Match], str]:
-    """Pairs of true instance and detection, and how they were found."""
-    if match is not None:
-        keys = load_match(match, len(detections))
-        return match_by_ids(truth, detections, keys, match), "match file"
-    if any(detection.annotation_id is not None for detection in detections):
-        keys = [detection.annotation_id for detection in detections]
-        return match_by_ids(truth, detections, keys, source), "annotation_id"
-    return match_by_iou(truth, detections), "best IoU"
 
 
 def _precisions(

@@ -9,13 +9,38 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as codec
 
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance
+from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance, load_match
 from transfiner_refine.types import InputError
 
-__all__ = ["Match", "check_same_detections", "match_by_ids", "match_by_iou"]
+__all__ = ["Match", "check_same_detections", "match", "match_by_ids", "match_by_iou"]
 
 Match = tuple[int, int]
 """Index of a true instance in ``Annotations.instances``, index of its detection."""
+
+
+def match(
+    annotations: Annotations, detections: Sequence[Detection], source: str | Path, file: str | Path | None
+) -> tuple[list[Match], str]:
+    """Matches as well as can be known: as a match file says, else the records themselves, else by the best IoU.
+
+    Args:
+        annotations: the truth.
+        detections: of the same images; the coarse masks where there are several versions.
+        source: the file of the detections, for messages.
+        file: a match file (see ``load_match``), or None.
+
+    Returns:
+        the matches, and how they were found: "match file", "annotation_id" or "best IoU".
+
+    Raises:
+        InputError: the file cannot be used, or names an annotation that does not fit.
+    """
+    if file is not None:
+        return match_by_ids(annotations, detections, load_match(file, len(detections)), file), "match file"
+    if any(detection.annotation_id is not None for detection in detections):
+        keys = [detection.annotation_id for detection in detections]
+        return match_by_ids(annotations, detections, keys, source), "annotation_id"
+    return match_by_iou(annotations, detections), "best IoU"
 
 
 def match_by_ids(

@@ -265,7 +265,7 @@ def _shares(entry: SizeSummary) -> str:
     """Shares of the instances that got better, stayed, got worse."""
     shares = (entry.better, entry.unchanged, entry.worse)
     return " / ".join(
-        "–" if share is None or math.isnan(share) else f"{100 * max(share, 0):.0f} %" for share in shares
+        "–" if share is None or math.isnan(share) else f"{abs(100 * share):.0f} %" for share in shares
     )
 
 

@@ -14,7 +14,7 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.types import CheckpointError
 
-__all__ = ["KIND", "load_network", "save_network"]
+__all__ = ["KIND", "is_native", "load_network", "save_network"]
 
 #: Written to every checkpoint of this package; tells a native refiner from any other safetensors file.
 KIND = "transfiner-refine/native"
@@ -44,11 +44,21 @@ def save_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     save_file(tensors, temporary, {"kind": KIND, "config": json.dumps(network.config.to_json())})
+    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     temporary.replace(path)
     side = path.with_suffix(".json")
     temporary = side.with_name(f".{side.name}.partial")
     temporary.write_text(json.dumps(header, indent=2) + "\n")
     temporary.replace(side)
+
+
+def is_native(path: Path) -> bool:
+    """Whether the file says of itself that it is a native refiner of this package; it may be damaged all the same."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("kind") == KIND
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 def load_network(path: Path) -> MaskTransfiner:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["Roi", "crop_roi", "read_mask", "resample", "roi_around"]
+__all__ = ["Roi", "RoiSettings", "crop_roi", "read_mask", "resample", "roi_around"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,18 @@ class Roi:
         return max(self.width, self.height)
 
 
-def roi_around(mask: MaskWindow, config: RefinerConfig, margin: float | None = None) -> Roi:
+class RoiSettings(Protocol):
+    """How far an RoI reaches beyond its mask; see ``RefinerConfig`` for what each means."""
+
+    @property
+    def roi_margin(self) -> float: ...
+    @property
+    def roi_min_margin(self) -> int: ...
+    @property
+    def roi_max_aspect(self) -> float: ...
+
+
+def roi_around(mask: MaskWindow, config: RoiSettings, margin: float | None = None) -> Roi:
     """The box of the mask's foreground with a margin, widened towards a square, clipped to the image.
 
     What a detector's box cut off can only be recovered inside the RoI, hence the margin.
