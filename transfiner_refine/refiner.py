@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class Refiner:
         self.precision = choose_precision(precision, self.device)
         self.batch_size = batch_size or _DEFAULT_BATCH
         self.config = network.config
+        self._threads = torch.get_num_threads()
         network.backbone.fuse()
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -167,16 +169,37 @@ class Refiner:
 
     def _refine_once(self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]) -> list[MaskWindow]:
         """One pass over any number of instances: probabilities in the RoI of each."""
-        # On a CPU one instance at a time is as fast, and the result cannot depend on its neighbours.
-        step = 1 if self.device.type == "cpu" else self.batch_size
-        refined: list[MaskWindow] = []
-        for i in range(0, len(masks), step):
-            group = masks[i : i + step]
-            for mask, (roi, probability) in zip(
-                group, self._refine_batch(images[i : i + step], group), strict=True
-            ):
-                refined.append(MaskWindow(probability, roi.x0, roi.y0, mask.image_size))
-        return refined
+        if self.device.type == "cpu":
+            batches = self._one_by_one(images, masks)
+        else:
+            batches = [
+                self._refine_batch(images[i : i + self.batch_size], masks[i : i + self.batch_size])
+                for i in range(0, len(masks), self.batch_size)
+            ]
+        refined = [item for batch in batches for item in batch]
+        return [
+            MaskWindow(probability, roi.x0, roi.y0, mask.image_size)
+            for mask, (roi, probability) in zip(masks, refined, strict=True)
+        ]
+
+    def _one_by_one(
+        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]
+    ) -> list[list[tuple[Roi, NDArray[np.float32]]]]:
+        """Each instance in a pass of its own, one on each core.
+
+        That keeps the cores busier than one pass on all of them, for an instance's tensors are small. And an
+        instance that is alone in its pass cannot depend on its neighbours, not even by rounding.
+        """
+
+        def alone(image: NDArray[np.uint8], mask: MaskWindow) -> list[tuple[Roi, NDArray[np.float32]]]:
+            torch.set_num_threads(1)  # some builds of PyTorch keep this number for each thread
+            return self._refine_batch([image], [mask])
+
+        try:
+            with ThreadPoolExecutor(self._threads, "transfiner-cpu") as workers:
+                return list(workers.map(alone, images, masks))
+        finally:
+            torch.set_num_threads(self._threads)  # and some one for all
 
     @torch.inference_mode()
     def _refine_batch(
