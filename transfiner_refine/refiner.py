@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -156,8 +157,8 @@ class Refiner:
             changed = []
             refined = self._refine_once([images[image_index[i]] for i in waiting], inputs)
             for i, before, after in zip(waiting, inputs, refined, strict=True):
-                different, union = _compare(before, after)
-                if number == 0 and different <= (1 - self.config.keep_iou) * union:
+                different, shift = _compare(before, after)
+                if number == 0 and shift <= self.config.keep_shift:
                     # as close to the given mask as this refiner comes to the truth: no reason to doubt that mask
                     result[i] = masks[i] if soft else _harden(masks[i])
                     continue
@@ -252,15 +253,24 @@ def _harden(mask: MaskWindow) -> MaskWindow:
     return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
 
 
-def _compare(coarse: MaskWindow, refined: MaskWindow) -> tuple[int, int]:
-    """Pixels in which a mask and its refined version differ, and pixels in either; both cut at 0.5.
+def _compare(coarse: MaskWindow, refined: MaskWindow) -> tuple[int, float]:
+    """How much refining changed a mask; both cut at 0.5.
 
-    The refined window is the RoI around the coarse mask, so it holds all of both.
+    Args:
+        coarse: with at least one foreground pixel.
+        refined: its window is the RoI around the coarse mask, so it holds all of both.
+
+    Returns:
+        pixels in which they differ; by how much the outline moved on average, as a share of the side of the
+        coarse mask's box (the square root of its area).
     """
     h, w = refined.values.shape
     a = read_mask(coarse, Roi(refined.x, refined.y, refined.x + w, refined.y + h)) >= 0.5
-    b = refined.values >= 0.5
-    return int(np.count_nonzero(a != b)), int(np.count_nonzero(a | b))
+    different = int(np.count_nonzero(a != (refined.values >= 0.5)))
+    inner = cv2.erode(a.view(np.uint8), np.ones((3, 3), np.uint8))
+    outline = np.count_nonzero(a) - np.count_nonzero(inner)
+    box_height, box_width = np.ptp(np.flatnonzero(a.any(1))) + 1, np.ptp(np.flatnonzero(a.any(0))) + 1
+    return different, different / max(1, outline) / float(np.sqrt(box_height * box_width))
 
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:
