@@ -47,6 +47,21 @@ _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
     help="Matched instances count from this IoU before refining on.",
 )
 @click.option("--per-class", is_flag=True, help="Add AP of each class.")
+@click.option(
+    "--error-analysis",
+    is_flag=True,
+    help="Add where the network looks: wrong pixels inside the quadtree, its area, and the oracle. Refines "
+    "the masks of --before again; needs --images.",
+)
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the photos, for --error-analysis.",
+)
+@click.option(
+    "--weights", default="lite", show_default=True, help="Name or path of the weights for --error-analysis."
+)
+@click.option("--device", default="auto", show_default=True, help="Device for --error-analysis.")
 @click.option("--json", "json_file", type=_NEW_FILE, help="Write the numbers to this file as JSON.")
 @click.option(
     "--markdown", "markdown_file", type=_NEW_FILE, help="Write the tables to this file as Markdown."
@@ -61,6 +76,10 @@ def command(
     min_area: int,
     min_coarse_iou: float,
     per_class: bool,
+    error_analysis: bool,
+    images: Path | None,
+    weights: str,
+    device: str,
     json_file: Path | None,
     markdown_file: Path | None,
     quiet: bool,
@@ -75,10 +94,12 @@ def command(
     transfiner-refine evaluate --annotations instances_val2017.json \\
         --before detections.json --results refined.json
     """
+    if error_analysis and images is None:
+        raise click.UsageError("--error-analysis looks at the photos; give --images")
     import json
     import sys
 
-    from transfiner_refine.evaluation.evaluate import Settings, evaluate
+    from transfiner_refine.evaluation.evaluate import Analysis, Settings, evaluate
     from transfiner_refine.evaluation.tables import as_json, as_markdown, as_text
     from transfiner_refine.formats.output import atomic_file, check_output_file
 
@@ -86,12 +107,18 @@ def command(
     for output in (json_file, markdown_file):
         if output is not None:
             check_output_file(output, inputs, overwrite=True)
+    analysis = None
+    if error_analysis and images is not None:
+        from transfiner_refine.refiner import load_refiner  # here, because it imports torch
+
+        analysis = Analysis(images, load_refiner(weights, device=device), Path(weights).name)
     evaluation = evaluate(
         annotations,
         results,
         before=before,
         match=match,
         settings=Settings(boundary_ratio, min_area, min_coarse_iou),
+        analysis=analysis,
         progress=not quiet and sys.stderr.isatty(),
     )
     click.echo(as_text(evaluation, per_class=per_class))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.evaluation.average_precision import (
@@ -23,12 +26,18 @@ from transfiner_refine.evaluation.coco_files import (
     load_results,
 )
 from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU, MatchedScores, matched_scores
-from transfiner_refine.evaluation.matching import check_same_detections
+from transfiner_refine.evaluation.matching import Match, check_same_detections
 from transfiner_refine.evaluation.matching import match as match_detections
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
-from transfiner_refine.types import InputError
+from transfiner_refine.formats import read_image
+from transfiner_refine.formats.images import ImageFolder
+from transfiner_refine.types import InputError, MaskWindow
 
-__all__ = ["ClassRow", "Evaluation", "Settings", "evaluate"]
+if TYPE_CHECKING:
+    from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
+    from transfiner_refine.refiner import Refiner
+
+__all__ = ["Analysis", "ClassRow", "Evaluation", "Settings", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,21 @@ class Settings:
     min_area: int = MIN_AREA
     min_coarse_iou: float = MIN_COARSE_IOU
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the error analysis needs: it refines the coarse masks again, and looks at how.
+
+    Attributes:
+        images: folder of the photos, named as the annotation file has it.
+        refiner: the refiner to analyse.
+        weights: its name, for the output.
+    """
+
+    images: Path
+    refiner: Refiner
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ class Evaluation:
         matched: scores of the matched instances; where the results were scored alone, they stand as "before".
         pairs: annotation id and record in the results file of each row of ``matched``.
         classes: one row for each category that has instances, by name; empty where there is no AP.
+        errors: the error analysis of the counted instances; None where it was not asked for.
     """
 
     annotations: Path
@@ -91,6 +116,7 @@ class Evaluation:
     matched: MatchedScores
     pairs: tuple[tuple[int, int], ...]
     classes: tuple[ClassRow, ...]
+    errors: ErrorAnalysis | None = None
 
 
 def evaluate(
@@ -100,6 +126,7 @@ def evaluate(
     before: str | Path | None = None,
     match: str | Path | None = None,
     settings: Settings | None = None,
+    analysis: Analysis | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Mask AP, boundary AP and matched-instance scores of a results file.
@@ -111,10 +138,11 @@ def evaluate(
         match: which annotation each result belongs to (see ``load_match``); None takes the records'
             ``annotation_id`` if they have one, else the best IoU of the masks before, in image and category.
         settings: None for COCO's.
+        analysis: adds the error analysis; None for none.
         progress: show bars on stderr.
 
     Raises:
-        InputError: a file or a record that cannot be used, or faster-coco-eval is not installed.
+        InputError: a file, a record or a photo that cannot be used, or faster-coco-eval is not installed.
     """
     settings = settings or Settings()
     truth = load_annotations(annotations)
@@ -123,9 +151,7 @@ def evaluate(
     if before is not None:
         coarse = load_results(before, truth)
         check_same_detections(coarse, after, (before, results))
-    matches, matched_by = match_detections(
-        truth, coarse, results if before is None else before, match
-    )
+    matches, matched_by = match_detections(truth, coarse, results if before is None else before, match)
     ap_before = None if before is None else _precisions(truth, coarse, before, settings, progress)
     ap_after = _precisions(truth, after, results, settings, progress)
     bar = tqdm(matches, "matched instances", unit="mask", disable=not progress, leave=False)
@@ -139,6 +165,10 @@ def evaluate(
         min_coarse_iou=settings.min_coarse_iou,
         seed=settings.seed,
     )
+    errors = None
+    if analysis is not None:
+        counted = [pair for pair, row in zip(matches, matched.rows, strict=True) if row.counted]
+        errors = _analyse(truth, coarse, counted, analysis, settings, progress)
     crowds = sum(instance.is_crowd for instance in truth.instances)
     return Evaluation(
         annotations=Path(annotations),
@@ -156,6 +186,37 @@ def evaluate(
         matched=matched,
         pairs=tuple((truth.instances[i].id, after[j].record) for i, j in matches),
         classes=_class_rows(truth, ap_before, ap_after),
+        errors=errors,
+    )
+
+
+def _analyse(
+    truth: Annotations,
+    coarse: Sequence[Detection],
+    matches: Sequence[Match],
+    analysis: Analysis,
+    settings: Settings,
+    progress: bool,
+) -> ErrorAnalysis:
+    """The error analysis of matched instances, image by image."""
+    from transfiner_refine.evaluation.error_analysis import analyse_errors  # here, because it imports torch
+
+    folder = ImageFolder(analysis.images)
+
+    def cases() -> Iterator[tuple[NDArray[np.uint8], MaskWindow, MaskWindow]]:
+        by_image = sorted(matches, key=lambda pair: truth.instances[pair[0]].image_id)
+        current, pixels = None, None
+        for i, j in tqdm(by_image, "error analysis", unit="mask", disable=not progress, leave=False):
+            instance = truth.instances[i]
+            if pixels is None or instance.image_id != current:
+                current, image = instance.image_id, truth.images[instance.image_id]
+                name = image.file_name
+                path = folder.named(name) if name else folder.with_id(current)
+                pixels = read_image(path, {image.size}).pixels
+            yield pixels, decode(instance.mask), decode(coarse[j].mask)
+
+    return analyse_errors(
+        analysis.refiner, cases(), weights=analysis.weights, dilation_ratio=settings.boundary_ratio
     )
 
 

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from transfiner_refine.types import OutputError
 
-__all__ = ["atomic_file", "atomic_folder", "check_output_file", "check_output_folder"]
+__all__ = ["atomic_binary_file", "atomic_file", "atomic_folder", "check_output_file", "check_output_folder"]
 
 _ASK = "give another --output, or --overwrite"
 
@@ -58,6 +58,28 @@ def atomic_file(output: Path) -> Iterator[TextIO]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(output)
+    except OSError as error:
+        raise _refused(output, error) from error
+    finally:
+        with suppress(OSError):  # gone if all went well, and never there if the folder is none
+            draft.unlink()
+
+
+@contextmanager
+def atomic_binary_file(output: Path) -> Iterator[BinaryIO]:
+    """A binary file in the manner of ``atomic_file``.
+
+    Raises:
+        OutputError: the disk refused (full, read-only, no permission).
+    """
+    draft = _draft_name(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -52,7 +52,6 @@ def drop_remnants(
     return probability, refined
 
 
-
 def paste_into_roi(
     probability: NDArray[np.float32], refined: NDArray[np.bool_], coarse_mask: MaskWindow, roi: Roi
 ) -> NDArray[np.float32]:

@@ -1,0 +1,151 @@
+"""The report as files: pairing, scores, photos, outlines, overlays."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfiner_refine import load_refiner
+from transfiner_refine.report import build_report, load_scenes
+from transfiner_refine.types import InputError, OutputError
+
+
+def content(script: Path) -> Any:
+    """The JSON in a data script."""
+    match = re.fullmatch(r"report\.\w+\((.*)\);\n", script.read_text(), re.DOTALL)
+    assert match is not None
+    return json.loads(match[1])
+
+
+def test_instances_are_paired_and_scored_against_the_truth(job: Any) -> None:
+    found = load_scenes(**job.files)
+    assert [scene.name for scene in found.scenes] == [f"photo_{n}.png" for n in range(6)]
+    assert found.has_truth
+    gains = [scene.instances[0].gain for scene in found.scenes]
+    assert all(gain is not None for gain in gains)
+    assert np.argmax(gains) == 1  # photo 1 is exact after
+    plate, coin = found.scenes[1].instances
+    assert (plate.category, plate.size, coin.category, coin.size) == ("plate", "medium", "coin <b>", "small")
+    assert plate.scores is not None
+    assert plate.scores[1].iou == 1
+
+
+def test_without_truth_there_is_the_share_of_changed_pixels(job: Any) -> None:
+    files = {key: path for key, path in job.files.items() if key != "annotations"}
+    found = load_scenes(**files, image_info=job.files["annotations"])
+    assert not found.has_truth
+    assert found.scenes[5].instances[0].changed == 0  # off by 8 before and after
+    assert found.scenes[0].instances[0].gain is None
+    assert found.scenes[0].instances[0].changed > 0.2
+
+
+def test_the_folder_has_the_page_its_parts_and_a_script_for_each_image(job: Any, tmp_path: Path) -> None:
+    built = build_report(**job.files, output=tmp_path / "report")
+    assert (built.images, built.instances, built.faults) == (6, 12, ())
+    page = tmp_path / "report"
+    assert built.page == page / "index.html"
+    index = content(page / "data" / "index.js")
+    assert index["totals"]["scored"] == 12
+    assert index["categories"] == [["plate", 6], ["coin <b>", 6]]
+    for entry in index["images"]:
+        assert Image.open(page / "photos" / f"{entry['file']}.jpg").size == (220, 150)
+        assert (page / "thumbnails" / f"{entry['file']}.jpg").is_file()
+        outlines = content(page / "data" / f"{entry['file']}.js")
+        assert [set(one) for one in outlines["instances"]] == [{"before", "after", "truth"}] * 2
+
+
+def test_nothing_in_the_page_points_to_the_network(job: Any, tmp_path: Path) -> None:
+    build_report(**job.files, output=tmp_path / "report")
+    for file in (tmp_path / "report").rglob("*"):
+        if file.suffix in {".html", ".css", ".js"}:
+            text = file.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
+            assert not re.search(r"https?:|//[a-z]+\.|@import", text), file.name
+
+
+def test_photos_are_made_smaller_and_outlines_are_not(job: Any, tmp_path: Path) -> None:
+    build_report(**job.files, output=tmp_path / "report", photo_side=110)
+    entry = content(tmp_path / "report" / "data" / "index.js")["images"][0]
+    assert (entry["width"], entry["height"], entry["scale"]) == (220, 150, 0.5)
+    assert Image.open(tmp_path / "report" / "photos" / f"{entry['file']}.jpg").size == (110, 75)
+
+
+def test_the_quadtree_is_stored_where_a_refiner_is_given(job: Any, tmp_path: Path) -> None:
+    refiner = load_refiner(device="cpu")
+    build_report(**job.files, output=tmp_path / "report", refiner=refiner, limit=1)
+    index = content(tmp_path / "report" / "data" / "index.js")
+    assert index["quadtrees"]
+    tree = content(tmp_path / "report" / "data" / "00000.js")["instances"][0]["quadtree"]
+    assert [level["grid"] for level in tree["levels"]][:2] == [28, 56]
+    cells = np.cumsum(tree["levels"][0]["cells"])
+    assert (np.diff(cells) > 0).all()
+    assert cells[-1] < 28 * 28
+
+
+def test_overlays_are_pngs_of_the_photos_size(job: Any, tmp_path: Path) -> None:
+    built = build_report(**job.files, output=None, overlay=tmp_path / "overlays")
+    assert built.page is None
+    before, after = (
+        Image.open(tmp_path / "overlays" / f"photo_1_{name}.png") for name in ("before", "after")
+    )
+    assert before.size == after.size == (220, 150)
+    photo = np.asarray(Image.open(job.files["images"] / "photo_1.png"))
+    changed = (np.asarray(after) != photo).any(2)
+    mask = (job.truth[1, 0] + job.truth[1, 1]) > 0
+    assert changed[mask].mean() > 0.99
+    assert changed[~mask].mean() < 0.05  # the outline alone
+
+
+def test_a_folder_of_pngs_can_be_shown_and_scored_as_well(job: Any, tmp_path: Path) -> None:
+    for name, shift in (("before", 8), ("after", 1), ("truth", 0)):
+        (tmp_path / name).mkdir()
+        for (number, which), disc in job.truth.items():
+            mask = Image.fromarray(np.roll(disc, shift, 1) * np.uint8(255))
+            mask.save(tmp_path / name / f"photo_{number}_{which}.png")
+    built = build_report(
+        job.files["images"],
+        tmp_path / "before",
+        tmp_path / "after",
+        tmp_path / "report",
+        annotations=tmp_path / "truth",
+    )
+    assert built.instances == 12
+    assert content(tmp_path / "report" / "data" / "index.js")["totals"]["better"] == 1
+
+
+def test_an_unreadable_photo_is_named_and_the_others_are_shown(job: Any, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for photo in job.files["images"].iterdir():
+        (images / photo.name).write_bytes(b"no photo" if photo.stem == "photo_2" else photo.read_bytes())
+    built = build_report(**(job.files | {"images": images}), output=tmp_path / "report")
+    assert built.images == 5
+    assert [Path(fault.file or "").name for fault in built.faults] == ["photo_2.png"]
+
+
+@pytest.mark.parametrize("change", ["fewer", "other class"])
+def test_masks_of_another_run_are_refused(job: Any, tmp_path: Path, change: str) -> None:
+    records = json.loads(job.files["after"].read_text())
+    if change == "fewer":
+        records.pop()
+    else:
+        records[3]["category_id"] = 1
+    after = tmp_path / "after.json"
+    after.write_text(json.dumps(records))
+    with pytest.raises(InputError, match=r"after\.json"):
+        build_report(**(job.files | {"after": after}), output=tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_with_files_is_left_alone_unless_overwriting_is_asked_for(job: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        build_report(**job.files, output=tmp_path)
+    build_report(**job.files, output=tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "index.html").is_file()

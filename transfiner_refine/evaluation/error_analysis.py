@@ -1,0 +1,265 @@
+"""Where a refiner's gain is made and lost: does it look where the mask is wrong, and what does it make of it?
+
+After Ke et al. 2022, table 1: the share of a coarse mask's wrong pixels that lie inside the detected nodes, the share
+of the region the nodes cover, and the oracle, that is the mask with the truth inside the nodes. The oracle is the most
+the decoder could reach with this detector; what is between it and 100 is the detector's, the rest the decoder's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfiner_refine.evaluation.matched import SIZES
+from transfiner_refine.evaluation.overlap import (
+    BOUNDARY_RATIO,
+    Mask,
+    as_window,
+    boundary,
+    boundary_width,
+    common_window,
+    crop_iou,
+)
+from transfiner_refine.refiner import Refiner
+from transfiner_refine.trace import trace
+
+__all__ = [
+    "ErrorAnalysis",
+    "ErrorRow",
+    "ErrorSummary",
+    "Fit",
+    "LevelRow",
+    "LevelSummary",
+    "analyse_errors",
+    "instance_errors",
+]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a mask fits the truth: IoU and boundary IoU, in [0, 1]."""
+
+    iou: float
+    boundary_iou: float
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """One level of an instance's quadtree (first pass): nodes, pixels they cover, coarse-wrong pixels among these."""
+
+    grid: int
+    nodes: int
+    covered: int
+    wrong_inside: int
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """One instance; all counts are pixels of the image.
+
+    Attributes:
+        area: of the true mask.
+        region: of what the network looked at (the coarse mask's box with its margin; of all passes).
+        covered: inside the nodes, hence labelled anew; of all passes.
+        wrong: where the coarse mask differs from the truth.
+        wrong_inside: of these, inside the nodes.
+        fixed: wrong before, right after.
+        broken: right before, wrong after.
+        before, after, oracle: the coarse mask, the refined one, the coarse one with the truth inside the nodes.
+        levels: by level, coarse to fine.
+    """
+
+    area: int
+    region: int
+    covered: int
+    wrong: int
+    wrong_inside: int
+    fixed: int
+    broken: int
+    before: Fit
+    after: Fit
+    oracle: Fit
+    levels: tuple[LevelRow, ...]
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """One size class: shares of all its pixels together, means of the fits over its instances; nan where empty.
+
+    Attributes:
+        size: key of ``SIZES``.
+        count: instances.
+        wrong_inside: share of the coarse masks' wrong pixels that lie inside the nodes.
+        area: share of the regions' pixels that lie inside the nodes.
+        fixed: share of the wrong pixels that refining set right.
+        broken: pixels refining set wrong, as a share of the pixels that were wrong.
+        before, after, oracle: mean fits.
+    """
+
+    size: str
+    count: int
+    wrong_inside: float
+    area: float
+    fixed: float
+    broken: float
+    before: Fit
+    after: Fit
+    oracle: Fit
+
+
+@dataclass(frozen=True)
+class LevelSummary:
+    """One level over all instances: those that reach it, mean nodes of these, and shares as in ``ErrorSummary``.
+
+    The shares are of all instances' pixels, those that do not reach the level included.
+    """
+
+    grid: int
+    count: int
+    nodes: float
+    wrong_inside: float
+    area: float
+
+
+@dataclass(frozen=True)
+class ErrorAnalysis:
+    """The analysis of one set of weights.
+
+    Attributes:
+        weights: their name.
+        rows: one for each instance that was analysed.
+        sizes: by key of ``SIZES``.
+        levels: coarse to fine.
+    """
+
+    weights: str
+    rows: tuple[ErrorRow, ...]
+    sizes: dict[str, ErrorSummary]
+    levels: tuple[LevelSummary, ...]
+
+
+def analyse_errors(
+    refiner: Refiner,
+    cases: Iterable[tuple[NDArray[np.uint8], Mask, Mask]],
+    *,
+    weights: str = "",
+    dilation_ratio: float = BOUNDARY_RATIO,
+) -> ErrorAnalysis:
+    """Refines each coarse mask and compares where the network looked with where the mask was wrong.
+
+    Args:
+        refiner: the refiner to analyse.
+        cases: (image H×W×3 uint8 RGB, true mask, coarse mask) of each instance; read once. Empty coarse masks, which
+            are never refined, are left out.
+        weights: a name for the output.
+        dilation_ratio: width of the boundary band as a share of the image's diagonal.
+
+    Raises:
+        InputError: a mask does not fit its image.
+    """
+    rows = []
+    for image, truth, coarse in cases:
+        if as_window(coarse).area:
+            rows.append(instance_errors(refiner, image, truth, coarse, dilation_ratio=dilation_ratio))
+    sizes = {
+        size: _summary(size, [r for r in rows if low <= r.area < high]) for size, (low, high) in SIZES.items()
+    }
+    return ErrorAnalysis(weights, tuple(rows), sizes, _levels(rows))
+
+
+def instance_errors(
+    refiner: Refiner,
+    image: NDArray[np.uint8],
+    truth: Mask,
+    coarse: Mask,
+    *,
+    dilation_ratio: float = BOUNDARY_RATIO,
+) -> ErrorRow:
+    """The analysis of one instance.
+
+    Args:
+        refiner: the refiner to analyse.
+        image: H×W×3 uint8 RGB.
+        truth: true mask.
+        coarse: coarse mask, not empty; soft values are used as they are.
+        dilation_ratio: width of the boundary band as a share of the image's diagonal.
+
+    Raises:
+        InputError: the coarse mask is empty or does not fit the image.
+    """
+    found = trace(refiner, image, coarse)
+    step = found.passes[0]
+    covered = [found.covered, *(step.covered(level) for level in range(len(step.levels)))]
+    windows = [as_window(mask) for mask in (truth, coarse, found.result, *covered)]
+    crops = common_window(*windows)
+    real, before, after, inside = (crop.astype(bool) for crop in crops[:4])
+    wrong = before != real
+    width = boundary_width(windows[0].image_size, dilation_ratio)
+
+    def fit(mask: NDArray[np.bool_]) -> Fit:
+        pair = real.astype(np.uint8), mask.astype(np.uint8)
+        return Fit(crop_iou(*pair), crop_iou(*(boundary(crop, width) for crop in pair)))
+
+    return ErrorRow(
+        area=windows[0].area,
+        region=found.region.area,
+        covered=int(inside.sum()),
+        wrong=int(wrong.sum()),
+        wrong_inside=int((wrong & inside).sum()),
+        fixed=int((wrong & (after == real)).sum()),
+        broken=int((~wrong & (after != real)).sum()),
+        before=fit(before),
+        after=fit(after),
+        oracle=fit(np.where(inside, real, before)),
+        levels=tuple(
+            LevelRow(level.grid, len(level), int(crop.sum()), int((wrong & (crop > 0)).sum()))
+            for level, crop in zip(step.levels, crops[4:], strict=True)
+        ),
+    )
+
+
+def _summary(size: str, rows: Sequence[ErrorRow]) -> ErrorSummary:
+    wrong = sum(row.wrong for row in rows)
+    return ErrorSummary(
+        size=size,
+        count=len(rows),
+        wrong_inside=_share(sum(row.wrong_inside for row in rows), wrong),
+        area=_share(sum(row.covered for row in rows), sum(row.region for row in rows)),
+        fixed=_share(sum(row.fixed for row in rows), wrong),
+        broken=_share(sum(row.broken for row in rows), wrong),
+        before=_mean([row.before for row in rows]),
+        after=_mean([row.after for row in rows]),
+        oracle=_mean([row.oracle for row in rows]),
+    )
+
+
+def _levels(rows: Sequence[ErrorRow]) -> tuple[LevelSummary, ...]:
+    """The levels that any instance reaches."""
+    wrong, region = sum(row.wrong for row in rows), sum(row.region for row in rows)
+    summaries = []
+    for grid in sorted({level.grid for row in rows for level in row.levels}):
+        levels = [level for row in rows for level in row.levels if level.grid == grid]
+        summaries.append(
+            LevelSummary(
+                grid=grid,
+                count=len(levels),
+                nodes=sum(level.nodes for level in levels) / len(levels),
+                wrong_inside=_share(sum(level.wrong_inside for level in levels), wrong),
+                area=_share(sum(level.covered for level in levels), region),
+            )
+        )
+    return tuple(summaries)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def _mean(fits: Sequence[Fit]) -> Fit:
+    if not fits:
+        return Fit(math.nan, math.nan)
+    return Fit(float(np.mean([fit.iou for fit in fits])), float(np.mean([fit.boundary_iou for fit in fits])))
