@@ -20,7 +20,7 @@ coordinate = st.floats(-4, 24, allow_nan=False, width=32)
     width=st.floats(0.5, 20, width=32),
     height=st.floats(0.5, 20, width=32),
     grid=st.sampled_from([7, 14, 28, 56]),
-    ratio=st.sampled_from([1, 2, 3]),
+    ratio=st.sampled_from([0, 1, 2, 3]),
     seed=st.integers(0, 1000),
 )
 def test_roi_align_at_a_node_equals_torchvision_at_that_cell(

@@ -1,0 +1,38 @@
+"""``transfiner-refine weights``: which weights there are, and what a checkpoint is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("weights", short_help="List the built-in weights, or describe a checkpoint.")
+@click.argument("files", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
+@click.pass_context
+def command(ctx: click.Context, files: tuple[Path, ...]) -> None:
+    """List the built-in weights, or describe checkpoint files.
+
+    Of a file (of this package, or of the official Mask Transfiner): variant,
+    parameters, classes, checksum, tensors that refining does not read, and tensors
+    that are missing. A built-in name may stand for its file. Exit code 1 if a file
+    cannot be used.
+
+    \b
+    transfiner-refine weights
+    transfiner-refine weights transfiner_r101_3x.pth
+    """
+    from transfiner_refine.model.describe import describe
+    from transfiner_refine.model.weights import built_in_weights, find_weights
+
+    described = [describe(find_weights(file)) for file in files]
+    if not files:
+        known = built_in_weights()
+        click.echo("Built-in weights:" if known else "No built-in weights: the installation is incomplete.")
+        described = [describe(path) for path in known.values()]
+    for description in described:
+        click.echo("\n".join(description.lines()))
+    if not all(description.usable for description in described):
+        ctx.exit(1)
