@@ -33,7 +33,7 @@ from transfiner_refine.formats.images import read_image
 from transfiner_refine.model.backbone import load_imagenet
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
-from transfiner_refine.model.network import MaskTransfiner, TreeOutput
+from transfiner_refine.model.network import _CONTEXT_GRID, MaskTransfiner, TreeOutput
 from transfiner_refine.model.propagate import halvings
 from transfiner_refine.model.pyramid import FeatureMap, roi_align_at_nodes
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, children_of
@@ -50,10 +50,9 @@ from transfiner_refine.types import MaskWindow
 LONG_SIDE = 640  # of the resized image, pixels
 _MULTIPLE = 32  # images are padded to multiples of the coarsest stride
 _GREY = 127  # zero after the backbone's normalisation
-_CONTEXT_GRID = 7  # as in ``network.py``
 _BASE_SAMPLING = 2  # sampling points a side in each 28-level cell, as in Mask R-CNN
 _MOST_ROIS = 8  # of one image in a training step
-_ENOUGH_ROIS = 7  # images of a step are drawn until it has this many, which makes it about eight on average
+_ENOUGH_ROIS = 7  # images of a step are drawn until it has this many: eight to nine on average
 _PROBE_STEPS = 20  # after these the speed is known well enough to set the number of steps
 
 Photo: TypeAlias = "NDArray[np.uint8]"  # [H, W, 3] RGB
@@ -83,9 +82,8 @@ class RoiTable(FeatureMap):
         offset = torch.arange(-1, 2, device=y.device)
         ys = (y[:, None] + offset)[:, :, None].expand(-1, 3, 3)  # [n, 3, 3]
         xs = (x[:, None] + offset)[:, None, :].expand(-1, 3, 3)  # [n, 3, 3]
-        return self.at(batch.repeat_interleave(9), ys.flatten(), xs.flatten()).reshape(
-            len(y), 9 * self.rows.shape[1]
-        )
+        features = self.at(batch.repeat_interleave(9), ys.flatten(), xs.flatten())  # [9 · n, C]
+        return features.reshape(len(y), 9 * features.shape[1])
 
 
 class WholeImageTransfiner(MaskTransfiner):
@@ -172,8 +170,7 @@ def scaled_box(roi: Roi, scale: tuple[float, float]) -> list[float]:
 
 def flipped(mask: MaskWindow) -> MaskWindow:
     """The mask in the mirrored image."""
-    x = mask.image_size[1] - mask.x - mask.values.shape[1]
-    return replace(mask, values=mask.values[:, ::-1], x=x)
+    return replace(mask, values=mask.values[:, ::-1], x=mask.image_size[1] - mask.x - mask.values.shape[1])
 
 
 class SceneSamples(RefinementSamples):
@@ -242,7 +239,7 @@ class WholeImageRefiner(Refiner):
 
     @torch.inference_mode()
     def see(self, image: Photo) -> None:
-        """The backbone pass; to be called before the image's masks are refined."""
+        """The backbone pass, before the image's masks are refined."""
         small, self._scale = resized(image)
         self.network.see(stacked([small]).float())
 
@@ -331,9 +328,8 @@ def score(refiner: Refiner, folder: Path, kind: str) -> tuple[NDArray[np.float64
     matches = json.loads((folder / f"coarse_{kind}_match.json").read_text())
     pairs = defaultdict(list)
     for record, match in zip(records, matches, strict=True):
-        pairs[record["image_id"]].append(
-            (decode(record["segmentation"]), decode(truths[match["annotation_id"]]))
-        )
+        masks = record["segmentation"], truths[match["annotation_id"]]
+        pairs[record["image_id"]].append((decode(masks[0]), decode(masks[1])))
     scores, seconds = [], 0.0
     for entry in content["images"]:
         found = pairs[entry["id"]]

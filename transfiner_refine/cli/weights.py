@@ -27,12 +27,12 @@ def command(ctx: click.Context, files: tuple[Path, ...]) -> None:
     from transfiner_refine.model.describe import describe
     from transfiner_refine.model.weights import built_in_weights, find_weights
 
-    described = [describe(find_weights(file)) for file in files]
-    if not files:
-        known = built_in_weights()
-        click.echo("Built-in weights:" if known else "No built-in weights: the installation is incomplete.")
-        described = [describe(path) for path in known.values()]
-    for description in described:
-        click.echo("\n".join(description.lines()))
-    if not all(description.usable for description in described):
+    known = built_in_weights()
+    asked = {str(file): find_weights(file) for file in files} if files else known
+    if not asked:
+        click.echo("no built-in weights: the installation is incomplete")
+    described = {name: describe(path) for name, path in asked.items()}
+    for name, description in described.items():
+        click.echo("\n".join((f"{name} ({description.path})" if name in known else name, *description.lines())))
+    if not all(description.usable for description in described.values()):
         ctx.exit(1)

@@ -51,12 +51,11 @@ class Description:
         return not (self.missing or self.unknown or self.misshapen)
 
     def lines(self) -> list[str]:
-        """The facts for a terminal."""
+        """The facts for a terminal, one a line, without the name."""
         size = self.path.stat().st_size / 1e6
         classes = "class-agnostic" if self.classes is None else f"{self.classes} classes"
         unused = ", ".join(f"{part} {count}" for part, count in self.unused.items()) or "none"
         lines = [
-            str(self.path),
             f"  variant     {self.variant}, {classes}",
             f"  parameters  {self.parameters / 1e6:.2f} million",
             f"  file        {self.format}, {self.tensors} tensors, {size:.1f} MB",

@@ -195,6 +195,7 @@ def convert_official(source: Path, target: Path) -> Fit:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
     save_file(tensors, temporary, {"kind": KIND, "variant": found.architecture.name})
+    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     temporary.replace(target)
     return found
 
