@@ -33,6 +33,8 @@ def command(ctx: click.Context, files: tuple[Path, ...]) -> None:
         click.echo("no built-in weights: the installation is incomplete")
     described = {name: describe(path) for name, path in asked.items()}
     for name, description in described.items():
-        click.echo("\n".join((f"{name} ({description.path})" if name in known else name, *description.lines())))
+        click.echo(
+            "\n".join((f"{name} ({description.path})" if name in known else name, *description.lines()))
+        )
     if not all(description.usable for description in described.values()):
         ctx.exit(1)

@@ -7,6 +7,7 @@ level, kept where that level's detector fires.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -70,16 +71,14 @@ def children_of(level: QuadtreeLevel) -> QuadtreeLevel:
     )
 
 
-class NodeSelector:
+class NodeSelector(Protocol):
     """Decides which cells become nodes; inference thresholds, training samples."""
 
     def roots(self, probability: Tensor) -> QuadtreeLevel:
         """The roots, from the detector's [B, grid, grid] probabilities."""
-        raise NotImplementedError
 
     def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
         """Ascending indices of the candidates that become nodes, from the detector's [n] probabilities."""
-        raise NotImplementedError
 
 
 class ThresholdSelector(NodeSelector):
