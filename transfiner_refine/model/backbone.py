@@ -54,7 +54,7 @@ class _SameConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.extra is None else F.pad(x, self.extra)
         if self.groups > 1 and self.training and x.device.type == "cpu":
-            # the backward pass of a depthwise convolution is up to eighty times slower in bf16 than in fp32 there
+            # the backward pass of a depthwise convolution is many times slower in bf16 than in fp32 there
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float())
         return super().forward(x)
