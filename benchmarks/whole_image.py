@@ -96,7 +96,7 @@ class WholeImageTransfiner(MaskTransfiner):
         """The backbone pass: images [I, 3, H, W] in [0, 255], sides multiples of 32."""
         images = images.contiguous(memory_format=torch.channels_last)
         maps = self.backbone(images, torch.full_like(images[:, :1], 0.5))  # the stem centres 0.5 to zero
-        self.half, self.quarter, self.eighth = maps[0], maps[1], self.top_down(maps[2:])
+        self.stride2, self.stride4, self.stride8 = maps[0], maps[1], self.top_down(maps[2:])
 
     def place(self, owner: Tensor, boxes: Tensor) -> None:
         """owner [K] int64, the image of each RoI; boxes [K, 4] XYXY in pixels of the images."""
@@ -105,10 +105,10 @@ class WholeImageTransfiner(MaskTransfiner):
     def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector, depth: int) -> TreeOutput:
         pixels, masks = halvings(image, self.config.crop_side), halvings(coarse, _CONTEXT_GRID)
         rois = torch.cat((self.owner[:, None].to(self.boxes.dtype), self.boxes / 8), 1)
-        base = roi_align(self.eighth.float(), rois, ATTENTION_GRIDS[0], 1.0, _BASE_SAMPLING, aligned=True)
+        base = roi_align(self.stride8.float(), rois, ATTENTION_GRIDS[0], 1.0, _BASE_SAMPLING, aligned=True)
         roots = self.detector.roots(base, masks[base.shape[-1]])
         base = torch.cat((base, roots.hidden), 1)
-        tables = [FeatureMap.of(base), self._table(self.quarter, 4, 56), self._table(self.half, 2, 112)]
+        tables = [FeatureMap.of(base), self._table(self.stride4, 4, 56), self._table(self.stride2, 2, 112)]
 
         # from here on as the network on crops
         levels = [selector.roots(roots.root_probability().detach())]

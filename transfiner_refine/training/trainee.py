@@ -18,10 +18,8 @@ from transfiner_refine.training.objective import SamplingSelector, make_targets,
 
 __all__ = ["RefinerTrainee", "split_decay"]
 
-#: Nodes drawn per instance on each level, on average; three levels share a sequence of 512 nodes.
+#: Nodes drawn per instance on each level; three levels share a sequence of 512 nodes.
 QUOTA = (128, 160, 224, 192, 192)
-#: A batch draws these times as many: at inference trees are of every size, and attention must have seen them.
-QUOTA_RANGE = (0.5, 2.5)
 
 
 class RefinerTrainee:
@@ -53,10 +51,7 @@ class RefinerTrainee:
         if float(torch.rand(())) < self.own_share:
             coarse = self._own_masks(image, coarse, depths)
         targets = make_targets(coarse, truth, config.max_depth)
-        low, high = QUOTA_RANGE
-        scale = low * (high / low) ** float(torch.rand(()))
-        quota = tuple(round(scale * nodes) for nodes in QUOTA)
-        output = self.network(image, coarse, SamplingSelector(targets, quota), int(depths.max()))
+        output = self.network(image, coarse, SamplingSelector(targets, QUOTA), int(depths.max()))
         return refinement_loss(output, targets, depths)
 
     @torch.no_grad()
