@@ -132,6 +132,8 @@ class Instance:
         category_id: class id as the source has it, None where the format has no classes.
         score: detector's confidence, None where the format has none.
         is_crowd: the mask covers a group (COCO ``iscrowd``); such regions are never refined.
+        instance_id: the id the source itself gives the instance (annotation id, value in an id map), None where
+            the format has none.
     """
 
     index: int
@@ -140,6 +142,7 @@ class Instance:
     category_id: int | None = None
     score: float | None = None
     is_crowd: bool = False
+    instance_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,18 @@ class ImageRecord:
     """One image and its instances, in the order of the source.
 
     Attributes:
-        path: the image file.
+        path: the image file; None where the source was opened without photos.
         name: how the source names the image (file name or image id), for messages.
         instances: the instances; may be empty.
         size: (height, width) the source states for the image, None where it states none.
+        image_id: the id the source gives the image, None where the format has none.
+        file_name: the photo's path inside the folder of photos, with "/", as far as the source or the folder
+            tells; None where only an id is known.
     """
 
-    path: Path
+    path: Path | None
     name: str
     instances: tuple[Instance, ...] = field(default=())
     size: tuple[int, int] | None = None
+    image_id: int | str | None = None
+    file_name: str | None = None
