@@ -48,7 +48,17 @@ class MaskRefineError(Exception):
         self.file = None if file is None else str(file)
         where = ": ".join(part for part in (self.file, record) if part)
         text = f"{where}: {reason}" if where else reason
-        super().__init__(" ".join(f"{text}; {remedy}".split()) if remedy else " ".join(text.split()))
+        super().__init__(_one_line(f"{text}; {remedy}" if remedy else text))
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks, and without what a file could make a terminal do or stumble over."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line
+    )
 
 
 class InputError(MaskRefineError):
@@ -134,6 +144,8 @@ class Instance:
         is_crowd: the mask covers a group (COCO ``iscrowd``); such regions are never refined.
         instance_id: the id the source itself gives the instance (annotation id, value in an id map), None where
             the format has none.
+        is_stuff: the mask is of an uncountable class such as sky (COCO panoptic ``isthing`` 0); such regions are
+            never refined either.
     """
 
     index: int
@@ -143,6 +155,7 @@ class Instance:
     score: float | None = None
     is_crowd: bool = False
     instance_id: int | None = None
+    is_stuff: bool = False
 
 
 @dataclass(frozen=True)

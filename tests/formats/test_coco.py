@@ -97,9 +97,7 @@ def test_what_was_not_refined_is_written_exactly_as_it_was(tmp_path: Path) -> No
     ]
     source = opened(tmp_path, records)
     source.write(tmp_path / "out.json", {})
-    assert (tmp_path / "out.json").read_text().count("\n") == len(records)
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert json.dumps(written) == json.dumps(records)
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "masks.json").read_bytes()
 
 
 def test_a_refined_record_keeps_its_keys_in_order_and_gets_mask_box_and_area(tmp_path: Path) -> None:

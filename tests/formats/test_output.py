@@ -12,6 +12,7 @@ from transfiner_refine.formats.output import (
     atomic_folder,
     check_output_file,
     check_output_folder,
+    remove_drafts,
 )
 from transfiner_refine.types import OutputError
 
@@ -98,3 +99,27 @@ def test_a_read_only_place_is_known_before_the_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(OutputError, match="is not writable"):
         check_output_file(tmp_path / "out.json", [], overwrite=False)
+
+
+def test_drafts_of_processes_that_are_gone_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    gone = 999_999_999
+    (tmp_path / f".out.json.{gone}.part").write_text("half")
+    (tmp_path / f".out.json.{gone + 1}.part").mkdir()
+    (tmp_path / f".out.json.{gone + 1}.part" / "a.png").write_text("half")
+    kept = [
+        f".other.json.{gone}.part",
+        ".out.json.1.part",  # of a process that lives
+        ".out.json.mine.part",
+        "out.json",
+    ]
+    for name in kept:
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path / "out.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_drafts_are_found_whatever_letters_the_name_has(tmp_path: Path) -> None:
+    (tmp_path / ".[a]*?.json.999999999.part").touch()
+    (tmp_path / ".a.json.999999999.part").touch()
+    remove_drafts(tmp_path / "[a]*?.json")
+    assert [path.name for path in tmp_path.iterdir()] == [".a.json.999999999.part"]

@@ -17,6 +17,7 @@ _COMMANDS = {
     "evaluate": ("transfiner_refine.cli.evaluate", "Score masks against the truth, before and after."),
     "report": ("transfiner_refine.cli.report", "Make a page that shows masks before and after."),
     "explain": ("transfiner_refine.cli.explain", "Draw how the method works on one mask."),
+    "convert-masks": ("transfiner_refine.cli.convert_masks", "Write masks in another format."),
     "convert": ("transfiner_refine.cli.convert", "Turn an official checkpoint into a safetensors file."),
     "weights": ("transfiner_refine.cli.weights", "List the built-in weights, or describe a checkpoint."),
     "train": ("transfiner_refine.cli.train", "Train weights on COCO-format data."),
@@ -59,8 +60,8 @@ class _Commands(click.Group):
             if isinstance(error, MaskRefineError):
                 raise _OneLineError(str(error)) from error
             raise
-        except KeyboardInterrupt:
-            click.echo("transfiner-refine: interrupted", err=True)
+        except KeyboardInterrupt as stop:  # its text, where there is one, says how to go on
+            click.echo(f"transfiner-refine: {str(stop) or 'interrupted'}", err=True)
             ctx.exit(_INTERRUPTED)
 
 

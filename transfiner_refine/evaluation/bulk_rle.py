@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.formats.rle import MAX_PIXELS
 from transfiner_refine.types import InputError
 
 __all__ = ["Rle", "areas"]
@@ -53,7 +54,8 @@ def _run_lengths(masks: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.in
     Raises:
         InputError: a mask whose runs are damaged or do not fill its image; ``record`` is its index.
     """
-    strings = [mask["counts"].encode() for mask in masks]
+    # lone surrogates, which JSON can spell, become foreign bytes like all else beyond ASCII
+    strings = [mask["counts"].encode("utf-8", "surrogatepass") for mask in masks]
     sizes = np.fromiter((len(string) for string in strings), np.int64, len(strings))
     groups = np.frombuffer(b"".join(strings), np.uint8).astype(np.int64) - 48  # [characters]
     last = (groups & 32) == 0  # the character ends its number
@@ -72,9 +74,17 @@ def _run_lengths(masks: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.in
     starts = np.concatenate([[0], np.searchsorted(number_ends, char_ends)])
     lengths = _undo_differences(values, starts)
     totals = np.add.reduceat(lengths, starts[:-1])
+    sizes_fit = np.array([_is_image_size(*mask["size"]) for mask in masks], bool)
+    _refuse(~sizes_fit, "size is not that of an image")
     pixels = np.array([mask["size"][0] * mask["size"][1] for mask in masks], np.int64)
-    _refuse((totals != pixels) | _any_in(lengths < 0, starts[1:]), "run lengths do not add up to the image")
+    # run by run, too: a sum of runs too long could come round to the right number in 64 bits
+    impossible = (lengths < 0) | (lengths > np.repeat(pixels, np.diff(starts)))
+    _refuse((totals != pixels) | _any_in(impossible, starts[1:]), "run lengths do not add up to the image")
     return lengths, starts
+
+
+def _is_image_size(height: int, width: int) -> bool:
+    return height > 0 and width > 0 and height * width <= MAX_PIXELS
 
 
 def _undo_differences(values: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:

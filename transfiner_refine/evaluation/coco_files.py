@@ -28,6 +28,8 @@ __all__ = [
     "load_results",
 ]
 
+_LONGEST_LABEL = 80  # characters; an id can be anything that JSON can hold
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -213,7 +215,10 @@ def _true_instances(
     """The annotations, with their masks compressed and checked."""
     masks, labels = [], []
     for index, entry in enumerate(records):
-        labels.append(f"annotation id {entry.get('id', f'missing (entry {index})')}")
+        known = isinstance(entry, dict) and "id" in entry
+        labels.append(
+            f"annotation id {entry['id'] if known else f'missing (entry {index})'}"[:_LONGEST_LABEL]
+        )
         with _record(path, labels[-1]):
             if int(entry["image_id"]) not in images:
                 raise InputError(f"image id {entry['image_id']} is not among the images")
@@ -221,15 +226,18 @@ def _true_instances(
                 raise InputError(f"category id {entry['category_id']} is not among the categories")
             int(entry["id"])
             masks.append(_compressed(entry["segmentation"], images[int(entry["image_id"])].size))
-    for entry, mask, pixels in zip(records, masks, _checked_areas(path, masks, labels), strict=True):
-        yield TrueInstance(
-            int(entry["id"]),
-            int(entry["image_id"]),
-            int(entry["category_id"]),
-            mask,
-            float(entry.get("area", pixels)),
-            bool(entry.get("iscrowd", 0)),
-        )
+    checked = zip(records, masks, _checked_areas(path, masks, labels), labels, strict=True)
+    for entry, mask, pixels, label in checked:
+        with _record(path, label):
+            instance = TrueInstance(
+                int(entry["id"]),
+                int(entry["image_id"]),
+                int(entry["category_id"]),
+                mask,
+                float(entry.get("area", pixels)),
+                bool(entry.get("iscrowd", 0)),
+            )
+        yield instance
 
 
 def _compressed(segmentation: Any, image_size: tuple[int, int]) -> Rle:
@@ -239,8 +247,10 @@ def _compressed(segmentation: Any, image_size: tuple[int, int]) -> Rle:
     else:
         mask = mask_from_segmentation(segmentation, lambda: image_size)
         compressed = {"size": list(mask.size), "counts": mask.counts}
-    if compressed.get("size") != list(image_size):
-        stated, expected = compressed.get("size"), list(image_size)
+    stated, expected = compressed.get("size"), list(image_size)
+    if stated != expected or any(
+        type(side) is not int for side in stated
+    ):  # 12.0 and True equal numbers, too
         raise InputError(f"mask of size {stated} in an image of {expected} (height, width)")
     return compressed
 
@@ -269,7 +279,7 @@ def _read_json(path: Path) -> Any:
             return json.load(stream)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, a number of thousands of digits
         raise InputError(f"not valid JSON ({error})", file=path, remedy="is it complete?") from error
 
 
@@ -287,5 +297,5 @@ class _record:  # noqa: N801 — reads as a statement: with _record(path, "recor
             raise InputError(error.reason, file=self.path, record=self.label, remedy=error.remedy) from error
         if isinstance(error, KeyError):
             raise InputError(f"no {error.args[0]}", file=self.path, record=self.label) from error
-        if isinstance(error, TypeError | ValueError | AttributeError):
+        if isinstance(error, TypeError | ValueError | AttributeError | OverflowError):
             raise InputError(f"not a valid record ({error})", file=self.path, record=self.label) from error

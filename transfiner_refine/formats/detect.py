@@ -1,35 +1,94 @@
-"""Opening masks without being told their format."""
+"""The formats, and opening masks without being told which of them it is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from transfiner_refine.formats.coco import CocoSource
-from transfiner_refine.formats.png import PngFolderSource
+from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
+from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
+from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.davis import DAVIS
+from transfiner_refine.formats.labelme import LABELME
+from transfiner_refine.formats.panoptic import COCO_PANOPTIC
+from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.png_pixels import PngKind
+from transfiner_refine.formats.registry import Format, OpenOptions
 from transfiner_refine.formats.source import Source
+from transfiner_refine.formats.voc import VOC
+from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.types import InputError
 
-__all__ = ["open_source"]
+__all__ = ["FORMATS", "format_named", "open_source", "recognise"]
 
-_JSON_STARTS = (b"[", b"{")
+
+# in the order in which they are tried: what looks for more comes before what takes nearly anything
+FORMATS: tuple[Format, ...] = (
+    COCO_RESULTS,
+    COCO_LINES,
+    COCO_PANOPTIC,
+    COCO_ANNOTATIONS,
+    CITYSCAPES_RESULTS,
+    CITYSCAPES_IDS,
+    YOLO_SEG,
+    LABELME,
+    VOC,
+    DAVIS,
+    ID_MAPS,
+    PNG_FOLDER,
+)
+
+
+def format_named(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for entry in FORMATS:
+        if entry.name == name:
+            return entry
+    names = ", ".join(entry.name for entry in FORMATS)
+    raise InputError(f"there is no format {name!r}", remedy=f"give one of {names}")
+
+
+def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  the option's name
+    """The format of a file or folder, told by what is in it and not by its name.
+
+    Args:
+        path: the masks.
+        format: a format's name, which is then not questioned; "auto" looks.
+
+    Raises:
+        InputError: nothing there, an unknown format, or no format of that name.
+    """
+    path = Path(path)
+    if format != "auto":
+        return format_named(format)
+    for entry in FORMATS:
+        if path.is_dir() == entry.is_folder and entry.recognise(path):
+            return entry
+    raise _unknown(path)
 
 
 def open_source(
     masks: str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     *,
+    format: str = "auto",  # noqa: A002  the option's name
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
+    class_names: str | Path | None = None,
 ) -> Source:
-    """Opens masks of any known format, which is told by what is in the file or folder and not by its name.
+    """Opens masks of any known format.
 
     Args:
-        masks: COCO results or annotations (JSON), or a folder of mask PNGs.
-        images: the folder of the photos.
+        masks: a file or a folder.
+        images: the folder of the photos; None where only the masks matter, as in converting.
+        format: a format's name, "auto" to tell it by what is in the file or folder.
         image_info: for COCO results: an annotation file that says which image id is which photo.
-        png_kind: for PNG folders: what the files are, where their pixels should not decide.
+        png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
+        class_names: a text file with one class name a line, for formats that number their classes.
 
     Returns:
         The source, to iterate for its images and to write the refined masks with.
@@ -38,19 +97,25 @@ def open_source(
         InputError: nothing there, an unknown format, or an input that cannot be used at all. Single bad
             records do not raise; they come out of the iteration as ``RecordFault``.
     """
-    masks, images = Path(masks), Path(images)
-    if masks.is_dir():
-        if image_info is not None:
-            raise InputError(
-                "PNG masks find their photos by name", file=masks, remedy="leave --image-info out"
-            )
-        return PngFolderSource(masks, images, png_kind=png_kind)
+    options = OpenOptions(
+        None if images is None else Path(images),
+        None if image_info is None else Path(image_info),
+        png_kind,
+        None if class_names is None else Path(class_names),
+    )
+    return recognise(masks, format).open(Path(masks), options)
+
+
+def _unknown(path: Path) -> InputError:
+    """Why no format fits."""
+    if path.is_dir():
+        return InputError(
+            "holds no masks of a known format", file=path, remedy="give --from if you know what it is"
+        )
     try:
-        with masks.open("rb") as file:
-            start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        with path.open("rb") as file:
+            is_empty = not file.read(1024).removeprefix(b"\xef\xbb\xbf").strip()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=masks, remedy="check --masks") from error
-    if start in _JSON_STARTS:
-        return CocoSource(masks, images, image_info=None if image_info is None else Path(image_info))
-    what = "is empty" if not start else "is in no known format"
-    raise InputError(what, file=masks, remedy="give COCO JSON or a folder of PNG masks")
+        return InputError(f"cannot be read ({error.strerror})", file=path, remedy="check --masks")
+    what = "is empty" if is_empty else "is in no known format"
+    return InputError(what, file=path, remedy="give --from if you know what it is")

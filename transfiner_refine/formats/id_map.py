@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["IdMap", "IdMask", "Painted", "ids_in", "paint"]
+__all__ = ["IdMap", "IdMask", "Laid", "Painted", "choose_ids", "ids_in", "lay", "paint"]
 
 
 def ids_in(values: NDArray[Any]) -> tuple[int, ...]:
@@ -26,10 +26,14 @@ class IdMap:
     """The pixels of one id map, read when the first of its masks is decoded and shared by all of them."""
 
     def __init__(self, read: Callable[[], NDArray[Any]]) -> None:
-        """Args: ``read`` gives the [H, W] ids; it may raise InputError."""
+        """Args: ``read`` gives the [H, W] ids; it may raise InputError, and must be picklable if the map is to be."""
         self._read, self._lock = read, Lock()
         self._values: NDArray[Any] | None = None
         self._boxes: dict[int, tuple[int, int, int, int]] = {}
+
+    def __reduce__(self) -> tuple[type[IdMap], tuple[Callable[[], NDArray[Any]]]]:
+        """Another process reads the pixels itself."""
+        return IdMap, (self._read,)
 
     def window(self, instance_id: int) -> MaskWindow:
         """The mask of one id inside its box; 0×0 where the id does not occur.
@@ -115,6 +119,50 @@ def paint(coarse: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Paint
         for instance_id in lost:
             del windows[instance_id]
         covered += lost
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Masks put into a fresh id map.
+
+    Attributes:
+        values: [H, W] ids.
+        overlap_pixels: pixels that two or more masks claimed.
+        covered: positions of the masks that have no pixel left, or never had one.
+    """
+
+    values: NDArray[Any]
+    overlap_pixels: int
+    covered: tuple[int, ...]
+
+
+def lay(background: NDArray[Any], masks: Sequence[tuple[int, MaskWindow]]) -> Laid:
+    """Lays masks that may overlap into a map of one id a pixel; the earlier wins.
+
+    Args:
+        background: [H, W] what lies where no mask is; not changed.
+        masks: (id, bool mask), the most important first; no id twice.
+    """
+    values, claims = background.copy(), np.zeros(background.shape, np.uint16)
+    for instance_id, window in reversed(masks):
+        values[_part(window)][window.values] = instance_id
+        claims[_part(window)] += window.values
+    alive = np.zeros(1 << (8 * values.dtype.itemsize), bool)
+    alive[values[claims > 0]] = True
+    covered = tuple(position for position, (instance_id, _) in enumerate(masks) if not alive[instance_id])
+    return Laid(values, int(np.count_nonzero(claims > 1)), covered)
+
+
+def choose_ids(wanted: Sequence[int | None], largest: int) -> list[int]:
+    """Ids for the instances of one map: their own where each has one that fits, else 1, 2, 3 ...
+
+    An id that a source gave means something (one object through all frames of a video), so it is kept if it
+    can be.
+    """
+    own = [value for value in wanted if value is not None and 0 < value <= largest]
+    if len(own) == len(wanted) == len(set(own)):
+        return own
+    return list(range(1, len(wanted) + 1))
 
 
 def _part(window: MaskWindow) -> tuple[slice, slice]:

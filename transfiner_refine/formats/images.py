@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
+from transfiner_refine.formats.png_chunks import read_chunks
 from transfiner_refine.types import InputError
 
-__all__ = ["DecodedImage", "ImageFolder", "opened", "read_image", "upright_size"]
+__all__ = ["MAX_IMAGE_PIXELS", "DecodedImage", "ImageFolder", "opened", "read_image", "upright_size"]
 
 # in the order in which they are preferred where one stem has several (a photo is rather a JPEG than a PNG)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 _ORIENTATION = 0x0112  # EXIF tag
+_STRIP_PIXELS = 1 << 23  # pixels converted at a time; ordinary photos are one strip
+_LONGEST_NAME = 100  # characters of a name that a message quotes
 # how stored pixels become upright ones, by EXIF orientation
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda pixels: pixels[:, ::-1],
@@ -48,7 +51,12 @@ class DecodedImage:
 
 
 class ImageFolder:
-    """The photos of ``--images``, found by name, by stem or by COCO image id; never outside the folder."""
+    """The photos of ``--images``, found by name, by stem or by COCO image id; never outside the folder.
+
+    "Outside" is what a *file* could ask for: ``../``, absolute paths, drives. Symbolic links inside the folder
+    are followed wherever they lead, for who can put one there has the say over the folder anyway, and data
+    sets are often assembled of links.
+    """
 
     def __init__(self, root: Path, *, without: Collection[str] = ()) -> None:
         """Lists the folder once.
@@ -97,12 +105,16 @@ class ImageFolder:
             InputError: there is none; the text lists the names that were tried.
         """
         relative = PurePosixPath(file_name.replace("\\", "/"))
-        inside = not relative.is_absolute() and ".." not in relative.parts and "\0" not in file_name
+        inside = (
+            not relative.is_absolute()
+            and ".." not in relative.parts
+            and not PureWindowsPath(file_name).drive  # there, root / "C:x.jpg" is not below the root
+        )
         tried = list(dict.fromkeys([str(relative), relative.name] if inside else [relative.name]))
         for name in tried:
-            if name in self._names or (inside and "/" in name and (self.root / name).is_file()):
+            if name in self._names or (inside and "/" in name and _is_file(self.root / name)):
                 return self.root / name
-        raise self._not_found(f"image {file_name!r}", tried)
+        raise self._not_found(f"image {_short(file_name)}", tried)
 
     def with_id(self, image_id: int | str) -> Path:
         """The photo of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
@@ -126,37 +138,34 @@ class ImageFolder:
             raise InputError(
                 f"image id {image_id} could be {' or '.join(padded[:3])}", file=self.root, remedy=remedy
             )
-        raise self._not_found(f"the photo of image id {image_id!r}", tried, remedy)
+        raise self._not_found(f"the photo of image id {_short(image_id)}", tried, remedy)
 
     def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
-        return InputError(f"{what} is not there (tried {', '.join(tried)})", file=self.root, remedy=remedy)
+        names = [name if name.isprintable() and len(name) < _LONGEST_NAME else _short(name) for name in tried]
+        return InputError(f"{what} is not there (tried {', '.join(names)})", file=self.root, remedy=remedy)
 
 
-def read_image(path: Path, mask_sizes: Collection[tuple[int, int]] = ()) -> DecodedImage:
+def read_image(
+    path: Path, mask_sizes: Collection[tuple[int, int]] = (), max_pixels: int = MAX_IMAGE_PIXELS
+) -> DecodedImage:
     """A photo as its masks see it.
 
     Detectors differ in whether they apply the EXIF orientation, so the masks decide: if one of them has the
     upright size, the image is turned upright; else if one has the size of the stored pixels, it stays as
     stored. Where both sizes are equal (square photos, turns by 180°) the image is turned upright, as
-    OpenCV's ``imread`` does. Grey, palette, CMYK and 16-bit pixels become 8-bit RGB; alpha is dropped.
+    OpenCV's ``imread`` does. Grey, palette, CMYK and 16-bit pixels become 8-bit RGB; alpha is dropped. Of
+    animations and files of several pages the first is taken, as OpenCV takes it.
 
     Args:
         path: the file.
         mask_sizes: (height, width) of its masks, pixels; empty for upright.
+        max_pixels: the largest height × width that is decoded; more is refused on the file's header.
 
     Raises:
-        InputError: the file is missing, damaged, no image, or of a size that no mask has.
+        InputError: the file is missing, damaged, no image, larger than ``max_pixels``, or of a size that no
+            mask has.
     """
-    with opened(path) as image:
-        orientation = _orientation(image)
-        image.load()
-        pixels = _rgb(image, path)
-        if image.format == "TIFF" and orientation in _UPRIGHT and _orientation(image) == 1:
-            # Pillow has turned it already, as it does with TIFF alone
-            upright, stored = pixels, _UPRIGHT[_INVERSE.get(orientation, orientation)](pixels)
-        else:
-            stored = pixels
-            upright = _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
+    stored, upright, orientation = _decoded(path, max_pixels)
     if not mask_sizes or upright.shape[:2] in mask_sizes:
         return DecodedImage(np.ascontiguousarray(upright), turned=orientation in _UPRIGHT)
     if stored.shape[:2] in mask_sizes:
@@ -172,42 +181,34 @@ def read_image(path: Path, mask_sizes: Collection[tuple[int, int]] = ()) -> Deco
     )
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a photo, its EXIF orientation applied, without decoding its pixels.
+def _decoded(path: Path, max_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+    """[H, W, 3] pixels as stored, the same turned upright (a view), and the EXIF orientation.
+
+    A function of its own so that Pillow's copy of the pixels is gone before the next copy is made.
+    """
+    with opened(path, max_pixels) as image:
+        orientation = _orientation(image)
+        if image.format == "PNG":
+            read_chunks(path)
+        image.load()
+        pixels = _rgb(image, path)
+        if image.format == "TIFF" and orientation in _UPRIGHT and _orientation(image) == 1:
+            # Pillow has turned it already, as it does with TIFF alone
+            return _UPRIGHT[_INVERSE.get(orientation, orientation)](pixels), pixels, orientation
+    return pixels, _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels, orientation
+
+
+def upright_size(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """(height, width) of a photo, its EXIF orientation applied; from the header, as far as that suffices.
 
     Raises:
-        InputError: the file is missing or no image.
+        InputError: the file is missing, no image, or larger than ``max_pixels``.
     """
-    with opened(path) as image:
+    with opened(path, max_pixels) as image:
         width, height = image.size
         # Pillow states TIFF sizes upright already
         sideways = image.format != "TIFF" and _orientation(image) >= 5
         return (width, height) if sideways else (height, width)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """An image file in Pillow; whatever Pillow stumbles over inside the block comes out as one InputError.
-
-    Raises:
-        InputError: the file is missing, damaged or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            yield image
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=path, remedy="check --images") from None
-    except UnidentifiedImageError:
-        raise InputError("is no image of a known format", file=path, remedy="replace the file") from None
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError ... on damaged files
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise InputError(
-            f"cannot be read as an image ({reason})", file=path, remedy="replace the file"
-        ) from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -216,11 +217,26 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF says nothing; the pixels may be well
         return 1
-    return value if value in _UPRIGHT else 1
+    return value if type(value) is int and value in _UPRIGHT else 1
 
 
 def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8 of a loaded image, in the frame Pillow has it."""
+    """[H, W, 3] uint8 of a loaded image, in the frame Pillow has it.
+
+    Large images go over in strips, so that only two copies of the pixels exist: Pillow's and ours.
+    """
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return _rgb_strip(image, path)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _rgb_strip(image.crop((0, top, width, bottom)), path)
+    return pixels
+
+
+def _rgb_strip(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would cut off at 255
         wide = np.asarray(image).astype(np.int64)
         if int(wide.min()) < 0 or int(wide.max()) > 65535:
@@ -229,4 +245,16 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise InputError("has floating point pixels", file=path, remedy="convert the photo to 8 or 16 bits")
-    return np.asarray(image.convert("RGB"), np.uint8)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than any name may be, or with characters that no name has
+        return False
+
+
+def _short(name: int | str) -> str:
+    text = repr(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 4]}...{text[-1]}"

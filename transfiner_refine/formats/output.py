@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,14 @@ from typing import BinaryIO, TextIO
 
 from transfiner_refine.types import OutputError
 
-__all__ = ["atomic_binary_file", "atomic_file", "atomic_folder", "check_output_file", "check_output_folder"]
+__all__ = [
+    "atomic_binary_file",
+    "atomic_file",
+    "atomic_folder",
+    "check_output_file",
+    "check_output_folder",
+    "remove_drafts",
+]
 
 _ASK = "give another --output, or --overwrite"
 
@@ -117,6 +125,32 @@ def atomic_folder(output: Path) -> Iterator[Path]:
         raise _refused(output, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_drafts(output: Path) -> None:
+    """Removes what killed processes left unfinished beside ``output``; drafts of living ones stay."""
+    for draft in output.parent.glob(f"{glob.escape(f'.{output.name}.')}*.part"):
+        number = draft.name.removeprefix(f".{output.name}.").removesuffix(".part")
+        if not (number.isascii() and number.isdigit()) or _is_alive(int(number)):
+            continue
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            with suppress(OSError):  # on Windows an open file cannot be removed, so its process lives
+                draft.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there may be a process of that number."""
+    if os.name == "nt":  # signal 0 would be Ctrl-C there
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return process != os.getpid()  # a number is used again, in containers soon
 
 
 def _draft_name(output: Path) -> Path:

@@ -8,6 +8,9 @@ Layouts, which may be mixed in one folder; IMAGE_STEM is a photo's name without 
   longest;
 * ``IMAGE_STEM/*.png``: one mask each.
 
+Photos in subfolders have their masks in the same subfolders. Without photos, folders and maps are called as their
+images are; ``a_1.png`` alone could be the mask of ``a_1`` or one of several of ``a``, and is refused.
+
 One mask is binary (0 and one other value) or soft (0 ... 255 as confidence). In a map each value is an
 instance and 0 is background; 255 in a palette is "void" by the convention of Pascal VOC, and left as it is.
 """
@@ -19,21 +22,24 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.formats.folder_files import files_in
 from transfiner_refine.formats.id_map import IdMap, IdMask, ids_in, paint
-from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.output import atomic_folder, check_output_folder
+from transfiner_refine.formats.photo_tree import PhotoTree
+from transfiner_refine.formats.png_owners import Owner, owner_by_name, owner_by_photos
 from transfiner_refine.formats.png_pixels import (
     MaskPixels,
     PngKind,
     kind_of,
     png_size,
     read_pixels,
+    read_values,
     write_like,
 )
 from transfiner_refine.formats.rle import RleMask
@@ -113,47 +119,44 @@ class _MaskFile:
 class PngFolderSource:
     """A folder of mask PNGs and the photos they belong to."""
 
-    def __init__(self, folder: Path, images: Path, *, png_kind: PngKind | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self, folder: Path, images: Path | None, *, png_kind: PngKind | Literal["auto"] = "auto"
+    ) -> None:
         """Finds the masks and their photos, and reads the files that are or may be maps, to know their ids.
 
         Args:
             folder: the mask folder.
-            images: the folder of the photos; may be the same.
+            images: the folder of the photos; may be the same. None to do without them.
             png_kind: what the files are. "auto": ``IMAGE_STEM.png`` by its pixels, all others one mask each.
 
         Raises:
             InputError: no such folder, no PNG in it, or none of them belongs to a photo.
         """
         self._folder, self._images = folder, images
-        found = sorted(_listed(folder), key=lambda path: path.relative_to(folder).as_posix())
-        if not found:
+        names = [name for name in files_in(folder, remedy="check --masks") if name.suffix.lower() == ".png"]
+        if not names:
             raise InputError(
                 "holds no PNG masks", file=folder, remedy="give COCO JSON or a folder of PNG masks"
             )
-        # where masks and photos share a folder, its PNGs are the masks
-        shared = {path.name for path in found} if images.resolve() == folder.resolve() else set[str]()
-        photos = ImageFolder(images, without=shared)
-        by_photo: dict[Path, list[tuple[Path, bool]]] = {}
-        strays: list[Path] = []
-        for path in found:
-            photo, alone = _owner(path, folder, photos)
-            if photo is None:
-                strays.append(path)
+        by_image: dict[PurePosixPath, list[tuple[PurePosixPath, bool]]] = {}
+        self._strays: list[_MaskFile] = []
+        for name, owner in _owners(folder, images, names, png_kind):
+            if isinstance(owner, Owner):
+                by_image.setdefault(owner.image, []).append((name, owner.alone))
             else:
-                by_photo.setdefault(photo, []).append((path, alone))
-        if not by_photo:
+                self._strays.append(_MaskFile(folder / name, name.as_posix(), error=owner))
+        if not by_image:
+            first = self._strays[0].error
+            if images is None and first is not None:
+                raise first
             raise InputError(
-                f"none of the {len(strays)} masks belongs to a photo (first: {strays[0].name})",
+                f"none of the {len(self._strays)} masks belongs to a photo (first: {self._strays[0].name})",
                 file=folder,
                 remedy=f"name them after the photos in {images}: STEM.png, STEM_*.png or STEM/*.png",
             )
-        self._strays = [
-            _MaskFile(path, self._name(path), error=_no_photo(path, self._name(path), images))
-            for path in strays
-        ]
         with ThreadPoolExecutor(_READERS) as pool:
             look = partial(self._look, png_kind=png_kind)
-            self._groups = [(photo, tuple(pool.map(look, files))) for photo, files in by_photo.items()]
+            self._groups = [(image, tuple(pool.map(look, files))) for image, files in by_image.items()]
 
     @property
     def num_images(self) -> int:
@@ -172,7 +175,7 @@ class PngFolderSource:
             assert stray.error is not None
             yield RecordFault(stray.error)
         index = 0
-        for photo, files in self._groups:
+        for image, files in self._groups:
             instances: list[Instance] = []
             for file in files:
                 if file.error is not None:
@@ -180,10 +183,19 @@ class PngFolderSource:
                 else:
                     instances += _instances(file, index)
                 index += file.count
-            yield ImageRecord(photo, photo.name, tuple(instances))
+            photo = None if self._images is None else self._images / image
+            yield ImageRecord(
+                photo,
+                image.as_posix(),
+                tuple(instances),
+                size=next((file.size for file in files if file.ids is not None), None),
+                image_id=(image if photo is None else image.with_suffix("")).as_posix(),
+                file_name=None if photo is None else image.as_posix(),
+            )
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
-        check_output_folder(output, [self._folder, self._images], overwrite=overwrite)
+        inputs = [self._folder] if self._images is None else [self._folder, self._images]
+        check_output_folder(output, inputs, overwrite=overwrite)
 
     def write(
         self,
@@ -210,13 +222,10 @@ class PngFolderSource:
                 first += file.count
         return Written(overlap_pixels, tuple(covered))
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._folder).as_posix()
-
-    def _look(self, file: tuple[Path, bool], png_kind: PngKind | Literal["auto"]) -> _MaskFile:
-        """What there is in a file; ``file`` is (path, whether it is its photo's only mask by its name)."""
-        path, alone = file
-        name = self._name(path)
+    def _look(self, file: tuple[PurePosixPath, bool], png_kind: PngKind | Literal["auto"]) -> _MaskFile:
+        """What there is in a file; ``file`` is (name, whether it is its image's only mask by its name)."""
+        inside, alone = file
+        path, name = self._folder / inside, inside.as_posix()
         if png_kind == "binary" or (png_kind == "auto" and not alone):
             return _MaskFile(path, name)
         try:
@@ -229,53 +238,41 @@ class PngFolderSource:
         return _MaskFile(path, name, ids_in(pixels.values), pixels.palette, (height, width))
 
 
-def _listed(folder: Path) -> Iterator[Path]:
-    try:
-        for path in folder.iterdir():
-            if path.is_dir():
-                yield from (inner for inner in path.iterdir() if _is_png(inner))
-            elif _is_png(path):
-                yield path
-    except OSError as error:
-        raise InputError(
-            f"cannot be listed ({error.strerror})", file=folder, remedy="check --masks"
-        ) from error
+def _owners(
+    folder: Path, images: Path | None, names: list[PurePosixPath], png_kind: PngKind | Literal["auto"]
+) -> Iterator[tuple[PurePosixPath, Owner | InputError]]:
+    """Each mask with its image, or why it has none."""
+    photos = None
+    if images is not None:
+        # where masks and photos share a folder, its PNGs are the masks
+        shared = [folder / name for name in names] if images.resolve() == folder.resolve() else []
+        photos = PhotoTree(images, without=shared)
+    for name in names:
+        try:
+            if photos is None:
+                yield name, owner_by_name(folder, name, png_kind)
+            else:
+                yield name, owner_by_photos(name, photos) or _no_photo(folder, name, photos.root)
+        except InputError as error:
+            yield name, error
 
 
-def _is_png(path: Path) -> bool:
-    return path.suffix.lower() == ".png" and not path.name.startswith(".")
-
-
-def _owner(path: Path, folder: Path, photos: ImageFolder) -> tuple[Path | None, bool]:
-    """The photo a mask belongs to by its name, and whether the name is IMAGE_STEM.png."""
-    if path.parent != folder:
-        return photos.with_stem(path.parent.name), False
-    stem = path.stem
-    if (photo := photos.with_stem(stem)) is not None:
-        return photo, True
-    while "_" in stem:
-        stem = stem.rpartition("_")[0]
-        if (photo := photos.with_stem(stem)) is not None:
-            return photo, False
-    return None, False
-
-
-def _no_photo(path: Path, name: str, images: Path) -> InputError:
-    return InputError(
-        f"no photo in {images} has that name", file=path, record=None if name == path.name else name
-    )
+def _no_photo(folder: Path, name: PurePosixPath, images: Path) -> InputError:
+    record = None if name.parent == PurePosixPath() else name.as_posix()
+    return InputError(f"no photo in {images} has that name", file=folder / name, record=record)
 
 
 def _instances(file: _MaskFile, first: int) -> list[Instance]:
     if file.ids is None:
         return [Instance(first, PngFileMask(file.path), file.name)]
-    id_map = IdMap(lambda: read_pixels(file.path).values)
+    id_map = IdMap(partial(read_values, file.path))
     return [
         Instance(
             first + position,
             IdMask(id_map, instance_id, file.size),
             f"{file.name} id {instance_id}",
             is_crowd=file.has_palette and instance_id == _VOID,
+            instance_id=instance_id,
         )
         for position, instance_id in enumerate(file.ids)
     ]

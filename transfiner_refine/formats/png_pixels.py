@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from transfiner_refine.formats.images import opened
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
+from transfiner_refine.formats.png_chunks import read_chunks, read_header, write_chunks
 from transfiner_refine.types import InputError
 
-__all__ = ["MaskPixels", "PngKind", "kind_of", "png_size", "read_pixels", "write_like"]
+__all__ = ["MaskPixels", "PngKind", "kind_of", "png_size", "read_pixels", "read_values", "write_like"]
 
 PngKind = Literal["binary", "id-map"]
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of the PNG header
 MOST_SCATTERED_IDS = 64  # an id map with more values than that must count them 1, 2, 3 ... without a gap
 
@@ -30,7 +29,7 @@ class MaskPixels:
 
     Attributes:
         values: [H, W] uint8 or uint16; palette indexes where there is a palette.
-        white: the value of full foreground in a soft mask: 255 or 65535 (1 for one-bit files).
+        white: the value of full foreground in a soft mask: 255 or 65535 (1, 3, 15 for 1, 2, 4 bits).
         palette: the values are indexes into a palette.
     """
 
@@ -39,39 +38,53 @@ class MaskPixels:
     palette: bool
 
 
-def read_pixels(path: Path) -> MaskPixels:
+def read_pixels(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> MaskPixels:
     """A mask PNG's numbers, whatever its bit depth; EXIF is ignored, for masks are not photographed.
 
+    Args:
+        path: the file.
+        max_pixels: the largest height × width that is decoded; more is refused on the file's header.
+
     Raises:
-        InputError: missing, damaged, no PNG, or in colours.
+        InputError: missing, damaged, no PNG, in colours, or larger than ``max_pixels``.
     """
-    with opened(path) as image:
+    with opened(path, max_pixels) as image:
         if image.format != "PNG":
             raise InputError(f"is a {image.format} file", file=path, remedy="save masks as PNG, without loss")
-        image.load()
-        if image.mode == "RGB":
-            colours = np.asarray(image)
-            if (colours[..., 1:] != colours[..., :1]).any():
-                raise InputError("is in colours", file=path, remedy="save it with one channel or a palette")
-            return MaskPixels(np.ascontiguousarray(colours[..., 0]), 255, palette=False)
-        if image.mode == "1":
-            return MaskPixels(np.asarray(image, np.uint8), 1, palette=False)
-        if image.mode in ("L", "P"):
-            return MaskPixels(np.asarray(image), 255, palette=image.mode == "P")
-        if image.mode.startswith("I"):  # 16-bit grey is "I;16" or, in older versions of Pillow, "I"
+        header = read_header(read_chunks(path))
+        if header.colour == _RGB:
+            return _grey_of_colours(image, header.depth, path)
+        if header.colour == _PALETTE:
+            return MaskPixels(np.asarray(image), 255, palette=True)
+        if header.colour == _GREY and header.depth == 16:  # "I;16" or, in older versions of Pillow, "I"
             return MaskPixels(np.asarray(image).astype(np.uint16), 65535, palette=False)
+        if header.colour == _GREY:
+            largest = (1 << header.depth) - 1
+            values = np.asarray(image, np.uint8)
+            if 1 < header.depth < 8:  # Pillow spreads 2 and 4 bits over 0 ... 255
+                values = values // (255 // largest)
+            return MaskPixels(values, largest, palette=False)
         raise InputError(
             f"has {image.mode} pixels", file=path, remedy="save it with one channel or a palette"
         )
 
 
-def png_size(path: Path) -> tuple[int, int]:
+def read_values(path: Path) -> NDArray[Any]:
+    """[H, W]: the values of ``read_pixels`` alone.
+
+    Raises:
+        InputError: as for ``read_pixels``.
+    """
+    return read_pixels(path).values
+
+
+def png_size(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
     """(height, width) of a PNG from its header.
 
     Raises:
-        InputError: missing, damaged or no image.
+        InputError: missing, damaged, no image, or larger than ``max_pixels``.
     """
-    with opened(path) as image:
+    with opened(path, max_pixels) as image:
         return image.height, image.width
 
 
@@ -106,27 +119,38 @@ def write_like(original: Path, values: NDArray[Any], target: Path) -> None:
         values: [H, W] numbers in the terms of ``read_pixels``.
         target: the new file.
     """
-    chunks = list(_chunks(original.read_bytes()))
-    width, height, depth, colour, *_ = struct.unpack(">IIBBBBB", chunks[0][1])
-    assert values.shape == (height, width)
-    rows = _packed(values, depth, colour)
+    chunks = read_chunks(original)
+    header = read_header(chunks)
+    assert values.shape == header.size
+    rows = _packed(values, header.depth, header.colour)
     # filter "up": each row as its difference to the one above, which is nearly always 0 in masks
     above = np.zeros_like(rows)
     above[1:] = rows[:-1]
-    filtered = np.concatenate((np.full((height, 1), 2, np.uint8), rows - above), axis=1)
-    with target.open("wb") as file:
-        file.write(_SIGNATURE)
-        written = False
-        for name, data in chunks:
-            if name == b"IHDR":
-                data = data[:12] + b"\0"  # not interlaced
-            elif name == b"IDAT":
-                if written:
-                    continue
-                data, written = zlib.compress(filtered.tobytes(), 6), True
-            file.write(
-                struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-            )
+    filtered = np.concatenate((np.full((header.size[0], 1), 2, np.uint8), rows - above), axis=1)
+    copied: list[tuple[bytes, bytes | memoryview]] = []
+    for name, data in chunks:
+        if name == b"IHDR":
+            copied.append((name, bytes(data[:12]) + b"\0"))  # not interlaced
+        elif name != b"IDAT":
+            copied.append((name, data))
+        elif all(before != b"IDAT" for before, _ in copied):
+            copied.append((name, zlib.compress(filtered.tobytes(), 6)))
+    write_chunks(copied, target)
+
+
+def _grey_of_colours(image: Image.Image, depth: int, path: Path) -> MaskPixels:
+    """The numbers of an RGB PNG that has none but greys."""
+    if depth == 16:  # Pillow would halve it to 8 bits, and small ids would be gone
+        import cv2  # here, because hardly any mask needs it
+
+        colours = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        if colours is None or colours.shape != (image.height, image.width, 3) or colours.dtype != np.uint16:
+            raise InputError("cannot be read as 16-bit PNG", file=path, remedy="save it with one channel")
+    else:
+        colours = np.asarray(image)
+    if (colours[..., 1:] != colours[..., :1]).any():
+        raise InputError("is in colours", file=path, remedy="save it with one channel or a palette")
+    return MaskPixels(np.ascontiguousarray(colours[..., 0]), (1 << depth) - 1, palette=False)
 
 
 def _patches(values: NDArray[Any]) -> NDArray[Any]:
@@ -141,25 +165,9 @@ def _packed(values: NDArray[Any], depth: int, colour: int) -> NDArray[np.uint8]:
     height, width = values.shape
     if colour == _RGB:
         values, width = np.repeat(values, 3, axis=1), 3 * width
-        if depth == 16:
-            values = values.astype(np.uint16) * 257  # Pillow reads 16-bit colours as 8-bit ones
     if depth == 16:
         return values.astype(">u2").view(np.uint8).reshape(height, 2 * width)
     if depth == 8:
         return values.astype(np.uint8)
-    largest = (1 << depth) - 1
-    if colour == _GREY and depth > 1:
-        values = values // (255 // largest)  # Pillow spreads 2- and 4-bit grey over 0 ... 255
     bits = (values[..., None] >> np.arange(depth - 1, -1, -1)) & 1  # [H, W, depth]
     return np.packbits(bits.reshape(height, width * depth).astype(np.uint8), axis=1)
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = len(_SIGNATURE)
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        name = data[at + 4 : at + 8]
-        yield name, data[at + 8 : at + 8 + length]
-        if name == b"IEND":
-            return
-        at += length + 12

@@ -45,6 +45,7 @@ class Format:
         write: writes what any source holds, with the refined masks of ``results`` in the place of the coarse ones,
             in this format, at a path that does not exist yet or may be overwritten; never half of it. Instances
             that the format cannot hold are never dropped silently: ``Written`` counts them.
+        beside: the folder that ``write`` fills beside its file, for an output path; None where it fills none.
     """
 
     name: str
@@ -53,3 +54,4 @@ class Format:
     recognise: Callable[[Path], bool]
     open: Callable[[Path, OpenOptions], Source]
     write: Callable[[Path, Source, Mapping[int, RleMask]], Written]
+    beside: Callable[[Path], Path] | None = None

@@ -35,11 +35,14 @@ class Written:
     Attributes:
         overlap_pixels: pixels that more than one instance claimed in a format that holds one id a pixel.
         covered: indexes of instances whose refined mask would have lain entirely under others; their coarse
-            mask was written instead, so that no instance is lost.
+            mask was written instead, so that no instance is lost. In a conversion, where there is nothing to
+            fall back on, they are not in the output.
+        faults: records that could not be read or that the format cannot hold, so that they are not in the output.
     """
 
     overlap_pixels: int = 0
     covered: tuple[int, ...] = ()
+    faults: tuple[RecordFault, ...] = ()
 
 
 class Source(Protocol):

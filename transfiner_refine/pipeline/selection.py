@@ -29,6 +29,8 @@ class Selection:
         """Why an instance passes through by what is said of it, None if nothing speaks against it."""
         if instance.is_crowd:
             return "crowd or void region"
+        if instance.is_stuff:
+            return "stuff region"
         if (
             self.score_threshold is not None
             and instance.score is not None

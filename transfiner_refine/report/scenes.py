@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transfiner_refine.evaluation.matched import SIZES, MaskScores
 from transfiner_refine.evaluation.overlap import as_window, common_window, crop_iou
 from transfiner_refine.formats import PngKind, RecordFault, Source, open_source
+from transfiner_refine.formats.detect import recognise
 from transfiner_refine.report.truth import TrueMask, load_truth
 from transfiner_refine.types import EncodedMask, ImageRecord, InputError, Instance
 
@@ -126,6 +127,7 @@ def load_scenes(
     refined = {
         instance.index: (record.path, instance)
         for record in _sound(sources[1], [])
+        if record.path is not None  # always so: both sources know the photos
         for instance in record.instances
     }
     if sources[0].num_instances != sources[1].num_instances:
@@ -147,6 +149,7 @@ def load_scenes(
     with bar:
         for record in _sound(sources[0], faults):
             instances = []
+            assert record.path is not None
             for instance in record.instances:
                 bar.update(1)
                 try:
@@ -190,6 +193,7 @@ def _shown(
     if refined is None:  # that record of the second file is at fault
         raise InputError("has no sound mask", file=after, record=instance.label)
     path, other = refined
+    assert record.path is not None
     if path != record.path or other.category_id != instance.category_id:
         raise InputError(
             f"is of {path.name}, class {other.category_id}, but of {record.path.name}, class "
@@ -224,8 +228,5 @@ def _shown(
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a file is a COCO results list, which does not name its photos itself."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    """Whether a file is COCO results, which do not name their photos themselves."""
+    return path.is_file() and recognise(path).name in ("coco-results", "coco-results-jsonl")

@@ -1,0 +1,244 @@
+"""labelme: shapes that somebody drew, a JSON file a photo."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.formats.detect import recognise
+from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+
+SIZE = (30, 40)
+
+
+def shape(kind: str, points: list[list[float]], label: str = "cup", **others: Any) -> dict[str, Any]:
+    return {"label": label, "points": points, "group_id": None, "shape_type": kind, "flags": {}} | others
+
+
+def document(*shapes: dict[str, Any], **others: Any) -> dict[str, Any]:
+    return {
+        "version": "5.4.1",
+        "flags": {"checked": True},
+        "shapes": list(shapes),
+        "imagePath": "..\\photos\\street.jpg",
+        "imageData": "aGVsbG8=",
+        "imageHeight": SIZE[0],
+        "imageWidth": SIZE[1],
+        "Größe": 1.50,
+    } | others
+
+
+def written(tmp_path: Path, *documents: dict[str, Any]) -> Path:
+    folder = tmp_path / "labels"
+    folder.mkdir(exist_ok=True)
+    for number, content in enumerate(documents):
+        (folder / f"{number}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return folder
+
+
+def instances_of(source: Source) -> list[Instance]:
+    return [i for item in source if isinstance(item, ImageRecord) for i in item.instances]
+
+
+def mask_of(instance: Instance) -> np.ndarray:
+    return instance.mask.decode().paste()
+
+
+def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def full(mask: np.ndarray) -> RleMask:
+    return RleMask.from_window(MaskWindow(mask, 0, 0, mask.shape))
+
+
+def picture(mask: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+BOX = [[5.0, 4.0], [15.0, 4.0], [15.0, 12.0], [5.0, 12.0]]
+
+
+def test_every_kind_of_area_is_read(tmp_path: Path) -> None:
+    ring = box(2, 9, 3, 12) & ~box(4, 7, 5, 10)
+    folder = written(
+        tmp_path,
+        document(
+            shape("polygon", BOX),
+            shape("rectangle", [[15, 12], [5, 4]], "plate"),
+            shape("circle", [[20, 15], [26, 15]]),
+            shape("mask", [[3, 2], [11, 8]], mask=picture(ring[2:9, 3:12])),
+            {"label": "old", "points": BOX},  # before there were types
+        ),
+    )
+    assert recognise(folder).name == "labelme"
+    source = open_source(folder)
+    polygon, rectangle, circle, mask, old = instances_of(source)
+    for instance in (polygon, rectangle, old):
+        assert np.array_equal(mask_of(instance), box(4, 12, 5, 15))
+    rows, columns = np.indices(SIZE) + 0.5
+    assert np.array_equal(mask_of(circle), np.hypot(rows - 15, columns - 20) < 6)
+    assert np.array_equal(mask_of(mask), ring)
+    assert [source.categories[i.category_id or 0] for i in (polygon, rectangle, old)] == [
+        "cup",
+        "plate",
+        "old",
+    ]
+    assert rectangle.label == "0.json shape 1 (plate)"
+
+
+def test_shapes_of_one_label_and_group_are_one_instance(tmp_path: Path) -> None:
+    folder = written(
+        tmp_path,
+        document(
+            shape("rectangle", [[0, 0], [3, 3]], group_id=4),
+            shape("rectangle", [[0, 0], [9, 9]], "plate", group_id=4),
+            shape("rectangle", [[2, 0], [6, 3]], group_id=4),
+            shape("rectangle", [[0, 0], [1, 1]]),
+        ),
+    )
+    grouped, plate, alone = instances_of(open_source(folder))
+    assert np.array_equal(mask_of(grouped), box(0, 3, 0, 6))
+    assert (plate.mask.decode().area, alone.mask.decode().area) == (81, 1)
+
+
+def test_a_refined_instance_stands_in_its_place_and_all_else_stays(tmp_path: Path) -> None:
+    before = document(
+        shape("line", [[1, 1], [5, 5]], "edge"),
+        shape("polygon", BOX, description="by hand", flags={"hard": True}, mine=[1, 2.0]),
+        shape("point", [[7, 7]], "tip"),
+        shape("rectangle", [[20, 1], [30, 9]], group_id=2),
+        shape("rectangle", [[20, 10], [30, 12]], group_id=2),
+    )
+    folder = written(tmp_path, before)
+    two_parts = box(4, 10, 6, 14) | box(20, 25, 6, 9)
+    open_source(folder).write(tmp_path / "out", {0: full(two_parts), 1: full(box(1, 12, 21, 31))})
+    after = json.loads((tmp_path / "out" / "0.json").read_text(encoding="utf-8"))
+    assert {key: value for key, value in after.items() if key != "shapes"} == {
+        key: value for key, value in before.items() if key != "shapes"
+    }
+    line, first, second, point, rest = after["shapes"]
+    assert (line, point) == (before["shapes"][0], before["shapes"][2])
+    for part in (first, second):
+        assert part | {"points": []} == before["shapes"][1] | {"points": [], "group_id": 3}
+    assert rest["points"] == [[21.25, 1.25], [21.25, 11.75], [30.75, 11.75], [30.75, 1.25]]
+    assert (rest["group_id"], rest["shape_type"]) == (2, "polygon")
+    refined, other = instances_of(open_source(tmp_path / "out"))
+    assert np.array_equal(mask_of(refined), two_parts)
+    assert np.array_equal(mask_of(other), box(1, 12, 21, 31))
+
+
+def test_holes_make_a_mask_shape_and_a_mask_without_any_a_polygon(tmp_path: Path) -> None:
+    folder = written(
+        tmp_path,
+        document(shape("polygon", BOX), shape("mask", [[0, 0], [1, 1]], mask=picture(np.ones((2, 2), bool)))),
+    )
+    ring = box(4, 12, 5, 15) & ~box(6, 9, 7, 11)
+    open_source(folder).write(tmp_path / "out", {0: full(ring), 1: full(box(0, 3, 0, 3))})
+    first, second = json.loads((tmp_path / "out" / "0.json").read_text())["shapes"]
+    assert (first["shape_type"], first["points"]) == ("mask", [[5, 4], [14, 11]])
+    assert (second["shape_type"], second["mask"]) == ("polygon", None)
+    holed, whole = instances_of(open_source(tmp_path / "out"))
+    assert np.array_equal(mask_of(holed), ring)
+    assert np.array_equal(mask_of(whole), box(0, 3, 0, 3))
+
+
+def test_pillow_paints_our_polygons_as_they_were_meant(tmp_path: Path) -> None:
+    """labelme's own export is Pillow's ``ImageDraw.polygon`` with fill and outline."""
+    disc = np.hypot(*(np.indices(SIZE) - np.array([[[14]], [[18]]]))) < 9.3
+    folder = written(tmp_path, document(shape("polygon", BOX)))
+    open_source(folder).write(tmp_path / "out", {0: full(disc)})
+    (only,) = json.loads((tmp_path / "out" / "0.json").read_text())["shapes"]
+    painted = Image.new("1", SIZE[::-1])
+    ImageDraw.Draw(painted).polygon([tuple(point) for point in only["points"]], outline=1, fill=1)
+    assert np.array_equal(np.asarray(painted), disc)
+
+
+def test_photos_are_found_by_the_name_in_the_file_then_by_its_own(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("street.jpg", "1.jpg"):
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / "photos" / name)
+    folder = written(
+        tmp_path, document(shape("polygon", BOX)), document(shape("polygon", BOX), imagePath="x.jpg")
+    )
+    (folder / "0.json").rename(folder / "a.json")
+    found = {
+        item.file_name for item in open_source(folder, tmp_path / "photos") if isinstance(item, ImageRecord)
+    }
+    assert found == {"street.jpg", "1.jpg"}
+
+
+def test_files_that_nobody_refined_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    folder = written(
+        tmp_path, document(shape("polygon", BOX)), document(shape("polygon", BOX), imagePath="b.jpg")
+    )
+    (folder / "0.jpg").write_bytes(b"a photo")
+    open_source(folder).write(tmp_path / "out", {0: full(box(0, 4, 0, 4))})
+    for name in ("1.json", "0.jpg"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_sizes_come_from_the_photo_where_the_file_has_none(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (17, 13)).save(tmp_path / "photos" / "street.jpg")
+    folder = written(tmp_path, document(shape("polygon", BOX), imageHeight=None, imageWidth="?"))
+    (instance,) = instances_of(open_source(folder, tmp_path / "photos"))
+    assert instance.mask.size == (13, 17)
+    (fault,) = open_source(folder)
+    assert isinstance(fault, RecordFault)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        shape("polygon", [[1, 1], [2, 2]]),
+        shape("polygon", [[1, 1], [2, 2], [3, float("nan")]]),
+        shape("polygon", [[1, 1], [2, 2], ["x", 3]]),
+        shape("polygon", [[1, 1], [2, 2], 3]),  # type: ignore[list-item]
+        shape("polygon", [[1, 1], [2, 2], [10**400, 3]]),
+        shape("polygon", [[1, 1], [2, 2], [1e300, 3]]),
+        shape("circle", [[1, 1], [1e300, 2]]),
+        shape("circle", [[1, 1]]),
+        shape("mask", [[1, 1], [2, 2]]),
+        shape("mask", [[1, 1], [2, 2]], mask="no picture"),
+        shape("mask", [[1, 1], [2, 2]], mask=picture(np.ones((2000, 3), bool))),
+        shape("rectangle", None),  # type: ignore[arg-type]
+    ],
+)
+def test_a_bad_shape_is_named_and_the_others_go_on(tmp_path: Path, bad: dict[str, Any]) -> None:
+    source = open_source(written(tmp_path, document(bad, shape("polygon", BOX))))
+    errors = [str(item.error) for item in source if isinstance(item, RecordFault)]
+    for instance in instances_of(source):
+        try:
+            instance.mask.decode()
+        except InputError as error:
+            errors.append(str(error))
+    (error,) = errors
+    assert "0.json: shape 0 (cup): " in error
+    source.write(tmp_path / "out", {1: full(box(0, 4, 0, 4))})
+    kept = json.loads((tmp_path / "out" / "0.json").read_text())["shapes"]
+    assert len(kept) == 2
+    assert json.dumps(kept[0]) == json.dumps(bad)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"shapes": 3}', "\xff\xfe", "[" * 100_000])
+def test_a_file_that_is_not_labelmes_is_named_and_copied(tmp_path: Path, text: str) -> None:
+    folder = written(tmp_path, document(shape("polygon", BOX)))
+    (folder / "bad.json").write_text(text, encoding="latin-1")
+    source = open_source(folder, format="labelme")
+    (fault,) = [str(item.error) for item in source if isinstance(item, RecordFault)]
+    assert "bad.json: " in fault
+    source.write(tmp_path / "out", {0: full(box(0, 4, 0, 4))})
+    assert (tmp_path / "out" / "bad.json").read_bytes() == (folder / "bad.json").read_bytes()

@@ -1,0 +1,137 @@
+"""YOLO segmentation: polygons in shares of the photo's size, a line an instance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.formats.detect import recognise
+from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+
+SIZE = (30, 40)
+SQUARE = "0.25 0.2 0.5 0.2 0.5 0.6 0.25 0.6"  # columns 10 ... 19, rows 6 ... 17
+REFINED = np.zeros(SIZE, bool)
+REFINED[5:20, 8:22], REFINED[9:12, 11:15], REFINED[25:28, 30:35] = True, False, True
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    Image.new("RGB", SIZE[::-1]).save(folder / "street.jpg")
+    return tmp_path / "images"
+
+
+def labels(tmp_path: Path, text: str) -> Path:
+    folder = tmp_path / "labels" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "street.txt").write_bytes(text.encode())
+    return tmp_path / "labels"
+
+
+def instances_of(source: Source) -> list[Instance]:
+    return [i for item in source if isinstance(item, ImageRecord) for i in item.instances]
+
+
+def test_lines_are_polygons_with_a_class_and_perhaps_a_confidence(tmp_path: Path, photos: Path) -> None:
+    folder = labels(tmp_path, f"3 {SQUARE}\n0 {SQUARE} 0.875\n\n")
+    (folder / "classes.txt").write_text("person\nbicycle\n\ncar\n")
+    assert recognise(folder).name == "yolo-seg"
+    source = open_source(folder, photos)
+    first, second = instances_of(source)
+    assert (first.category_id, first.score, first.label) == (3, None, "train/street.txt line 1")
+    assert (second.category_id, second.score) == (0, 0.875)
+    assert source.categories == {0: "person", 1: "bicycle", 3: "car"}
+    expected = np.zeros(SIZE, bool)
+    expected[6:18, 10:20] = True
+    assert np.array_equal(first.mask.decode().paste(), expected)
+    assert first.mask.size == SIZE
+
+
+def test_refined_lines_keep_class_and_confidence_and_the_rest_its_bytes(tmp_path: Path, photos: Path) -> None:
+    folder = labels(tmp_path, f"3 {SQUARE}\r\n00 {SQUARE} 0.8750\r\n\r\n7   {SQUARE}")
+    refined = RleMask.from_window(MaskWindow(REFINED, 0, 0, SIZE))
+    open_source(folder, photos).write(tmp_path / "out", {1: refined})
+    before = (folder / "train" / "street.txt").read_bytes().split(b"\r\n")
+    after = (tmp_path / "out" / "train" / "street.txt").read_bytes().split(b"\r\n")
+    assert after[0] == before[0]
+    assert after[2:] == before[2:]
+    fields = after[1].split()
+    assert (fields[0], fields[-1]) == (b"00", b"0.8750")
+    again = instances_of(open_source(tmp_path / "out", photos))
+    assert np.array_equal(again[1].mask.decode().paste(), REFINED)
+
+
+def test_contours_of_opencv_in_the_photos_own_pixels_are_read_to_the_pixel(
+    tmp_path: Path, photos: Path
+) -> None:
+    disc = np.hypot(*(np.indices(SIZE) - np.array([[[14]], [[18]]]))) < 9.3
+    (contour,), _ = cv2.findContours(disc.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    shares = contour.reshape(-1, 2) / np.array([SIZE[1], SIZE[0]])
+    line = " ".join(f"{share:.6f}" for share in shares.ravel())
+    (instance,) = instances_of(open_source(labels(tmp_path, f"0 {line}"), photos))
+    assert np.array_equal(instance.mask.decode().paste(), disc)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("0 0.5 0.5 0.2 0.2", "is a box, not a mask; boxes alone cannot be refined"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "is a box"),
+        ("0 0.5 0.5", "is no polygon"),
+        ("0", "is no polygon"),
+        ("car 0.1 0.1 0.2 0.2 0.3 0.1", "something that is no number"),
+        ("0.5 0.1 0.1 0.2 0.2 0.3 0.1", "has class '0.5'"),
+        ("0 0.1 nan 0.2 0.2 0.3 0.1", "not finite"),
+        ("0 12 14 80 90 33 17", "has the coordinate 90, but these are shares"),
+    ],
+)
+def test_a_bad_line_is_named_and_passes_through(tmp_path: Path, photos: Path, line: str, reason: str) -> None:
+    folder = labels(tmp_path, f"0 {SQUARE}\n{line}\n")
+    source = open_source(folder, photos, format="yolo-seg")
+    (fault,) = [str(item.error) for item in source if isinstance(item, RecordFault)]
+    assert "street.txt: line 2: " in fault
+    assert reason in fault
+    source.write(tmp_path / "out", {0: RleMask.from_window(MaskWindow(REFINED, 0, 0, SIZE))})
+    assert (tmp_path / "out" / "train" / "street.txt").read_text().splitlines()[1] == line
+
+
+def test_without_photos_there_is_no_size_and_the_message_says_so(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="cannot be read without the photos; give their folder with --images"
+    ):
+        open_source(labels(tmp_path, f"0 {SQUARE}"))
+
+
+def test_files_without_lines_are_copied_and_no_fault(tmp_path: Path, photos: Path) -> None:
+    Image.new("RGB", SIZE[::-1]).save(photos / "train" / "empty.jpg")
+    folder = labels(tmp_path, f"0 {SQUARE}")
+    (folder / "train" / "empty.txt").write_text("")
+    source = open_source(folder, photos)
+    assert (source.num_images, source.num_instances) == (1, 1)
+    assert not [item for item in source if isinstance(item, RecordFault)]
+    source.write(tmp_path / "out", {})
+    assert (tmp_path / "out" / "train" / "empty.txt").read_text() == ""
+
+
+def test_photos_that_lie_sideways_are_taken_upright(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    photo = Image.new("RGB", SIZE[::-1])
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "images" / "street.jpg", exif=exif)
+    folder = labels(tmp_path, f"0 {SQUARE}")
+    (instance,) = instances_of(open_source(folder / "train", tmp_path / "images"))
+    assert instance.mask.size == SIZE[::-1]
+
+
+def test_a_folder_of_boxes_is_not_taken_for_masks(tmp_path: Path) -> None:
+    folder = labels(tmp_path, "0 0.5 0.5 0.2 0.2\n")
+    assert recognise(folder).name == "png"  # which then says that there are none
+    with pytest.raises(InputError, match="holds no PNG masks"):
+        open_source(folder)

@@ -1,0 +1,186 @@
+"""From one mask format to another, with an account of what the new one does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transfiner_refine.formats.detect import format_named, open_source, recognise
+from transfiner_refine.formats.output import check_output_file, check_output_folder
+from transfiner_refine.formats.png_pixels import PngKind
+from transfiner_refine.formats.registry import Format
+from transfiner_refine.formats.source import RecordFault, Source
+from transfiner_refine.types import InputError
+
+__all__ = ["Converted", "check_destination", "convert_masks", "covered_errors"]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        source_format: the name of the input's format.
+        target_format: the name of the output's format.
+        images: images with instances that are in the output.
+        instances: instances that are in the output.
+        instances_read: instances of the input, those at fault included.
+        overlap_pixels: pixels that several instances claimed in a format that holds one id a pixel.
+        errors: what is not in the output, or was found to be wrong and copied as it was, and why.
+    """
+
+    source_format: str
+    target_format: str
+    images: int
+    instances: int
+    instances_read: int
+    overlap_pixels: int
+    errors: tuple[InputError, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything is in the output, 1 if something is not."""
+        return 1 if self.errors else 0
+
+    def lines(self) -> list[str]:
+        """The closing words for a terminal."""
+        lines = [
+            f"Wrote {self.instances} of {_count(self.instances_read, 'instance')} in "
+            f"{_count(self.images, 'image')}, from {self.source_format} to {self.target_format}."
+        ]
+        if self.overlap_pixels:
+            lines.append(f"Overlaps resolved, one id a pixel: {_count(self.overlap_pixels, 'pixel')}.")
+        return lines
+
+
+def convert_masks(
+    masks: str | Path,
+    output: str | Path,
+    *,
+    to: str | None = None,
+    format: str = "auto",  # noqa: A002  the word for it
+    images: str | Path | None = None,
+    image_info: str | Path | None = None,
+    png_kind: PngKind | Literal["auto"] = "auto",
+    class_names: str | Path | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> Converted:
+    """Writes masks in another format. What cannot be read or held is left out and named, the rest is written.
+
+    Args:
+        masks: a file or folder of any known format.
+        output: the file or folder to write.
+        to: the format to write; None for that of ``masks``, which copies everything as it is.
+        format: the format of ``masks``, "auto" to tell it by the content.
+        images: folder of the photos; needed where only they tell the size of an image.
+        image_info: for COCO results: an annotation file that says which image id is which photo.
+        png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
+        class_names: a text file with one class name a line, for formats that number their classes.
+        overwrite: an output that exists may be replaced.
+        strict: refuse the whole input for one bad record; looks at every mask before it writes.
+
+    Raises:
+        InputError: the input cannot be used at all; with ``strict``, some of it cannot. Nothing is written.
+        OutputError: the output exists, is an input, or cannot be written.
+    """
+    masks, output = Path(masks), Path(output)
+    entry = recognise(masks, format)
+    target = entry if to is None else format_named(to)
+    source = open_source(
+        masks,
+        images,
+        format=entry.name,
+        image_info=image_info,
+        png_kind=png_kind,
+        class_names=class_names,
+    )
+    if target is entry:
+        source.check_output(output, overwrite=overwrite)
+    else:
+        inputs = [masks, *(Path(path) for path in (images, image_info, class_names) if path is not None)]
+        if entry.beside is not None:
+            inputs.append(entry.beside(masks))
+        check_destination(target, output, inputs, overwrite=overwrite)
+    if strict:
+        _check_all(source)
+    if target is entry:
+        faults = tuple(item for item in source if isinstance(item, RecordFault))
+        written = source.write(output, {}, overwrite=overwrite)
+        left_out, images_left_out = 0, 0
+    else:
+        written = target.write(output, source, {})
+        faults = written.faults
+        left_out = sum(fault.instances for fault in faults) + len(written.covered)
+        images_left_out = sum(fault.whole_image for fault in faults)
+    covered = covered_errors(source, written.covered, target)
+    return Converted(
+        entry.name,
+        target.name,
+        source.num_images - images_left_out,
+        source.num_instances - left_out,
+        source.num_instances,
+        written.overlap_pixels,
+        (*(fault.error for fault in faults), *covered),
+    )
+
+
+def check_destination(target: Format, output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Says before the work whether masks may be written at ``output`` in that format.
+
+    Raises:
+        OutputError: the output is an input, exists already, or cannot be made there.
+    """
+    inputs = tuple(inputs)
+    if target.is_folder:
+        check_output_folder(output, inputs, overwrite=overwrite)
+    else:
+        check_output_file(output, inputs, overwrite=overwrite)
+    if target.beside is not None:
+        check_output_folder(target.beside(output), inputs, overwrite=overwrite)
+
+
+def _check_all(source: Source) -> None:
+    """Raises the first error there is, decoding every mask."""
+    for item in source:
+        if isinstance(item, RecordFault):
+            raise item.error
+        for instance in item.instances:
+            try:
+                instance.mask.decode()
+            except InputError as error:
+                label = error.record or f"{item.name}, {instance.label}"
+                raise InputError(error.reason, file=error.file, record=label, remedy=error.remedy) from error
+
+
+def covered_errors(source: Source, indexes: Collection[int], target: Format) -> list[InputError]:
+    """Names the instances of ``Written.covered`` that a conversion has left out."""
+    return [_no_pixel_left(label, target) for label in _labels(source, indexes)]
+
+
+def _labels(source: Source, indexes: Collection[int]) -> list[str]:
+    """How a person finds these instances."""
+    if not indexes:
+        return []
+    wanted = set(indexes)
+    return [
+        f"{item.name}, {instance.label}"
+        for item in source
+        if not isinstance(item, RecordFault)
+        for instance in item.instances
+        if instance.index in wanted
+    ]
+
+
+def _no_pixel_left(label: str, target: Format) -> InputError:
+    return InputError(
+        f"is not in the output, for others cover it or its mask is empty, and {target.name} holds one id a pixel",
+        record=label,
+        remedy="write a format whose masks may overlap, such as coco-results",
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,111 @@
+"""Opening image files of any origin: known formats only, no more pixels than agreed, one kind of error."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import BinaryIO
+
+from PIL import Image
+
+from transfiner_refine.types import InputError
+
+__all__ = ["MAX_IMAGE_PIXELS", "check_pixels", "opened"]
+
+MAX_IMAGE_PIXELS = 400_000_000  # 20,000 × 20,000; what a photo costs in memory is in docs/reliability.md
+
+# Pillow's other formats stay shut: some start other programs (EPS runs Ghostscript), none is used for photos
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+_MAGIC_BYTES = 16  # what Pillow's plugins ask to see
+_one_giant = RLock()
+
+
+@contextmanager
+def opened(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
+    """An image file in Pillow; whatever Pillow stumbles over inside the block comes out as one InputError.
+
+    Only the header has been read when the block begins. A file is told by its content, not by its name.
+
+    Args:
+        path: the file.
+        max_pixels: the largest height × width that is let through.
+
+    Raises:
+        InputError: the file is missing, damaged, no image, or has more pixels than ``max_pixels``.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
+            raise InputError("is no file", file=path, remedy="give image files")
+        with path.open("rb") as file, _identified(file, path) as image:
+            check_pixels(image.height, image.width, max_pixels, path)
+            with ExitStack() as stack:
+                if Image.MAX_IMAGE_PIXELS is not None and image.height * image.width > Image.MAX_IMAGE_PIXELS:
+                    stack.enter_context(_pillow_limit(image.height * image.width))
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=path, remedy="check its folder and its name") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError ... on damaged files
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise InputError(
+            f"cannot be read as an image ({reason})", file=path, remedy="replace the file"
+        ) from error
+
+
+def check_pixels(height: int, width: int, max_pixels: int, path: Path) -> None:
+    """Refuses an image for the size its header states, before anything is decoded.
+
+    Raises:
+        InputError: it has no pixels, or more than ``max_pixels``.
+    """
+    if height < 1 or width < 1:
+        raise InputError(f"states the size {height}×{width}", file=path, remedy="replace the file")
+    if height * width > max_pixels:
+        raise InputError(
+            f"states {height}×{width} = {height * width} pixels, more than the {max_pixels} allowed",
+            file=path,
+            remedy="raise --max-image-pixels if the image is really that large",
+        )
+
+
+def _identified(file: BinaryIO, path: Path) -> Image.Image:
+    """The image as ``Image.open`` gives it, without the global pixel limit of that function.
+
+    No file name is handed on: with one, Pillow would map some files into memory, and a file that somebody
+    shortens meanwhile would then crash the interpreter.
+    """
+    start = file.read(_MAGIC_BYTES)
+    if any(name not in Image.OPEN for name in _FORMATS):
+        Image.init()  # imports the plugins
+    for name in _FORMATS:
+        if name not in Image.OPEN:
+            continue  # this Pillow was built without it
+        factory, accepts = Image.OPEN[name]
+        accepted = accepts is not None and accepts(start)
+        if accepted and not isinstance(accepted, str):  # a text says what this Pillow lacks
+            file.seek(0)
+            return factory(file, "")
+    raise InputError("is no image of a known format", file=path, remedy="replace the file")
+
+
+@contextmanager
+def _pillow_limit(pixels: int) -> Iterator[None]:
+    """Lifts Pillow's global limit to ``pixels`` for the one giant image that is being decoded.
+
+    Some decoders (TIFF) ask it again. Meanwhile other threads meet a higher limit, never none; giants wait for
+    one another, which also keeps their memory apart; and a limit that others set in between is left alone.
+    """
+    with _one_giant:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = pixels
+        try:
+            yield
+        finally:
+            if pixels == Image.MAX_IMAGE_PIXELS:
+                Image.MAX_IMAGE_PIXELS = before
