@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from PIL import Image
 
 from transfiner_refine import __version__
 from transfiner_refine.cli import main
+from transfiner_refine.cli.format_names import FORMAT_NAMES
+from transfiner_refine.formats.detect import FORMATS
 
 RLE = {"size": [6, 8], "counts": [10, 5, 33]}
 
@@ -125,6 +128,96 @@ def test_ctrl_c_ends_with_130(job: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(json, "loads", interrupted)  # the user loses patience while the file is read
+    monkeypatch.setattr(os, "scandir", interrupted)  # the user loses patience while the folder is listed
     done = refine(job)
     assert (done.exit_code, done.stderr) == (130, "transfiner-refine: interrupted\n")
+
+
+@pytest.fixture
+def interrupted_job(job: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The job after Ctrl-C at the very end, when everything is refined and being written."""
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        done = refine(job, "--device", "cpu", "--workers", "0")
+    assert (done.exit_code, done.stdout, done.stderr) == (
+        130,
+        "",
+        "transfiner-refine: interrupted; 1 refined mask is kept, repeat the command with --resume to go on\n",
+    )
+    return job
+
+
+def test_an_interrupted_run_is_resumed_with_the_same_command(interrupted_job: Path) -> None:
+    job = interrupted_job
+    done = refine(job, "--device", "cpu", "--resume")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("Refined 1 of 1 instance in 1 image in ")
+    assert sorted(path.name for path in job.iterdir()) == ["images", "masks.json", "out.json"]
+
+
+def test_an_interrupted_run_is_neither_forgotten_nor_mixed_up(interrupted_job: Path) -> None:
+    job = interrupted_job
+    again = refine(job, "--device", "cpu")
+    assert (again.exit_code, again.stderr) == (
+        1,
+        f"transfiner-refine: error: {job / 'out.json'}: an interrupted run has left .out.json.journal with 1 "
+        "refined mask; go on with it by --resume, or start anew with --overwrite\n",
+    )
+    other = refine(job, "--device", "cpu", "--resume", "--precision", "bf16")
+    assert other.exit_code == 1
+    assert (
+        "is of another run: --precision was float32 and is bfloat16; repeat the command as it was"
+        in other.stderr
+    )
+    assert refine(job, "--device", "cpu", "--overwrite").exit_code == 0
+
+
+def test_strict_stops_at_the_first_fault(job: Path) -> None:
+    (job / "images" / "1.png").write_bytes(b"no image")
+    for options in (["--strict"], ["--strict", "--dry-run"]):
+        done = refine(job, "--device", "cpu", *options)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"transfiner-refine: error: {job / 'images' / '1.png'}: is no image of a known format; "
+            "replace the file\n"
+        )
+    assert not (job / "out.json").exists()
+
+
+def test_a_photo_of_too_many_pixels_is_named_and_its_masks_stay(job: Path) -> None:
+    done = refine(job, "--device", "cpu", "--max-image-pixels", "47")
+    assert done.exit_code == 1
+    assert "6×8 = 48 pixels, more than the 47 allowed; raise --max-image-pixels" in done.stderr
+    assert json.loads((job / "out.json").read_text()) == json.loads((job / "masks.json").read_text())
+
+
+def test_the_output_may_have_another_format(job: Path) -> None:
+    done = refine(job, "--device", "cpu", "--from", "coco-results", "--to", "coco-annotations")
+    assert (done.exit_code, done.stderr) == (0, "")
+    written = json.loads((job / "out.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["1.png"]
+    assert len(written["annotations"]) == 1
+
+
+def test_what_the_other_format_cannot_hold_is_named(job: Path) -> None:
+    records = json.loads((job / "masks.json").read_text())
+    (job / "masks.json").write_text(json.dumps([*records, {**records[0], "score": 0.1}]))
+    done = refine(job, "--device", "cpu", "--to", "voc")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "record 1: is not in the output" in done.stderr
+    assert "Not in the output, whose format differs: 1 instance." in done.stdout
+
+
+def test_a_report_of_two_formats_is_wrong_usage(job: Path) -> None:
+    done = refine(job, "--report", str(job / "report"), "--to", "voc")
+    assert done.exit_code == 2
+    assert "--report compares masks of one format" in done.stderr
+
+
+def test_every_format_has_its_name_on_the_command_line() -> None:
+    assert sorted(FORMAT_NAMES) == sorted(entry.name for entry in FORMATS)

@@ -54,3 +54,19 @@ def test_a_damaged_mask_is_named_by_its_position(damage: str, reason: str) -> No
     with pytest.raises(InputError, match=reason) as caught:
         areas(masks)
     assert caught.value.record == "4500"
+
+
+def test_sizes_that_no_image_has_are_refused_whatever_the_runs() -> None:
+    for size in ([-3, -3], [0, 5], [10**10, 10**10]):
+        with pytest.raises(InputError, match=r"(not that of an image|do not add up)"):
+            areas([{"size": size, "counts": "9"}])
+
+
+def test_runs_longer_than_the_image_are_refused_though_their_sum_may_come_round() -> None:
+    with pytest.raises(InputError, match="do not add up"):
+        areas([{"size": [3, 3], "counts": "0oooooo7oooooo7" + "oooooo70" * 50_000}])
+
+
+def test_lone_surrogates_are_foreign_characters() -> None:
+    with pytest.raises(InputError, match="not a COCO run-length string"):
+        areas([{"size": [3, 3], "counts": "9\ud800"}])

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from transfiner_refine.formats.image_file import opened
 from transfiner_refine.formats.images import ImageFolder, read_image, upright_size
+from transfiner_refine.formats.png_pixels import read_pixels
 from transfiner_refine.types import InputError
 
 CORNERS = np.zeros((24, 40, 3), np.uint8)
@@ -96,6 +104,147 @@ def test_damaged_exif_does_not_hide_sound_pixels(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "photo.png").pixels, CORNERS)
 
 
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_makes_no_sense_leaves_the_image_as_stored(tmp_path: Path, value: object) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.fromarray(CORNERS).save(tmp_path / "photo.png", exif=exif)
+    decoded = read_image(tmp_path / "photo.png")
+    assert not decoded.turned
+    assert np.array_equal(decoded.pixels, CORNERS)
+
+
+def test_the_exif_of_a_png_may_come_after_its_pixels(tmp_path: Path) -> None:
+    data = save(tmp_path / "photo.png", CORNERS, 6).read_bytes()
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    (tmp_path / "photo.png").write_bytes(data[:at] + data[end:-12] + data[at:end] + data[-12:])
+    assert upright_size(tmp_path / "photo.png") == (40, 24)
+    assert read_image(tmp_path / "photo.png", {(40, 24)}).turned
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".webp", ".tif", ".mpo"])
+def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (40, 24), (shade, shade, shade)) for shade in (200, 100, 0)]
+    frames[0].save(tmp_path / f"photo{suffix}", save_all=True, append_images=frames[1:])
+    assert np.abs(read_image(tmp_path / f"photo{suffix}").pixels.astype(int) - 200).max() <= 2
+
+
+def test_sixteen_bit_colours_and_cmyk_jpeg_become_rgb(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((4, 5, 3), 0x80FF, np.uint16))
+    assert (read_image(tmp_path / "deep.png").pixels == 128).all()
+    Image.new("CMYK", (40, 24), (0, 0, 0, 255)).save(tmp_path / "print.jpg")
+    assert read_image(tmp_path / "print.jpg").pixels.max() <= 2
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 5), np.float32)).save(tmp_path / "photo.tif")
+    with pytest.raises(InputError, match="floating point pixels; convert the photo"):
+        read_image(tmp_path / "photo.tif")
+
+
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_noticed(tmp_path: Path) -> None:
+    path = save(tmp_path / "photo.png", CORNERS)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 20] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"has a wrong checksum in its chunk b'IDAT'; the file is damaged"):
+        read_image(path)
+
+
+def stating(height: int, width: int) -> bytes:
+    """A PNG of 70 bytes that says it has that many pixels."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
+    packed = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("side", [20_001, 100_000, 2**31 - 1])
+def test_an_image_bomb_is_refused_on_its_header(tmp_path: Path, side: int) -> None:
+    (tmp_path / "photo.png").write_bytes(stating(side, side))
+    reason = rf"states {side}×{side} = {side**2} pixels, more than the 400000000 allowed; raise --max-image"
+    for read in (read_image, read_pixels):
+        with pytest.raises(InputError, match=reason):
+            read(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"])
+def test_an_image_of_just_the_allowed_size_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(CORNERS).save(path)
+    assert read_image(path, max_pixels=24 * 40).pixels.shape == CORNERS.shape
+    with pytest.raises(InputError, match="states 24×40 = 960 pixels, more than the 959 allowed"):
+        read_image(path, max_pixels=24 * 40 - 1)
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iCCP"])
+def test_bombs_in_the_metadata_are_not_unpacked(tmp_path: Path, kind: str) -> None:
+    data = save(tmp_path / "photo.png", CORNERS).read_bytes()
+    bomb = kind.encode() + b"name\0\0" + zlib.compress(bytes(1 << 25))
+    chunk = struct.pack(">I", len(bomb) - 4) + bomb + struct.pack(">I", zlib.crc32(bomb))
+    (tmp_path / "photo.png").write_bytes(data[:33] + chunk + data[33:])
+    tracemalloc.start()
+    with pytest.raises(InputError, match="too large"):
+        read_image(tmp_path / "photo.png")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("limit", [900, 100])  # above it Pillow warns, above twice it stops
+def test_the_limit_of_pillow_neither_stops_nor_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, orientation: int, limit: int
+) -> None:
+    if suffix == ".webp" and limit == 100:
+        pytest.skip("no WebP is so large that Pillow would stop at it")
+    path = tmp_path / f"photo{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(CORNERS).save(path, exif=exif)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert read_image(path).pixels.size == CORNERS.size
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_limit_of_pillow_is_the_same_after_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [save(tmp_path / f"{number}.tif", CORNERS, 1 + number % 8) for number in range(8)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = list(pool.map(lambda path: read_image(path).pixels.size, paths * 20))
+    assert shapes == [CORNERS.size] * 160
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with opened(paths[0]):
+        Image.MAX_IMAGE_PIXELS = 123  # somebody else's decision, which stays
+    assert Image.MAX_IMAGE_PIXELS == 123
+
+
+def test_what_other_programs_would_have_to_draw_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(InputError, match="no image of a known format"):
+        read_image(tmp_path / "photo.png")
+
+
+def test_pipes_folders_and_links_to_nothing_are_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "nothing.jpg").symlink_to("elsewhere.jpg")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    for name, reason in [
+        ("pipe", "no file"),
+        ("folder", "no file"),
+        ("nothing", "no such"),
+        ("itself", "link"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            read_image(tmp_path / f"{name}.jpg")
+
+
 @pytest.mark.parametrize(
     ("files", "image_id", "expected"),
     [
@@ -134,6 +283,34 @@ def test_names_are_found_in_subfolders_and_without_their_folder(tmp_path: Path) 
     folder = ImageFolder(tmp_path)
     assert folder.named("val/a.jpg") == tmp_path / "val/a.jpg"
     assert folder.named("train/b.jpg") == tmp_path / "b.jpg"
+
+
+def test_links_inside_the_folder_are_followed_wherever_they_lead(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "disk2").mkdir()
+    save(tmp_path / "disk2" / "a.png", CORNERS)
+    (tmp_path / "images" / "1.png").symlink_to(tmp_path / "disk2" / "a.png")
+    (tmp_path / "images" / "val").symlink_to(tmp_path / "disk2")
+    folder = ImageFolder(tmp_path / "images")
+    for path in (folder.with_id(1), folder.named("1.png"), folder.named("val/a.png")):
+        assert np.array_equal(read_image(path).pixels, CORNERS)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x/" * 3000 + "a.jpg", "\ud800/a.jpg", "a\0/b.jpg", "C:\\photos\\a.jpg"]
+)
+def test_names_that_no_file_can_have_are_just_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="is not there") as caught:
+        ImageFolder(tmp_path).named(name)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "name", ["ö ü.jpg", "a\nb.jpg", "two  blanks.jpg", " .jpg", "%2e%2e.jpg", "n" * 251 + ".jpg"]
+)
+def test_names_may_be_anything_a_file_can_be_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert ImageFolder(tmp_path).named(name) == tmp_path / name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +96,13 @@ def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(-15, 45), min_size=6, max_size=6), min_size=1, max_size=60))
+def test_many_polygons_are_united_as_pycocotools_unites_them(polygons: list[list[float]]) -> None:
+    united = coco_mask.merge(coco_mask.frPyObjects(polygons, 30, 40))
+    assert mask_from_segmentation(polygons, lambda: (30, 40)).counts == united["counts"].decode()
+
+
 def test_no_polygons_are_an_empty_mask() -> None:
     assert mask_from_segmentation([], lambda: (3, 4)).area == 0
 
@@ -114,6 +124,11 @@ def test_no_polygons_are_an_empty_mask() -> None:
         ({"size": [3, 3], "counts": "oooooooooooo0"}, "longer than any image"),
         ({"size": [0, 0], "counts": []}, "size is 0×0"),
         ({"size": [10**9, 10**9], "counts": [10**9]}, "not that of an image"),
+        ({"size": [10**300, 10**300], "counts": [10**300]}, "not that of an image"),
+        ({"size": [True, True], "counts": [1]}, "size is [True, True]"),
+        ({"size": [3.0, 3.0], "counts": [9]}, "size is [3.0, 3.0]"),
+        ({"size": [3, 3], "counts": [True] * 9}, "run 0 of the RLE is True"),
+        ({"size": [3, 3], "counts": [2**40, 9 - 2**40]}, "run 0 of the RLE is 1099511627776"),
         ({"size": [-3, -3], "counts": [9]}, "size is -3×-3"),
         ({"size": [3], "counts": [9]}, "size is [3]"),
         ({"size": "33", "counts": [9]}, "size is '33'"),
@@ -125,6 +140,8 @@ def test_no_polygons_are_an_empty_mask() -> None:
         ([[1, 2, 3, 4, 5, float("nan")]], "not a finite number"),
         ([[1, 2, 3, 4, 5, "6"]], "not a finite number"),
         ([[1, 2, 3, 4, 5, 1e12]], "far outside its 40×30 image"),
+        ([[1, 2, 3, 4, 5, 10**400]], "not a finite number"),
+        ([[1, 2, 3, 4, 5, True]], "not a finite number"),
         ([[0, 0, 39, 0, 39, 29] * 100_000], "more than the 4000000 allowed"),
     ],
 )
@@ -133,6 +150,56 @@ def test_a_damaged_segmentation_is_refused_with_its_reason(segmentation: object,
         mask_from_segmentation(segmentation, lambda: (30, 40))
     assert reason in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def number(value: int) -> str:
+    """One number of a compressed RLE."""
+    low, value = value & 31, value >> 5
+    more = value != (-1 if low & 16 else 0)
+    return chr(low + 32 * more + 48) + (number(value) if more else "")
+
+
+def test_runs_whose_sum_comes_round_in_64_bits_are_refused() -> None:
+    step, odd, total = (1 << 34) - 1, 0, 0  # odd runs are 1, 2, 3 ... steps long
+    while total + (odd + 1) * step < 2**64:
+        odd += 1
+        total += odd * step
+    even = (2**64 + 9 - total) // odd
+    last = 2**64 + 9 - total - even * (odd - 1)
+    counts = number(0) + number(step) + number(even) + (number(step) + number(0)) * (odd - 2)
+    counts += number(step) + number(last - even)
+    assert len(counts) < 400_000
+    with pytest.raises(InputError, match=rf"add up to {2**64 + 9} pixels, but its size 3×3 has 9"):
+        RleMask((3, 3), counts)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# each takes about 0.2 s on one core; what grows with the square of the length would take minutes
+def test_half_a_million_runs_take_no_quadratic_time() -> None:
+    runs = [1 + i % 7 for i in range(500_000)]
+    runs[-1] += -sum(runs) % 1000
+    size = [1000, sum(runs) // 1000]
+    mask = mask_from_segmentation({"size": size, "counts": runs}, no_size)
+    assert seconds(lambda: mask_from_segmentation({"size": size, "counts": runs}, no_size)) < 5
+    assert seconds(lambda: RleMask(mask.size, mask.counts).decode()) < 5
+
+
+def test_a_million_points_take_no_quadratic_time() -> None:
+    angles = np.linspace(0, 2 * np.pi, 1_000_000)
+    radii = 900 + 50 * np.sin(7 * angles)
+    points = np.stack((1000 + radii * np.cos(angles), 1000 + radii * np.sin(angles)), 1)
+    assert seconds(lambda: mask_from_segmentation([points.ravel().tolist()], lambda: (2000, 2000))) < 5
+
+
+def test_ten_thousand_polygons_take_no_quadratic_time() -> None:
+    corners = np.random.default_rng(0).integers(0, 1990, (10_000, 2)).tolist()
+    polygons = [[x, y, x + 5, y, x + 5, y + 5] for x, y in corners]
+    assert seconds(lambda: mask_from_segmentation(polygons, lambda: (2000, 2000))) < 5
 
 
 @settings(max_examples=300)

@@ -95,5 +95,25 @@ def test_a_folder_without_annotations_says_what_was_expected(tmp_path: Path) -> 
 
 def test_a_missing_photo_is_named(dataset: Path, tmp_path: Path) -> None:
     data = load_training_set(tmp_path, dataset / "annotations.json")
-    with pytest.raises(InputError, match=r"1\.png: cannot be read as an image"):
+    with pytest.raises(InputError, match=r"1\.png: there is no such file"):
         data.photo(0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [("9", "add up to 9 pixels"), ("n8O", "negative"), (None, "counts are missing"), ([10**12], "run 0")],
+)
+@pytest.mark.parametrize("name", ["annotations.json", "coarse_detector.json"])
+def test_a_damaged_mask_is_named_and_never_reaches_pycocotools(
+    dataset: Path, tmp_path: Path, name: str, counts: object, reason: str
+) -> None:
+    for file in ("annotations.json", "coarse_detector.json"):
+        content = json.loads((dataset / file).read_text())
+        if file == name:
+            records = content if isinstance(content, list) else content["annotations"]
+            records[2]["segmentation"]["counts"] = counts
+        (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"{name}: (annotation id 3|record 2): .*{reason}"):
+        load_training_set(
+            dataset / "images", tmp_path / "annotations.json", [tmp_path / "coarse_detector.json"]
+        )

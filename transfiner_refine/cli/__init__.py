@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +51,8 @@ class _Commands(click.Group):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Pillow warns of damage in metadata, with a line of its source; what matters comes as an error of ours
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):

@@ -81,6 +81,13 @@ class _CommandWithFormats(click.Command):
     show_default=True,
     help="What plain PNGs are: one mask each, or maps of ids. auto looks into the pixels.",
 )
+@click.option(
+    "--max-image-pixels",
+    type=click.IntRange(min=1),
+    default=400_000_000,  # formats.image_file.MAX_IMAGE_PIXELS, whose import would bring in Pillow
+    show_default=True,
+    help="Do not open mask images of more pixels.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--strict", is_flag=True, help="Write nothing if a single record cannot be read.")
 @click.option("--quiet", is_flag=True, help="No summary; errors are shown all the same.")

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from transfiner_refine.cli.format_names import FORMAT_NAMES
+
 __all__ = ["command"]
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -18,28 +20,47 @@ _ANY = click.Path(path_type=Path)
     "refine",
     short_help="Sharpen the masks of a results file or a folder.",
     epilog="Exit codes: 0 all done, 1 some images or records could not be used (each is named, the "
-    "others are written), 2 wrong usage, 130 interrupted.",
+    "others are written) or nothing could be written, 2 wrong usage, 130 interrupted.",
 )
 @click.option("--images", type=_FOLDER, required=True, help="Folder of the photos.")
 @click.option(
     "--masks",
     type=_ANY,
     required=True,
-    help="Coarse masks: COCO results or annotations (JSON), or a folder of PNGs named IMAGE_STEM.png, "
-    "IMAGE_STEM_*.png or IMAGE_STEM/*.png.",
+    help="Coarse masks: COCO, LVIS, Cityscapes, Pascal VOC, DAVIS, YOLO or labelme files, or PNGs named "
+    "IMAGE_STEM.png, IMAGE_STEM_*.png or IMAGE_STEM/*.png. The content tells the format.",
 )
 @click.option(
     "--output",
     type=_ANY,
     required=True,
-    help="Where the refined masks go: a file if --masks is a file, a folder if it is a folder. Same "
-    "format, same order, same everything but the masks.",
+    help="Where the refined masks go. Same format, same order, same everything but the masks.",
+)
+@click.option(
+    "--from",
+    "format",
+    type=click.Choice(["auto", *FORMAT_NAMES]),
+    metavar="FORMAT",
+    default="auto",
+    show_default=True,
+    help=f"Format of the masks, if their content should not decide: {', '.join(FORMAT_NAMES)}.",
+)
+@click.option(
+    "--to",
+    type=click.Choice(FORMAT_NAMES),
+    metavar="FORMAT",
+    help="Format of the output, if it is to be another.  [default: that of the masks]",
 )
 @click.option(
     "--image-info",
     type=_FILE,
     help="COCO annotation file that says which image id is which photo. Only for COCO results, and "
     "only if the photos are not named after their ids.",
+)
+@click.option(
+    "--class-names",
+    type=_FILE,
+    help="Text file with one class name a line, for formats that number their classes.",
 )
 @click.option(
     "--png-kind",
@@ -82,6 +103,13 @@ _ANY = click.Path(path_type=Path)
     "categories are written as they are.",
 )
 @click.option(
+    "--max-image-pixels",
+    type=click.IntRange(min=1),
+    default=400_000_000,  # formats.image_file.MAX_IMAGE_PIXELS, whose import would bring in Pillow
+    show_default=True,
+    help="Do not open photos of more pixels; their masks stay as they are.",
+)
+@click.option(
     "--keep-boxes", is_flag=True, help="Leave bbox and area as they are; otherwise they follow the new mask."
 )
 @click.option(
@@ -89,7 +117,24 @@ _ANY = click.Path(path_type=Path)
     type=_FOLDER,
     help="Also make a page that shows the masks before and after, in this folder (see the command report).",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode photos ahead; 0 decodes in threads of this one. Changes speed and "
+    "memory, never a mask.  [default: what suits the device]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists; start anew.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where an interrupted run of the same command has stopped. The output is byte for byte "
+    "that of an uninterrupted one.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop at the first image or record that cannot be used, instead of naming it and going on.",
+)
 @click.option(
     "--dry-run", is_flag=True, help="Read and check everything, say what would be done, write nothing."
 )
@@ -106,10 +151,16 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
     transfiner-refine refine --images photos --masks detections.json \\
         --output refined.json
     transfiner-refine refine --images photos --masks masks --output refined
+
+    What is done is kept beside the output until that is complete, in a hidden file
+    .NAME.journal. After a crash, a full disk or Ctrl-C nothing half-written has the
+    output's name; the same command with --resume goes on.
     """
     from transfiner_refine.pipeline import refine_files  # here, so that --help does not wait for numpy
 
     report = None if options["dry_run"] else report
+    if report is not None and options["to"] is not None:
+        raise click.UsageError("--report compares masks of one format; leave --to out, or make it afterwards")
     if report is not None:
         from transfiner_refine.formats.output import check_output_folder
 

@@ -104,7 +104,7 @@ def open_cityscapes_ids(path: Path, options: OpenOptions) -> CityscapesIdsSource
     Raises:
         InputError: no such folder, no map in it, or none that can be used.
     """
-    return CityscapesIdsSource(path, options.images)
+    return CityscapesIdsSource(path, options.images, max_pixels=options.max_image_pixels)
 
 
 def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:

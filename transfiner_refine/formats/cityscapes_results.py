@@ -30,10 +30,11 @@ from transfiner_refine.formats.cityscapes_labels import (
 from transfiner_refine.formats.conversion import Conversion
 from transfiner_refine.formats.folder_files import first_files
 from transfiner_refine.formats.folder_source import FolderImage, FolderSource
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.png_pixels import png_size, read_pixels, write_like
+from transfiner_refine.formats.png_pixels import png_size, read_pixels, read_values, write_like
 from transfiner_refine.formats.registry import Format, OpenOptions
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.formats.source import RecordFault, Source, Written
@@ -53,9 +54,11 @@ class NonZeroMask:
 
     Attributes:
         path: the file.
+        max_pixels: the largest height × width that is decoded.
     """
 
     path: Path
+    max_pixels: int = MAX_IMAGE_PIXELS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -68,7 +71,7 @@ class NonZeroMask:
         Raises:
             InputError: the file is missing or damaged.
         """
-        values = read_pixels(self.path).values
+        values = read_values(self.path, self.max_pixels)
         return MaskWindow(values != 0, 0, 0, (values.shape[0], values.shape[1])).tight()
 
 
@@ -92,17 +95,19 @@ class _Line:
 class CityscapesResultsSource(FolderSource):
     """The results of a folder and its subfolders."""
 
-    def __init__(self, folder: Path, images: Path | None) -> None:
+    def __init__(self, folder: Path, images: Path | None, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
         """Reads the text files, but no mask yet.
 
         Args:
             folder: the folder of the results.
             images: the folder of the photos, None to do without them.
+            max_pixels: the largest mask image that is decoded.
 
         Raises:
             InputError: no such folder, no text file in it, or no image that can be used.
         """
         super().__init__(folder, images)
+        self._max_pixels = max_pixels
         names = [name for name in self.files if name.suffix.lower() == ".txt"]
         if not names:
             raise InputError("holds no text files of results", file=folder, remedy="check --masks")
@@ -140,7 +145,7 @@ class CityscapesResultsSource(FolderSource):
             else:
                 yield Instance(
                     index=number,
-                    mask=NonZeroMask(self.folder / line.mask),
+                    mask=NonZeroMask(self.folder / line.mask, self._max_pixels),
                     label=line.label,
                     category_id=line.category_id,
                     score=line.score,
@@ -155,7 +160,7 @@ class CityscapesResultsSource(FolderSource):
             assert isinstance(line, _Line)
             original, target = self.folder / line.mask, draft / line.mask
             target.parent.mkdir(parents=True, exist_ok=True)
-            pixels = read_pixels(original)
+            pixels = read_pixels(original, self._max_pixels)
             white = max(1, int(pixels.values.max())) if pixels.palette else pixels.white
             write_like(original, np.where(mask.decode().paste(), white, 0), target)
         return Written()
@@ -211,7 +216,7 @@ def open_cityscapes_results(path: Path, options: OpenOptions) -> CityscapesResul
     Raises:
         InputError: no such folder, no text file in it, or no image that can be used.
     """
-    return CityscapesResultsSource(path, options.images)
+    return CityscapesResultsSource(path, options.images, options.max_image_pixels)
 
 
 def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:

@@ -80,9 +80,15 @@ class Conversion:
                         f"is called {stem} like another image", record=item.name, remedy="rename one of them"
                     )
                 taken.add(stem)
-                image = self._image(item, stem)
             except InputError as error:
                 self._faults.append(RecordFault(error, len(item.instances), whole_image=True))
+                continue
+            try:
+                image = self._image(item, stem)
+            except (
+                InputError
+            ) as error:  # of an image without masks, or whose masks were all blamed one by one
+                self._faults.append(RecordFault(error, 0, whole_image=True))
                 continue
             yield image
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from transfiner_refine.formats.detect import format_named, open_source, recognise
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.output import check_output_file, check_output_folder
 from transfiner_refine.formats.png_pixels import PngKind
 from transfiner_refine.formats.registry import Format
@@ -65,6 +66,7 @@ def convert_masks(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
     overwrite: bool = False,
     strict: bool = False,
 ) -> Converted:
@@ -79,6 +81,7 @@ def convert_masks(
         image_info: for COCO results: an annotation file that says which image id is which photo.
         png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
+        max_image_pixels: mask images with more pixels are not decoded.
         overwrite: an output that exists may be replaced.
         strict: refuse the whole input for one bad record; looks at every mask before it writes.
 
@@ -96,6 +99,7 @@ def convert_masks(
         image_info=image_info,
         png_kind=png_kind,
         class_names=class_names,
+        max_image_pixels=max_image_pixels,
     )
     if target is entry:
         source.check_output(output, overwrite=overwrite)

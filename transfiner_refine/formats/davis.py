@@ -66,7 +66,7 @@ def open_davis(path: Path, options: OpenOptions) -> DavisSource:
     Raises:
         InputError: no such folder, no map in it, or none that can be used.
     """
-    return DavisSource(path, options.images)
+    return DavisSource(path, options.images, max_pixels=options.max_image_pixels)
 
 
 def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:

@@ -9,6 +9,7 @@ from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.davis import DAVIS
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
@@ -79,6 +80,7 @@ def open_source(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Source:
     """Opens masks of any known format.
 
@@ -89,6 +91,7 @@ def open_source(
         image_info: for COCO results: an annotation file that says which image id is which photo.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
+        max_image_pixels: mask images with more pixels are not decoded.
 
     Returns:
         The source, to iterate for its images and to write the refined masks with.
@@ -102,6 +105,7 @@ def open_source(
         None if image_info is None else Path(image_info),
         png_kind,
         None if class_names is None else Path(class_names),
+        max_image_pixels,
     )
     return recognise(masks, format).open(Path(masks), options)
 

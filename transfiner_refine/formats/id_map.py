@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -15,10 +15,12 @@ from transfiner_refine.types import MaskWindow
 
 __all__ = ["IdMap", "IdMask", "Laid", "Painted", "choose_ids", "ids_in", "lay", "paint"]
 
+_STRIP_PIXELS = 1 << 20
+
 
 def ids_in(values: NDArray[Any]) -> tuple[int, ...]:
     """The ids of a map in rising order; 0 is background."""
-    ids = np.unique(values)
+    ids = _distinct(values)
     return tuple(int(value) for value in ids[ids != 0])
 
 
@@ -99,20 +101,22 @@ def paint(coarse: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Paint
         coarse: [H, W] ids, 0 = background.
         refined: (id, mask) of the refined ones, the most important first.
     """
-    kept = (coarse != 0) & ~np.isin(coarse, [instance_id for instance_id, _ in refined])
+    kept = np.zeros(coarse.shape, bool)
+    for rows in _strips(coarse):
+        kept[rows] = (coarse[rows] != 0) & ~np.isin(coarse[rows], [instance_id for instance_id, _ in refined])
     claims = kept.astype(np.uint16)
     windows = {instance_id: mask.decode() for instance_id, mask in refined}
     for window in windows.values():
         claims[_part(window)] += window.values
     covered: list[int] = []
     while True:
-        values = np.where(kept, coarse, 0).astype(coarse.dtype)
+        values = np.where(kept, coarse, 0).astype(coarse.dtype, copy=False)
         for instance_id, window in reversed(windows.items()):
             part = values[_part(window)]
             part[window.values & ~kept[_part(window)]] = instance_id
         for instance_id in covered:
             values[coarse == instance_id] = instance_id
-        alive = np.unique(values)
+        alive = _distinct(values)
         lost = [instance_id for instance_id in windows if instance_id not in alive]
         if not lost:
             return Painted(values, int(np.count_nonzero(claims > 1)), tuple(covered))
@@ -170,8 +174,34 @@ def _part(window: MaskWindow) -> tuple[slice, slice]:
     return slice(window.y, window.y + height), slice(window.x, window.x + width)
 
 
+def _strips(values: NDArray[Any]) -> Iterator[slice]:
+    """Rows of a map, a few at a time, so that what is computed on the way stays small beside a giant map."""
+    height, width = values.shape
+    step = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """The distinct values of a map in rising order."""
+    found = [np.unique(values[rows]) for rows in _strips(values)]
+    return np.unique(np.concatenate(found)) if found else values.ravel()
+
+
 def _boxes(values: NDArray[Any]) -> dict[int, tuple[int, int, int, int]]:
     """(x0, y0, x1, y1) of every id but 0, in one pass over the pixels."""
+    boxes: dict[int, tuple[int, int, int, int]] = {}
+    for rows in _strips(values):
+        for value, (x0, y0, x1, y1) in _strip_boxes(values[rows]).items():
+            y0, y1 = y0 + rows.start, y1 + rows.start
+            if value in boxes:
+                left, top, right, bottom = boxes[value]
+                x0, y0, x1, y1 = min(x0, left), min(y0, top), max(x1, right), max(y1, bottom)
+            boxes[value] = x0, y0, x1, y1
+    return boxes
+
+
+def _strip_boxes(values: NDArray[Any]) -> dict[int, tuple[int, int, int, int]]:
     rows, columns = np.nonzero(values)
     ids = values[rows, columns]
     order = np.argsort(ids, kind="stable")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from transfiner_refine.formats.folder_source import FolderImage, FolderSource
 from transfiner_refine.formats.id_map import IdMap, IdMask, Painted, ids_in, paint
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.png_pixels import read_pixels, read_values, write_like
+from transfiner_refine.formats.png_pixels import read_values, write_like
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.formats.source import RecordFault, Written
 from transfiner_refine.types import InputError, Instance
@@ -56,18 +57,26 @@ class _Map:
 class IdMapFolderSource(FolderSource):
     """The maps of a folder; a subclass says what their values mean."""
 
-    def __init__(self, folder: Path, images: Path | None, maps: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        images: Path | None,
+        maps: Path | None = None,
+        max_pixels: int = MAX_IMAGE_PIXELS,
+    ) -> None:
         """Reads every map once, to know its ids.
 
         Args:
             folder: what is read, and written again as a whole.
             images: the folder of the photos, None to do without them.
             maps: the subfolder of ``folder`` that has the maps, where it is not ``folder`` itself.
+            max_pixels: the largest map that is decoded.
 
         Raises:
             InputError: no such folder, no map in it, or none that can be used.
         """
         super().__init__(folder, images)
+        self.max_pixels = max_pixels
         inside = None if maps is None else PurePosixPath(maps.relative_to(folder).as_posix())
         names = [
             name
@@ -119,7 +128,7 @@ class IdMapFolderSource(FolderSource):
     ) -> Iterator[Instance | RecordFault]:
         found, name = self._maps[position], self.images[position].name
         assert found is not None
-        id_map = IdMap(partial(read_values, self.folder / name))
+        id_map = IdMap(partial(read_values, self.folder / name, self.max_pixels))
         for number, item in enumerate(found.instances):
             yield Instance(
                 index=number,
@@ -137,7 +146,7 @@ class IdMapFolderSource(FolderSource):
         name, found = self.images[position].name, self._maps[position]
         assert found is not None
         ids = [item.value for item in found.instances]
-        values = read_pixels(self.folder / name).values
+        values = read_values(self.folder / name, self.max_pixels)
         painted = self.repaint(values, [(ids[number], mask) for number, mask in sorted(masks.items())])
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
         write_like(self.folder / name, painted.values, draft / name)
@@ -154,7 +163,7 @@ class IdMapFolderSource(FolderSource):
 
     def _look(self, name: PurePosixPath) -> _Map | InputError:
         try:
-            values = read_pixels(self.folder / name).values
+            values = read_values(self.folder / name, self.max_pixels)
             return _Map(tuple(self.instances_in(name, values)), (values.shape[0], values.shape[1]))
         except InputError as error:
             return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
 from typing import BinaryIO
@@ -21,17 +21,18 @@ MAX_IMAGE_PIXELS = 400_000_000  # 20,000 × 20,000; what a photo costs in memory
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 _MAGIC_BYTES = 16  # what Pillow's plugins ask to see
 _one_giant = RLock()
+_lifted_from: list[int | None] = []  # Pillow's limit before it was lifted, while it is
 
 
 @contextmanager
-def opened(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
+def opened(path: Path, max_pixels: int | None = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
     """An image file in Pillow; whatever Pillow stumbles over inside the block comes out as one InputError.
 
     Only the header has been read when the block begins. A file is told by its content, not by its name.
 
     Args:
         path: the file.
-        max_pixels: the largest height × width that is let through.
+        max_pixels: the largest height × width that is let through; None for any, where only the header matters.
 
     Raises:
         InputError: the file is missing, damaged, no image, or has more pixels than ``max_pixels``.
@@ -40,10 +41,10 @@ def opened(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Ima
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
             raise InputError("is no file", file=path, remedy="give image files")
         with path.open("rb") as file, _identified(file, path) as image:
-            check_pixels(image.height, image.width, max_pixels, path)
-            with ExitStack() as stack:
-                if Image.MAX_IMAGE_PIXELS is not None and image.height * image.width > Image.MAX_IMAGE_PIXELS:
-                    stack.enter_context(_pillow_limit(image.height * image.width))
+            if max_pixels is not None:
+                check_pixels(image.height, image.width, max_pixels, path)
+            pixels = image.height * image.width
+            with _pillow_limit(pixels) if max_pixels and _is_giant(pixels) else nullcontext():
                 yield image
     except InputError:
         raise
@@ -58,8 +59,8 @@ def opened(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Ima
         ) from error
 
 
-def check_pixels(height: int, width: int, max_pixels: int, path: Path) -> None:
-    """Refuses an image for the size its header states, before anything is decoded.
+def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = None) -> None:
+    """Refuses an image or a mask for the size that it states, before anything is decoded.
 
     Raises:
         InputError: it has no pixels, or more than ``max_pixels``.
@@ -94,18 +95,27 @@ def _identified(file: BinaryIO, path: Path) -> Image.Image:
     raise InputError("is no image of a known format", file=path, remedy="replace the file")
 
 
+def _is_giant(pixels: int) -> bool:
+    """Whether Pillow's global limit, as others have set it, would be in the way."""
+    limits = [limit for limit in (Image.MAX_IMAGE_PIXELS, *_lifted_from) if limit is not None]
+    return pixels > min(limits, default=pixels)
+
+
 @contextmanager
 def _pillow_limit(pixels: int) -> Iterator[None]:
     """Lifts Pillow's global limit to ``pixels`` for the one giant image that is being decoded.
 
-    Some decoders (TIFF) ask it again. Meanwhile other threads meet a higher limit, never none; giants wait for
+    Only some decoders (TIFF) ask for it. Meanwhile other threads meet a higher limit, never none; giants wait for
     one another, which also keeps their memory apart; and a limit that others set in between is left alone.
     """
     with _one_giant:
-        before = Image.MAX_IMAGE_PIXELS
+        _lifted_from.append(
+            Image.MAX_IMAGE_PIXELS
+        )  # first, so that no other giant takes the lifted one for it
         Image.MAX_IMAGE_PIXELS = pixels
         try:
             yield
         finally:
             if pixels == Image.MAX_IMAGE_PIXELS:
-                Image.MAX_IMAGE_PIXELS = before
+                Image.MAX_IMAGE_PIXELS = _lifted_from[-1]
+            _lifted_from.pop()

@@ -198,14 +198,18 @@ def _decoded(path: Path, max_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np
     return pixels, _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels, orientation
 
 
-def upright_size(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
-    """(height, width) of a photo, its EXIF orientation applied; from the header, as far as that suffices.
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a photo, its EXIF orientation applied, without decoding its pixels; of any size.
 
     Raises:
-        InputError: the file is missing, no image, or larger than ``max_pixels``.
+        InputError: the file is missing, damaged or no image.
     """
-    with opened(path, max_pixels) as image:
+    with opened(path, None) as image:
         width, height = image.size
+        if image.format == "PNG" and "exif" not in image.info:
+            # it may come after the pixels, and Pillow would decode them to see
+            late = [data for name, data in read_chunks(path) if name == b"eXIf"]
+            image.info["exif"] = bytes(late[-1]) if late else b""
         # Pillow states TIFF sizes upright already
         sideways = image.format != "TIFF" and _orientation(image) >= 5
         return (width, height) if sideways else (height, width)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.formats.folder_files import files_in
 from transfiner_refine.formats.id_map import IdMap, IdMask, ids_in, paint
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.output import atomic_folder, check_output_folder
 from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png_owners import Owner, owner_by_name, owner_by_photos
@@ -58,9 +59,11 @@ class PngFileMask:
 
     Attributes:
         path: the file.
+        max_pixels: the largest height × width that is decoded.
     """
 
     path: Path
+    max_pixels: int = MAX_IMAGE_PIXELS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,7 +76,7 @@ class PngFileMask:
         Raises:
             InputError: the file is damaged, or has a palette and several values.
         """
-        pixels = read_pixels(self.path)
+        pixels = read_pixels(self.path, self.max_pixels)
         values = pixels.values
         foreground = values != 0
         window = MaskWindow(foreground, 0, 0, (values.shape[0], values.shape[1])).tight()
@@ -120,7 +123,12 @@ class PngFolderSource:
     """A folder of mask PNGs and the photos they belong to."""
 
     def __init__(
-        self, folder: Path, images: Path | None, *, png_kind: PngKind | Literal["auto"] = "auto"
+        self,
+        folder: Path,
+        images: Path | None,
+        *,
+        png_kind: PngKind | Literal["auto"] = "auto",
+        max_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         """Finds the masks and their photos, and reads the files that are or may be maps, to know their ids.
 
@@ -128,11 +136,12 @@ class PngFolderSource:
             folder: the mask folder.
             images: the folder of the photos; may be the same. None to do without them.
             png_kind: what the files are. "auto": ``IMAGE_STEM.png`` by its pixels, all others one mask each.
+            max_pixels: the largest mask image that is decoded.
 
         Raises:
             InputError: no such folder, no PNG in it, or none of them belongs to a photo.
         """
-        self._folder, self._images = folder, images
+        self._folder, self._images, self._max_pixels = folder, images, max_pixels
         names = [name for name in files_in(folder, remedy="check --masks") if name.suffix.lower() == ".png"]
         if not names:
             raise InputError(
@@ -140,7 +149,7 @@ class PngFolderSource:
             )
         by_image: dict[PurePosixPath, list[tuple[PurePosixPath, bool]]] = {}
         self._strays: list[_MaskFile] = []
-        for name, owner in _owners(folder, images, names, png_kind):
+        for name, owner in _owners(folder, images, names, png_kind, max_pixels):
             if isinstance(owner, Owner):
                 by_image.setdefault(owner.image, []).append((name, owner.alone))
             else:
@@ -181,7 +190,7 @@ class PngFolderSource:
                 if file.error is not None:
                     yield RecordFault(file.error)
                 else:
-                    instances += _instances(file, index)
+                    instances += _instances(file, index, self._max_pixels)
                 index += file.count
             photo = None if self._images is None else self._images / image
             yield ImageRecord(
@@ -216,7 +225,7 @@ class PngFolderSource:
                     for position in range(file.count)
                     if first + position in results
                 }
-                overlaps, kept_coarse = _write_file(file, draft / file.name, masks)
+                overlaps, kept_coarse = _write_file(file, draft / file.name, masks, self._max_pixels)
                 overlap_pixels += overlaps
                 covered += [first + position for position in kept_coarse]
                 first += file.count
@@ -229,7 +238,7 @@ class PngFolderSource:
         if png_kind == "binary" or (png_kind == "auto" and not alone):
             return _MaskFile(path, name)
         try:
-            pixels = read_pixels(path)
+            pixels = read_pixels(path, self._max_pixels)
         except InputError as error:
             return _MaskFile(path, name, error=error)
         if png_kind == "auto" and kind_of(pixels) == "binary":
@@ -239,7 +248,11 @@ class PngFolderSource:
 
 
 def _owners(
-    folder: Path, images: Path | None, names: list[PurePosixPath], png_kind: PngKind | Literal["auto"]
+    folder: Path,
+    images: Path | None,
+    names: list[PurePosixPath],
+    png_kind: PngKind | Literal["auto"],
+    max_pixels: int,
 ) -> Iterator[tuple[PurePosixPath, Owner | InputError]]:
     """Each mask with its image, or why it has none."""
     photos = None
@@ -250,7 +263,7 @@ def _owners(
     for name in names:
         try:
             if photos is None:
-                yield name, owner_by_name(folder, name, png_kind)
+                yield name, owner_by_name(folder, name, png_kind, max_pixels)
             else:
                 yield name, owner_by_photos(name, photos) or _no_photo(folder, name, photos.root)
         except InputError as error:
@@ -262,10 +275,10 @@ def _no_photo(folder: Path, name: PurePosixPath, images: Path) -> InputError:
     return InputError(f"no photo in {images} has that name", file=folder / name, record=record)
 
 
-def _instances(file: _MaskFile, first: int) -> list[Instance]:
+def _instances(file: _MaskFile, first: int, max_pixels: int) -> list[Instance]:
     if file.ids is None:
-        return [Instance(first, PngFileMask(file.path), file.name)]
-    id_map = IdMap(partial(read_values, file.path))
+        return [Instance(first, PngFileMask(file.path, max_pixels), file.name)]
+    id_map = IdMap(partial(read_values, file.path, max_pixels))
     return [
         Instance(
             first + position,
@@ -278,7 +291,9 @@ def _instances(file: _MaskFile, first: int) -> list[Instance]:
     ]
 
 
-def _write_file(file: _MaskFile, target: Path, masks: Mapping[int, RleMask]) -> tuple[int, list[int]]:
+def _write_file(
+    file: _MaskFile, target: Path, masks: Mapping[int, RleMask], max_pixels: int
+) -> tuple[int, list[int]]:
     """Writes one PNG with refined masks by their position in it.
 
     Gives the pixels that were claimed twice, and the positions that had to keep their coarse mask.
@@ -287,7 +302,7 @@ def _write_file(file: _MaskFile, target: Path, masks: Mapping[int, RleMask]) -> 
         _copy(file.path, target)
         return 0, []
     target.parent.mkdir(parents=True, exist_ok=True)
-    pixels = read_pixels(file.path)
+    pixels = read_pixels(file.path, max_pixels)
     if file.ids is None:
         write_like(file.path, np.where(masks[0].decode().paste(), _white(pixels), 0), target)
         return 0, []

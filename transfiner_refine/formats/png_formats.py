@@ -46,7 +46,9 @@ def open_png(path: Path, options: OpenOptions) -> PngFolderSource:
     """
     if options.image_info is not None:
         raise InputError("PNG masks find their photos by name", file=path, remedy="leave --image-info out")
-    return PngFolderSource(path, options.images, png_kind=options.png_kind)
+    return PngFolderSource(
+        path, options.images, png_kind=options.png_kind, max_pixels=options.max_image_pixels
+    )
 
 
 def open_id_maps(path: Path, options: OpenOptions) -> PngFolderSource:

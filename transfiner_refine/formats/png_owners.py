@@ -46,7 +46,7 @@ def owner_by_photos(name: PurePosixPath, photos: PhotoTree) -> Owner | None:
         stem, alone = stem.rpartition("_")[0], False
 
 
-def owner_by_name(folder: Path, name: PurePosixPath, png_kind: PngKind | str) -> Owner:
+def owner_by_name(folder: Path, name: PurePosixPath, png_kind: PngKind | str, max_pixels: int) -> Owner:
     """The image of a mask where there are no photos to go by.
 
     Raises:
@@ -56,7 +56,9 @@ def owner_by_name(folder: Path, name: PurePosixPath, png_kind: PngKind | str) ->
         return Owner(name.with_suffix(""), alone=True)
     if name.parent.name:
         return Owner(name.parent, alone=False)
-    if "_" in name.stem and (png_kind == "binary" or kind_of(read_pixels(folder / name)) == "binary"):
+    if "_" in name.stem and (
+        png_kind == "binary" or kind_of(read_pixels(folder / name, max_pixels)) == "binary"
+    ):
         raise InputError(
             f"could be the mask of {name.stem} or one of several of {name.stem.rpartition('_')[0]}",
             file=folder / name,

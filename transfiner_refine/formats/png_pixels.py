@@ -69,22 +69,22 @@ def read_pixels(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> MaskPixels:
         )
 
 
-def read_values(path: Path) -> NDArray[Any]:
+def read_values(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[Any]:
     """[H, W]: the values of ``read_pixels`` alone.
 
     Raises:
         InputError: as for ``read_pixels``.
     """
-    return read_pixels(path).values
+    return read_pixels(path, max_pixels).values
 
 
-def png_size(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
-    """(height, width) of a PNG from its header.
+def png_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a PNG from its header, however large it says that it is.
 
     Raises:
-        InputError: missing, damaged, no image, or larger than ``max_pixels``.
+        InputError: missing, damaged or no image.
     """
-    with opened(path, max_pixels) as image:
+    with opened(path, None) as image:
         return image.height, image.width
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.png_pixels import PngKind
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.formats.source import Source, Written
@@ -24,12 +25,14 @@ class OpenOptions:
         image_info: a COCO annotation file that says which image id is which photo and names the categories.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line (YOLO ``names``, VOC), first line = class 0.
+        max_image_pixels: the largest height × width of a mask image that is decoded.
     """
 
     images: Path | None = None
     image_info: Path | None = None
     png_kind: PngKind | Literal["auto"] = "auto"
     class_names: Path | None = None
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ from transfiner_refine.formats.id_map_folder import (
     paint_over_void,
 )
 from transfiner_refine.formats.id_map_writing import lay_with_void
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import VOC_PALETTE, has_voc_palette, write_indexed
-from transfiner_refine.formats.png_pixels import read_pixels, write_like
+from transfiner_refine.formats.png_pixels import read_values, write_like
 from transfiner_refine.formats.registry import Format, OpenOptions
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.formats.source import Source, Written
@@ -49,13 +50,20 @@ _OBJECTS, _CLASSES = "SegmentationObject", "SegmentationClass"
 class VocSource(IdMapFolderSource):
     """The object maps of a folder, with the class maps beside them."""
 
-    def __init__(self, folder: Path, images: Path | None, class_names: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        images: Path | None,
+        class_names: Path | None = None,
+        max_pixels: int = MAX_IMAGE_PIXELS,
+    ) -> None:
         """Reads every map once.
 
         Args:
             folder: ``SegmentationObject``, or the folder that has it.
             images: the folder of the photos, None to do without them.
             class_names: a text file with the names of the classes, first line = class 0 = background.
+            max_pixels: the largest map that is decoded.
 
         Raises:
             InputError: no such folder, no map in it, or none that can be used.
@@ -65,7 +73,7 @@ class VocSource(IdMapFolderSource):
         classes = folder / _CLASSES if both else folder.parent / _CLASSES
         self._classes = classes if classes.is_dir() and classes.resolve() != self._objects.resolve() else None
         self._names = {} if class_names is None else read_class_names(class_names)
-        super().__init__(folder, images, self._objects if both else None)
+        super().__init__(folder, images, self._objects if both else None, max_pixels)
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -76,7 +84,7 @@ class VocSource(IdMapFolderSource):
         path = self._class_map(name)
         if path is None:
             return [MapInstance(value) for value in ids]
-        classes = read_pixels(path).values
+        classes = read_values(path, self.max_pixels)
         if classes.shape != values.shape:
             raise InputError(
                 f"is {classes.shape[0]}×{classes.shape[1]}, the map of its objects is "
@@ -99,7 +107,9 @@ class VocSource(IdMapFolderSource):
             of_value[item.value] = 0 if item.category_id is None else item.category_id
         target = draft / path.relative_to(self.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_like(path, np.where(after == before, read_pixels(path).values, of_value[after]), target)
+        write_like(
+            path, np.where(after == before, read_values(path, self.max_pixels), of_value[after]), target
+        )
 
     def usual_photo_name(self, position: int) -> str | None:
         return f"{self.images[position].stem}.jpg"
@@ -127,7 +137,7 @@ def open_voc(path: Path, options: OpenOptions) -> VocSource:
     Raises:
         InputError: no such folder, no map in it, or none that can be used.
     """
-    return VocSource(path, options.images, options.class_names)
+    return VocSource(path, options.images, options.class_names, options.max_image_pixels)
 
 
 def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:

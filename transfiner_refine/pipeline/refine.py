@@ -1,59 +1,25 @@
-"""From a source of coarse masks to refined ones: decode ahead, batch, refine, encode behind, write."""
+"""From files to files, so that nothing done is lost: journal, refine, write."""
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
-from transfiner_refine.formats import PngKind, RecordFault, RleMask, Source, open_source
+from transfiner_refine.formats import PngKind
+from transfiner_refine.formats.detect import format_named, open_source, recognise
+from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
 from transfiner_refine.pipeline.contract import WindowRefiner
-from transfiner_refine.pipeline.read_ahead import PreparedImage, read_ahead
+from transfiner_refine.pipeline.destination import Destination
+from transfiner_refine.pipeline.fingerprint import input_entries, refiner_entries
+from transfiner_refine.pipeline.journal import journal_path
+from transfiner_refine.pipeline.keeping import kept_run
+from transfiner_refine.pipeline.run import refine_source
 from transfiner_refine.pipeline.selection import Selection, category_ids
 from transfiner_refine.pipeline.summary import Summary
-from transfiner_refine.types import MaskWindow
 
-__all__ = ["Outcome", "refine_files", "refine_source"]
-
-_THREADS = min(4, os.cpu_count() or 1)  # decoding and encoding; more would take the cores from the network
-_IMAGES_AHEAD = 2 * _THREADS
-_EMPTIED = "refined mask came out empty, coarse mask kept"
-_COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What refining gave, before anything is written.
-
-    Attributes:
-        masks: refined masks by ``Instance.index``.
-        changed_shares: by the same index: changed pixels / pixels of the coarse mask's box.
-        summary: the tally.
-    """
-
-    masks: dict[int, RleMask]
-    changed_shares: dict[int, float]
-    summary: Summary
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Instances for one call of the refiner; attributes as its arguments, and the index of each instance."""
-
-    images: list[NDArray[np.uint8]]
-    masks: list[MaskWindow]
-    image_index: list[int]
-    indexes: list[int]
+__all__ = ["refine_files"]
 
 
 def refine_files(
@@ -61,8 +27,11 @@ def refine_files(
     masks: str | Path,
     output: str | Path,
     *,
+    format: str = "auto",  # noqa: A002  the word for it
+    to: str | None = None,
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
+    class_names: str | Path | None = None,
     weights: str | Path = "lite",
     device: str = "auto",
     precision: str = "auto",
@@ -71,19 +40,30 @@ def refine_files(
     min_area: int = 0,
     score_threshold: float | None = None,
     categories: Sequence[int | str] = (),
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
     keep_boxes: bool = False,
+    workers: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    strict: bool = False,
     dry_run: bool = False,
     progress: bool = False,
 ) -> Summary:
     """Refines the masks of files and writes files of the same kind.
 
+    What is done is kept in a journal beside the output (``.NAME.journal``) until the output is there. A run that
+    breaks off, even by ``kill -9``, can be gone on with by calling this again with ``resume``; the output is then
+    byte for byte the same as without the interruption.
+
     Args:
         images: folder of the photos.
-        masks: COCO results or annotations (JSON), or a folder of mask PNGs.
-        output: the file or folder to write, as ``masks`` is one.
+        masks: a file or folder of masks in any format of ``transfiner_refine.formats.detect.FORMATS``.
+        output: the file or folder to write.
+        format: the format of ``masks``, "auto" to tell it by the content.
+        to: the format of ``output``, None for that of ``masks``.
         image_info: for COCO results: an annotation file that says which image id is which photo.
         png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
+        class_names: a text file with one class name a line, for formats that number their classes.
         weights: name of shipped weights, or a path.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -93,8 +73,15 @@ def refine_files(
         min_area: masks of fewer pixels pass through.
         score_threshold: instances with a lower score pass through.
         categories: ids or names to refine; all others pass through. Empty for all.
+        max_image_pixels: photos and mask images with more pixels are not decoded; their masks pass through as
+            failed.
         keep_boxes: leave ``bbox`` and ``area`` as they are.
-        overwrite: an output that exists may be replaced.
+        workers: processes that decode images, 0 for threads of this process; None as
+            ``transfiner_refine.pipeline.run.default_workers`` says.
+        overwrite: an output that exists may be replaced, and a journal that is not resumed thrown away.
+        resume: go on where an interrupted run with the same inputs and options has stopped; a new run if there
+            was none.
+        strict: stop at the first record or image that cannot be used.
         dry_run: read and check everything, refine and write nothing.
         progress: a bar on stderr, if that is a terminal.
 
@@ -102,149 +89,61 @@ def refine_files(
         The tally; its ``exit_code`` is 1 if some records or images failed, though all others are written.
 
     Raises:
-        InputError: the input cannot be used at all. Nothing is written.
-        OutputError: the output exists, is an input, or cannot be written.
+        InputError: the input cannot be used at all; with ``strict``, some of it cannot. Nothing is written.
+        OutputError: the output exists, is an input, is being written by another run or cannot be written; or
+            there is a journal, and it is of another run or ``resume`` was not asked for.
         CheckpointError, DeviceError: from loading the weights.
+        Interrupted: Ctrl-C, when there is something to resume.
     """
-    source = open_source(masks, images, image_info=image_info, png_kind=png_kind)
-    source.check_output(Path(output), overwrite=overwrite)
-    selection = Selection(min_area, score_threshold, category_ids(categories, source.categories, Path(masks)))
-    if refiner is None and not dry_run:
-        from transfiner_refine.refiner import load_refiner  # here, because it imports torch
-
-        refiner = load_refiner(weights, device=device, precision=precision, batch_size=batch_size)
-    start = time.monotonic()
-    outcome = refine_source(source, None if dry_run else refiner, selection, progress=progress)
-    summary = outcome.summary
-    if not dry_run:
-        written = source.write(Path(output), outcome.masks, keep_boxes=keep_boxes, overwrite=overwrite)
-        summary.overlap_pixels = written.overlap_pixels
-        for index in written.covered:
-            summary.take_back(_COVERED, outcome.changed_shares[index])
-    summary.seconds = time.monotonic() - start
-    return summary
-
-
-def refine_source(
-    source: Source,
-    refiner: WindowRefiner | None,
-    selection: Selection | None = None,
-    *,
-    progress: bool = False,
-) -> Outcome:
-    """Refines what a source holds; bad records and images are counted and do not stop the others.
-
-    Args:
-        source: the masks.
-        refiner: None for a dry run, which reads and decodes everything all the same.
-        selection: what to refine, None for all but crowds and empty masks.
-        progress: a bar on stderr, if that is a terminal.
-
-    Returns:
-        Masks and tally, the same for every batch size.
-    """
-    outcome = Outcome({}, {}, Summary(images=source.num_images, dry_run=refiner is None))
-    summary = outcome.summary
-    bar = tqdm(
-        total=source.num_instances,
-        unit=" instances",
-        desc="checking" if refiner is None else "refining",
-        file=sys.stderr,
-        disable=None if progress else True,  # None: only if stderr is no terminal
-        dynamic_ncols=True,
+    images, masks, output = Path(images), Path(masks), Path(output)
+    read_as = recognise(masks, format)
+    source = open_source(
+        masks,
+        images,
+        format=read_as.name,
+        image_info=image_info,
+        png_kind=png_kind,
+        class_names=class_names,
+        max_image_pixels=max_image_pixels,
     )
-    with bar, ThreadPoolExecutor(_THREADS, "transfiner-io") as pool:
-        try:
-            prepared = read_ahead(source, selection or Selection(), pool, _IMAGES_AHEAD)
-            ready = _counted(prepared, summary, bar)
-            if refiner is None:
-                for image in ready:
-                    summary.refined += len(image.indexes)
-                    bar.update(len(image.indexes))
-                return outcome
-            encoding: deque[tuple[int, Future[tuple[RleMask | None, float]]]] = deque()
-            for batch in _batches(ready, refiner.batch_size):
-                refined = refiner.refine_windows(batch.images, batch.masks, batch.image_index)
-                for index, coarse_mask, mask in zip(batch.indexes, batch.masks, refined, strict=True):
-                    encoding.append((index, pool.submit(_encode, coarse_mask, mask)))
-                while (
-                    len(encoding) > refiner.batch_size
-                ):  # one batch is encoded while the next one is refined
-                    _collect(encoding.popleft(), outcome, bar)
-            while encoding:
-                _collect(encoding.popleft(), outcome, bar)
-        except BaseException:  # Ctrl-C above all: what is queued need not be decoded any more
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return outcome
+    other_format = None if to in (None, read_as.name) else format_named(to)
+    files = {"--masks": masks, "--image-info": image_info, "--class-names": class_names}
+    if read_as.beside is not None:
+        files["the PNGs of --masks"] = read_as.beside(masks)
+    inputs = [images, *(Path(path) for path in files.values() if path is not None)]
+    destination = Destination(source, output, other_format, inputs, keep_boxes)
+    destination.check(overwrite=overwrite or (resume and journal_path(output).exists()))
+    selection = Selection(min_area, score_threshold, category_ids(categories, source.categories, masks))
+    run = partial(
+        refine_source, source, selection=selection, max_image_pixels=max_image_pixels, workers=workers,
+        strict=strict, progress=progress,
+    )  # fmt: skip
+    if dry_run:
+        return run(refiner=None).summary
+    with kept_run(output, source.num_instances) as journal:
+        journal.refuse_unfinished(resume=resume, overwrite=overwrite)
+        weights_file = None
+        if refiner is None:
+            from transfiner_refine.model.weights import find_weights
+            from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
-
-def _counted(
-    items: Iterable[PreparedImage | RecordFault], summary: Summary, bar: tqdm[None]
-) -> Iterator[PreparedImage]:
-    """Counts what needs no refiner and lets through the images that do."""
-    for item in items:
-        faults = (item,) if isinstance(item, RecordFault) else item.faults
-        for fault in faults:
-            summary.add_failure(fault.error, fault.instances)
-            summary.images_failed += fault.whole_image
-            bar.update(fault.instances)
-        if isinstance(item, PreparedImage):
-            summary.passed_through.update(item.passed_through)
-            summary.images_turned += item.turned
-            bar.update(item.passed_through.total())
-            if item.indexes:
-                yield item
-
-
-def _batches(images: Iterable[PreparedImage], batch_size: int) -> Iterator[_Batch]:
-    """Batches of ``batch_size`` instances, the last one smaller; an image may be in two neighbours."""
-    batch = _Batch([], [], [], [])
-    for image in images:
-        assert image.pixels is not None
-        for index, coarse_mask in zip(image.indexes, image.coarse_masks, strict=True):
-            if not batch.images or batch.images[-1] is not image.pixels:
-                batch.images.append(image.pixels)
-            batch.masks.append(coarse_mask)
-            batch.image_index.append(len(batch.images) - 1)
-            batch.indexes.append(index)
-            if len(batch.indexes) == batch_size:
-                yield batch
-                batch = _Batch([], [], [], [])
-    if batch.indexes:
-        yield batch
-
-
-def _encode(coarse_mask: MaskWindow, refined: MaskWindow) -> tuple[RleMask | None, float]:
-    """The refined mask as it travels on (None if it is empty), and its share of changed pixels."""
-    refined = refined.tight()
-    if refined.area == 0:
-        return None, 0.0
-    return RleMask.from_window(refined), _changed_share(coarse_mask.tight(), refined)
-
-
-def _changed_share(coarse: MaskWindow, refined: MaskWindow) -> float:
-    """Pixels whose label differs / pixels of the coarse mask's box; both windows tight."""
-    (coarse_height, coarse_width), (height, width) = coarse.values.shape, refined.values.shape
-    x0, y0 = max(coarse.x, refined.x), max(coarse.y, refined.y)
-    x1 = max(x0, min(coarse.x + coarse_width, refined.x + width))
-    y1 = max(y0, min(coarse.y + coarse_height, refined.y + height))
-    before = coarse.values[y0 - coarse.y : y1 - coarse.y, x0 - coarse.x : x1 - coarse.x] >= 0.5
-    after = refined.values[y0 - refined.y : y1 - refined.y, x0 - refined.x : x1 - refined.x]
-    common = int(np.count_nonzero(before & after))
-    box_area = int(coarse_height * coarse_width)
-    return (coarse.area + refined.area - 2 * common) / box_area
-
-
-def _collect(
-    item: tuple[int, Future[tuple[RleMask | None, float]]], outcome: Outcome, bar: tqdm[None]
-) -> None:
-    index, future = item
-    mask, changed_share = future.result()
-    if mask is None:
-        outcome.summary.passed_through[_EMPTIED] += 1
-    else:
-        outcome.masks[index] = mask
-        outcome.changed_shares[index] = changed_share
-        outcome.summary.add_refined(changed_share)
-    bar.update(1)
+            weights_file = find_weights(weights)
+            refiner = load_refiner(weights_file, device=device, precision=precision, batch_size=batch_size)
+        reading = {
+            "--from": read_as.name,
+            "--png-kind": png_kind,
+            "--max-image-pixels": str(max_image_pixels),
+        }
+        fingerprint = input_entries(images, files, reading, selection, output)
+        journal.begin(fingerprint | refiner_entries(refiner, weights_file), resume=resume)
+        ledger = journal.ledger
+        if not overwrite and not ledger.writing:
+            destination.check(overwrite=False)  # what is there is not of the run that is resumed
+        destination.clear()
+        outcome = run(refiner=refiner, ledger=ledger)
+        ledger.note_writing()
+        written = destination.write(outcome.masks)
+        destination.account(written, outcome)
+        outcome.summary.seconds = ledger.seconds
+        journal.is_done = True
+    return outcome.summary

@@ -22,8 +22,11 @@ class Summary:
         passed_through: instances written unchanged on purpose, by reason.
         failed: instances written unchanged because something is wrong with them or their image.
         errors: what is wrong, one for each bad record or image, in the order of the input.
+        not_written: instances that the format of the output cannot hold or that could not be read for it.
         overlap_pixels: pixels claimed by several instances in formats that hold one id a pixel.
-        seconds: wall-clock time, loading of the weights excluded.
+        mean_changed_share: mean over the refined instances of: pixels whose label changed / pixels of the
+            coarse mask's box. Above 1 where masks grew far beyond their boxes; 0 where nothing was refined.
+        seconds: wall-clock time, loading of the weights excluded, interrupted parts of the run included.
         dry_run: nothing was refined or written.
     """
 
@@ -34,10 +37,11 @@ class Summary:
     passed_through: Counter[str] = field(default_factory=Counter)
     failed: int = 0
     errors: list[InputError] = field(default_factory=list)
+    not_written: int = 0
     overlap_pixels: int = 0
+    mean_changed_share: float = 0.0
     seconds: float = 0.0
     dry_run: bool = False
-    _changed_share_sum: float = 0.0
 
     @property
     def instances(self) -> int:
@@ -45,32 +49,13 @@ class Summary:
         return self.refined + self.passed_through.total() + self.failed
 
     @property
-    def mean_changed_share(self) -> float:
-        """Mean over the refined instances of: pixels whose label changed / pixels of the coarse mask's box.
-
-        Above 1 where a mask grew far beyond its box; 0 where nothing was refined.
-        """
-        return self._changed_share_sum / self.refined if self.refined else 0.0
-
-    @property
     def exit_code(self) -> int:
         """0 if every instance was refined or passed through on purpose, 1 if any failed."""
         return 1 if self.errors else 0
 
-    def add_refined(self, changed_share: float) -> None:
-        """Counts one instance with a new mask."""
-        self.refined += 1
-        self._changed_share_sum += changed_share
-
-    def add_failure(self, error: InputError, instances: int = 1) -> None:
-        """Counts instances that share one thing wrong."""
-        self.errors.append(error)
-        self.failed += instances
-
-    def take_back(self, reason: str, changed_share: float) -> None:
-        """Counts an instance as passed through that had been counted as refined with ``changed_share``."""
+    def take_back(self, reason: str) -> None:
+        """Counts an instance as passed through that had been counted as refined."""
         self.refined -= 1
-        self._changed_share_sum -= changed_share
         self.passed_through[reason] += 1
 
     def lines(self) -> list[str]:
@@ -87,11 +72,13 @@ class Summary:
             lines.append(
                 f"Pixels changed, mean share of the coarse box: {100 * self.mean_changed_share:.1f} %."
             )
-        for reason, number in self.passed_through.most_common():
+        for reason, number in sorted(self.passed_through.items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"Passed through unchanged: {number}, {reason}.")
         if self.failed:
             images = f" (with {_count(self.images_failed, 'whole image')})" if self.images_failed else ""
             lines.append(f"Failed, passed through unchanged: {_count(self.failed, 'instance')}{images}.")
+        if self.not_written:
+            lines.append(f"Not in the output, whose format differs: {_count(self.not_written, 'instance')}.")
         if self.images_turned:
             turned = _count(self.images_turned, "image")
             lines.append(f"Turned by their EXIF orientation, as the masks' size asks: {turned}.")

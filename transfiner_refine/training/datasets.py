@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
+from transfiner_refine.formats.image_file import opened
+from transfiner_refine.formats.rle import mask_from_segmentation
 from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]
@@ -60,7 +62,9 @@ class TrainingSet:
             InputError: the file cannot be read.
         """
         if index not in self._decoded:
-            image = cv2.imread(str(self.images[index]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            with opened(self.images[index]):  # says what is wrong where OpenCV would not, and refuses giants
+                path = str(self.images[index])
+                image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             if image is None:
                 raise InputError("cannot be read as an image", file=self.images[index])
             self._decoded[index] = np.ascontiguousarray(image[:, :, ::-1])
@@ -96,23 +100,32 @@ def load_training_set(
             if annotation.get("iscrowd"):
                 continue
             image = listed[position[annotation["image_id"]]]
-            rle = _to_rle(annotation["segmentation"], image["height"], image["width"])
+            label = f"annotation id {annotation.get('id')}"
+            rle = _checked_rle(annotation, (image["height"], image["width"]), annotations, label)
             if mask_api.area(rle) >= _LEAST_AREA:
                 truths[annotation["image_id"], annotation["category_id"]].append(rle)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"not a COCO annotation file ({error!r} is missing or of another type)", file=annotations
         ) from error
     matched: dict[int, list[dict[str, Any]]] = defaultdict(list)  # by id() of the truth's RLE
     for file in coarse or []:
-        for record in _read_json(file):
-            candidates = truths.get((record["image_id"], record["category_id"]), [])
-            rle = record["segmentation"]
-            if not candidates or mask_api.area(rle) == 0:
-                continue
-            overlap = mask_api.iou([rle], candidates, [0] * len(candidates))[0]
-            if overlap.max() >= _MATCH_IOU:
-                matched[id(candidates[int(overlap.argmax())])].append(rle)
+        try:
+            for index, record in enumerate(_read_json(file)):
+                candidates = truths.get((record["image_id"], record["category_id"]), [])
+                if not candidates:
+                    continue
+                height, width = candidates[0]["size"]
+                rle = _checked_rle(record, (height, width), file, f"record {index}")
+                if mask_api.area(rle) == 0:
+                    continue
+                overlap = mask_api.iou([rle], candidates, [0] * len(candidates))[0]
+                if overlap.max() >= _MATCH_IOU:
+                    matched[id(candidates[int(overlap.argmax())])].append(rle)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"not a COCO results file ({error!r} is missing or of another type)", file=file
+            ) from error
     instances = [
         TrainingInstance(position[image_id], rle, tuple(matched.get(id(rle), ())))
         for (image_id, _), rles in truths.items()
@@ -128,15 +141,16 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text())
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=file) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON ({error})", file=file) from error
 
 
-def _to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    if isinstance(segmentation, list):
-        merged: dict[str, Any] = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-        return merged
-    if isinstance(segmentation["counts"], list):
-        converted: dict[str, Any] = mask_api.frPyObjects(segmentation, height, width)
-        return converted
-    return dict(segmentation)
+def _checked_rle(record: Any, size: tuple[int, int], file: Path, label: str) -> dict[str, Any]:
+    """A record's mask as compressed RLE, checked: pycocotools would crash on a damaged one."""
+    try:
+        mask = mask_from_segmentation(record["segmentation"], lambda: size)
+        if mask.size != size:
+            raise InputError(f"the mask is {mask.size}, its image {size} (height, width)")
+    except InputError as error:
+        raise InputError(error.reason, file=file, record=label, remedy=error.remedy) from error
+    return {"size": list(mask.size), "counts": mask.counts}

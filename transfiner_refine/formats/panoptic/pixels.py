@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from transfiner_refine.formats.images import opened
+from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
 from transfiner_refine.formats.png_chunks import read_chunks, read_header
 from transfiner_refine.types import InputError
 
@@ -18,11 +18,11 @@ LARGEST_ID = (1 << 24) - 1
 _RGB, _RGBA = 2, 6  # colour types of the PNG header
 
 
-def read_ids(path: Path) -> NDArray[np.uint32]:
+def read_ids(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.uint32]:
     """[H, W] segment ids, 0 where there is no segment.
 
     Raises:
-        InputError: missing, damaged, no PNG, or not in 8-bit colours.
+        InputError: missing, damaged, no PNG, not in 8-bit colours, or larger than ``max_pixels``.
     """
     header = read_header(read_chunks(path))
     if header.colour not in (_RGB, _RGBA) or header.depth != 8:
@@ -31,7 +31,7 @@ def read_ids(path: Path) -> NDArray[np.uint32]:
             file=path,
             remedy="save ids as colours, R + 256 G + 65536 B",
         )
-    with opened(path) as image:
+    with opened(path, max_pixels) as image:
         image.load()
         colours = np.asarray(image).astype(np.uint32)
     return (colours[..., 0] | colours[..., 1] << 8 | colours[..., 2] << 16).astype(np.uint32)

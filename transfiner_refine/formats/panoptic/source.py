@@ -58,6 +58,7 @@ class PanopticSource:
             InputError: invalid JSON, no annotations, or no word on which categories are things.
         """
         self._path, self._image_info = path, options.image_info
+        self._max_pixels = options.max_image_pixels
         self._folder = png_folder(path) if png_folder(path).is_dir() else path.parent
         self._text = TextFile(path)
         self._annotations, self._first = JsonValues(self._text), array("q")
@@ -109,7 +110,7 @@ class PanopticSource:
             except InputError as error:
                 yield RecordFault(self._blame(error, f"annotation {position}"), end - first, whole_image=True)
                 continue
-            id_map = IdMap(partial(read_ids, path))
+            id_map = IdMap(partial(read_ids, path, self._max_pixels))
             instances, taken = [], set[int]()
             for place, segment in enumerate(annotation["segments_info"]):
                 label = f"{photo.name}, segment {place}"
@@ -194,7 +195,9 @@ class PanopticSource:
         refined = [(segments[index], mask) for index, mask in masks.items()]
         refined.sort(key=lambda item: -(item[0].score or 0.0))
         stuff = [found.id for found in segments.values() if found.is_stuff and not found.is_crowd]
-        partition = repartition(read_ids(path), [(found.id, mask) for found, mask in refined], stuff)
+        partition = repartition(
+            read_ids(path, self._max_pixels), [(found.id, mask) for found, mask in refined], stuff
+        )
         write_ids(draft / name, partition.ids)
         index_of = {found.id: index for index, found in segments.items()}
         if not keep_boxes:

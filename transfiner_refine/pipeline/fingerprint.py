@@ -1,0 +1,111 @@
+"""What the refined masks of a run depend on, so that a journal is only gone on with by the run it belongs to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from transfiner_refine._version import __version__
+from transfiner_refine.pipeline.contract import WindowRefiner
+from transfiner_refine.pipeline.selection import Selection
+from transfiner_refine.types import InputError
+
+__all__ = ["content_digest", "input_entries", "refiner_entries"]
+
+_CHUNK = 1 << 20
+
+
+def input_entries(
+    images: Path,
+    files: Mapping[str, str | Path | None],
+    choices: Mapping[str, str],
+    selection: Selection,
+    output: Path,
+) -> dict[str, str]:
+    """The part that the input and the options have in a fingerprint, by the names of the options.
+
+    Photos are not among it: the ledger looks at each when it comes to it.
+
+    Args:
+        images: the folder of the photos.
+        files: inputs whose content counts, None where an option is not used.
+        choices: options that say how the inputs are read.
+        selection: what is refined.
+        output: is left out where it lies inside a folder of masks.
+    """
+    categories = selection.categories
+    return {
+        "the version of transfiner-refine": __version__,
+        "--images": str(images.absolute()),
+        **{
+            name: "none" if path is None or not Path(path).exists() else content_digest(Path(path), output)
+            for name, path in files.items()
+        },
+        **choices,
+        "--min-area": str(selection.min_area),
+        "--score-threshold": str(selection.score_threshold).lower(),
+        "--category": "all" if categories is None else " ".join(map(str, sorted(categories))),
+    }
+
+
+def refiner_entries(refiner: WindowRefiner, weights: Path | None) -> dict[str, str]:
+    """The part that the refiner has in a fingerprint: its weights and the arithmetic it uses.
+
+    Args:
+        refiner: the refiner in use.
+        weights: its file, None for a refiner that was handed over; that is known by its class.
+    """
+    kind = type(refiner)
+    entries = {
+        "--weights": f"{kind.__module__}.{kind.__qualname__}" if weights is None else content_digest(weights)
+    }
+    device = getattr(refiner, "device", None)
+    if device is not None:
+        entries["--device"] = str(getattr(device, "type", device))
+    precision = getattr(refiner, "precision", None)
+    if precision is not None:
+        entries["--precision"] = str(precision).removeprefix("torch.")
+    if (torch := sys.modules.get("torch")) is not None and weights is not None:
+        entries["the version of PyTorch"] = str(torch.__version__)
+    return entries
+
+
+def content_digest(path: Path, without: Path | None = None) -> str:
+    """A digest of a file's bytes, or of a folder's file names, sizes and times; hidden files do not count.
+
+    Args:
+        path: the file or folder.
+        without: a file or folder inside it that does not count.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    digest = sha256()
+    try:
+        if path.is_dir():
+            for line in _listing(path, without):
+                digest.update(line.encode(errors="surrogateescape"))
+        else:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="check the path") from error
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _listing(folder: Path, without: Path | None) -> Iterator[str]:
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        folders[:] = sorted(name for name in folders if _counts(here / name, without))
+        for name in sorted(files):
+            if _counts(here / name, without):
+                state = (here / name).lstat()  # a link that leads nowhere is that one file's fault
+                yield f"{(here / name).relative_to(folder).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
+
+
+def _counts(path: Path, without: Path | None) -> bool:
+    return not path.name.startswith(".") and (without is None or path.absolute() != without.absolute())
