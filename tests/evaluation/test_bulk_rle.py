@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import rle
 
-from transfiner_refine.evaluation.bulk_rle import areas
+from transfiner_refine.evaluation.bulk_rle import measure
 from transfiner_refine.types import InputError
 
 
@@ -24,16 +24,16 @@ def test_areas_are_the_pixels_of_the_masks(seed: int, count: int) -> None:
         )
         for _ in range(count)
     ]
-    assert areas([rle(mask) for mask in masks]).tolist() == [int(mask.sum()) for mask in masks]
+    assert measure([rle(mask) for mask in masks]).areas.tolist() == [int(mask.sum()) for mask in masks]
 
 
 def test_more_masks_than_one_batch_keep_their_order() -> None:
     masks = [rle(np.arange(20).reshape(4, 5) < number % 21) for number in range(5000)]
-    assert areas(masks).tolist() == [number % 21 for number in range(5000)]
+    assert measure(masks).areas.tolist() == [number % 21 for number in range(5000)]
 
 
 def test_no_masks_have_no_areas() -> None:
-    assert areas([]).tolist() == []
+    assert measure([]).areas.tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -52,21 +52,27 @@ def test_a_damaged_mask_is_named_by_its_position(damage: str, reason: str) -> No
     sound: dict[str, Any] = rle(np.eye(6, dtype=np.uint8))
     masks = [sound] * 4500 + [{"size": [6, 6], "counts": damage}] + [sound]
     with pytest.raises(InputError, match=reason) as caught:
-        areas(masks)
+        measure(masks)
     assert caught.value.record == "4500"
 
 
 def test_sizes_that_no_image_has_are_refused_whatever_the_runs() -> None:
     for size in ([-3, -3], [0, 5], [10**10, 10**10]):
         with pytest.raises(InputError, match=r"(not that of an image|do not add up)"):
-            areas([{"size": size, "counts": "9"}])
+            measure([{"size": size, "counts": "9"}])
 
 
 def test_runs_longer_than_the_image_are_refused_though_their_sum_may_come_round() -> None:
     with pytest.raises(InputError, match="do not add up"):
-        areas([{"size": [3, 3], "counts": "0oooooo7oooooo7" + "oooooo70" * 50_000}])
+        measure([{"size": [3, 3], "counts": "0ooooo?ooooo?" + "ooooo?0" * 50_000}])
 
 
 def test_lone_surrogates_are_foreign_characters() -> None:
     with pytest.raises(InputError, match="not a COCO run-length string"):
-        areas([{"size": [3, 3], "counts": "9\ud800"}])
+        measure([{"size": [3, 3], "counts": "9\ud800"}])
+
+
+def test_masks_with_empty_runs_are_told_from_the_others() -> None:
+    counts = ["9", "09", "36", "306", "90", "450"]  # the last three have runs of no pixels
+    masks: list[dict[str, Any]] = [{"size": [3, 3], "counts": each} for each in counts]
+    assert measure(masks).has_empty_runs.tolist() == [False, False, False, True, True, True]

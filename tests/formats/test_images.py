@@ -170,6 +170,14 @@ def test_an_image_bomb_is_refused_on_its_header(tmp_path: Path, side: int) -> No
             read(tmp_path / "photo.png")
 
 
+def test_no_limit_lets_through_more_than_masks_can_have(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(stating(30_000, 30_000))
+    with pytest.raises(
+        InputError, match="more than the 536870911 that run-length masks can have; cut the image"
+    ):
+        read_image(tmp_path / "photo.png", max_pixels=10**12)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"])
 def test_an_image_of_just_the_allowed_size_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"photo{suffix}"

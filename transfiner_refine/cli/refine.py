@@ -107,7 +107,7 @@ _ANY = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     default=400_000_000,  # formats.image_file.MAX_IMAGE_PIXELS, whose import would bring in Pillow
     show_default=True,
-    help="Do not open photos of more pixels; their masks stay as they are.",
+    help="Do not open photos or mask images of more pixels; their masks stay as they are.",
 )
 @click.option(
     "--keep-boxes", is_flag=True, help="Leave bbox and area as they are; otherwise they follow the new mask."

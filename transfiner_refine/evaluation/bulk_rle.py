@@ -8,6 +8,7 @@ call, which many masks share here (a fifth of the time for COCO's). The code of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,29 +17,45 @@ from numpy.typing import NDArray
 from transfiner_refine.formats.rle import MAX_PIXELS
 from transfiner_refine.types import InputError
 
-__all__ = ["Rle", "areas"]
+__all__ = ["Measured", "Rle", "measure"]
 
 Rle = dict[str, Any]
 """A compressed COCO mask as the evaluators take it: ``size`` [height, width] and ``counts``, a string."""
 
+_LONGEST_NUMBER = 6  # groups of five bits
 _BATCH = 4096  # masks unpacked together: enough to hide numpy's cost per call, some tens of MB of run lengths
 
 
-def areas(masks: Sequence[Rle]) -> NDArray[np.int64]:
-    """Foreground pixels of each mask, [masks]; checks every mask on the way.
+@dataclass(frozen=True)
+class Measured:
+    """What there is to know of many masks.
+
+    Attributes:
+        areas: [masks] foreground pixels.
+        has_empty_runs: [masks] whether it has runs of no pixels, which ``RleMask`` takes out and pycocotools must
+            not see.
+    """
+
+    areas: NDArray[np.int64]
+    has_empty_runs: NDArray[np.bool_]
+
+
+def measure(masks: Sequence[Rle]) -> Measured:
+    """Measures masks; checks every mask on the way.
 
     Raises:
         InputError: a mask whose runs are damaged or do not fill its image; ``record`` is its index.
     """
-    found = [np.zeros(0, np.int64)]
+    areas, empty = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for first in range(0, len(masks), _BATCH):
         try:
             lengths, starts = _run_lengths(masks[first : first + _BATCH])
         except InputError as error:
             raise InputError(error.reason, record=str(first + int(error.record or 0))) from error
-        odd = (np.arange(len(lengths)) - np.repeat(starts[:-1], np.diff(starts))) % 2
-        found.append(np.add.reduceat(lengths * odd, starts[:-1]))
-    return np.concatenate(found)
+        place = np.arange(len(lengths)) - np.repeat(starts[:-1], np.diff(starts))
+        areas.append(np.add.reduceat(lengths * (place % 2), starts[:-1]))
+        empty.append(_any_in((lengths == 0) & (place > 0), starts[1:]))
+    return Measured(np.concatenate(areas), np.concatenate(empty))
 
 
 def _run_lengths(masks: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -67,7 +84,7 @@ def _run_lengths(masks: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.in
     number_ends = np.flatnonzero(last)
     number_starts = np.concatenate([[0], number_ends[:-1] + 1])
     place = np.arange(len(groups)) - np.repeat(number_starts, number_ends - number_starts + 1)
-    _refuse(_any_in(place > 6, char_ends), "counts hold a run longer than any image")
+    _refuse(_any_in(place >= _LONGEST_NUMBER, char_ends), "counts hold a run longer than any image")
     values = np.add.reduceat((groups & 31) << (5 * place), number_starts)  # [runs]
     values -= ((groups[number_ends] & 16) >> 4) << (5 * (place[number_ends] + 1))  # two's complement
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfiner_refine.evaluation.bulk_rle import Rle, areas
+import numpy as np
+
+from transfiner_refine.evaluation.bulk_rle import Rle, measure
 from transfiner_refine.formats.rle import RleMask, mask_from_segmentation
 from transfiner_refine.types import InputError, MaskWindow
 
@@ -256,11 +258,16 @@ def _compressed(segmentation: Any, image_size: tuple[int, int]) -> Rle:
 
 
 def _checked_areas(path: Path, masks: list[Rle], labels: list[str]) -> list[int]:
-    """Foreground pixels of each mask; a damaged one is reported under its label."""
+    """Foreground pixels of each mask; a damaged one is reported under its label, empty runs are taken out."""
     try:
-        return [int(area) for area in areas(masks)]
+        measured = measure(masks)
     except InputError as error:
         raise InputError(error.reason, file=path, record=labels[int(error.record or 0)]) from error
+    for index in np.flatnonzero(measured.has_empty_runs).tolist():
+        height, width = masks[index]["size"]
+        masks[index]["counts"] = RleMask((height, width), masks[index]["counts"]).counts
+    areas: list[int] = measured.areas.tolist()
+    return areas
 
 
 def _keys(content: Any) -> set[str]:

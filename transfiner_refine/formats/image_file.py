@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from transfiner_refine.formats.rle import MAX_PIXELS
 from transfiner_refine.types import InputError
 
 __all__ = ["MAX_IMAGE_PIXELS", "check_pixels", "opened"]
@@ -63,15 +64,18 @@ def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = N
     """Refuses an image or a mask for the size that it states, before anything is decoded.
 
     Raises:
-        InputError: it has no pixels, or more than ``max_pixels``.
+        InputError: it has no pixels, more than ``max_pixels``, or more than a mask can have.
     """
     if height < 1 or width < 1:
         raise InputError(f"states the size {height}×{width}", file=path, remedy="replace the file")
-    if height * width > max_pixels:
+    if height * width > min(max_pixels, MAX_PIXELS):
         raise InputError(
-            f"states {height}×{width} = {height * width} pixels, more than the {max_pixels} allowed",
+            f"states {height}×{width} = {height * width} pixels, more than the {min(max_pixels, MAX_PIXELS)} "
+            + ("allowed" if max_pixels < MAX_PIXELS else "that run-length masks can have"),
             file=path,
-            remedy="raise --max-image-pixels if the image is really that large",
+            remedy="raise --max-image-pixels if the image is really that large"
+            if max_pixels < MAX_PIXELS
+            else "cut the image into parts",
         )
 
 
@@ -109,9 +113,8 @@ def _pillow_limit(pixels: int) -> Iterator[None]:
     one another, which also keeps their memory apart; and a limit that others set in between is left alone.
     """
     with _one_giant:
-        _lifted_from.append(
-            Image.MAX_IMAGE_PIXELS
-        )  # first, so that no other giant takes the lifted one for it
+        # before it is lifted, so that no other giant takes the lifted one for it
+        _lifted_from.append(Image.MAX_IMAGE_PIXELS)
         Image.MAX_IMAGE_PIXELS = pixels
         try:
             yield

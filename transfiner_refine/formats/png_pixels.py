@@ -128,13 +128,15 @@ def write_like(original: Path, values: NDArray[Any], target: Path) -> None:
     above[1:] = rows[:-1]
     filtered = np.concatenate((np.full((header.size[0], 1), 2, np.uint8), rows - above), axis=1)
     copied: list[tuple[bytes, bytes | memoryview]] = []
+    written = False
     for name, data in chunks:
         if name == b"IHDR":
             copied.append((name, bytes(data[:12]) + b"\0"))  # not interlaced
         elif name != b"IDAT":
             copied.append((name, data))
-        elif all(before != b"IDAT" for before, _ in copied):
+        elif not written:
             copied.append((name, zlib.compress(filtered.tobytes(), 6)))
+            written = True
     write_chunks(copied, target)
 
 

@@ -19,23 +19,26 @@ from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["MAX_PIXELS", "RleMask", "mask_from_segmentation"]
 
-MAX_PIXELS = (
-    1 << 30
-)  # the largest image OpenCV opens unasked; also keeps every run below pycocotools' 32 bits
-MAX_OUTLINE = (
-    4_000_000  # pixels of polygon outline; pycocotools walks it in fifths of a pixel, about 120 bytes each
-)
+# 23,170 × 23,170; the longest run that pycocotools reads: a difference of two longer ones takes seven characters,
+# and then it shifts its sign by more bits than an int has
+MAX_PIXELS = (1 << 29) - 1
+# pixels of polygon outline; pycocotools walks it in fifths of a pixel, about 120 bytes each
+MAX_OUTLINE = 4_000_000
+_LONGEST_SIDE = 1 << 27  # of an image that pycocotools draws polygons on, in ints of fifths of a pixel
 _FAR = 1e300  # a number beyond it, even a whole one of JSON, is as good as infinite
 _MERGED_AT_ONCE = 16  # polygons; COCO's own masks have fewer
 _FIRST_CHARACTER = 48  # "0"
 _QUOTE = Repr()  # the beginning of a value, however long or deeply nested it is
 _QUOTE.maxlist = _QUOTE.maxdict = 8
-_LONGEST_NUMBER = 7  # groups of five bits: 35 bits hold any difference of two runs up to MAX_PIXELS
+_LONGEST_NUMBER = 6  # groups of five bits: 30 bits hold any difference of two runs up to MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class RleMask:
     """A binary mask as COCO's compressed RLE; one that exists is sound.
+
+    Runs of no pixels, but for the first, are joined to their neighbours: pycocotools takes two of them for the end
+    of the masks when it compares two masks, and writes beyond its memory when it merges masks that have many.
 
     Attributes:
         size: (height, width) of the image, pixels.
@@ -51,7 +54,10 @@ class RleMask:
 
     def __post_init__(self) -> None:
         _check_size(self.size)
-        _check_runs(_runs_from_text(self.counts), self.size)
+        runs = _runs_from_text(self.counts)
+        _check_runs(runs, self.size)
+        if (runs[1:] == 0).any():
+            object.__setattr__(self, "counts", _text_from_runs(_without_empty_runs(runs)))
 
     @classmethod
     def from_runs(cls, runs: Sequence[int] | NDArray[np.int64], size: tuple[int, int]) -> RleMask:
@@ -143,6 +149,8 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
 def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> RleMask:
     _check_size(size)
     height, width = size
+    if max(size) > _LONGEST_SIDE:
+        raise InputError(f"the image is {height}×{width}, too long for polygons", remedy="write RLE masks")
     if not polygons:
         return RleMask.from_runs([height * width], size)
     outline = 0.0
@@ -258,12 +266,23 @@ def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
     end_column, end_row = np.nonzero(steps == -1)
     starts = (window.x + start_column) * height + window.y + start_row
     ends = (window.x + end_column) * height + window.y + end_row
+    return _runs_between(starts, ends, height * width)
+
+
+def _without_empty_runs(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    ends = np.cumsum(runs)
+    foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
+    return _runs_between((ends - runs)[foreground], ends[foreground], int(ends[-1]))
+
+
+def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Runs from where stretches of foreground start and end; those that touch become one."""
     # a run at the bottom of a column goes on at the top of the next one
     apart = starts[1:] != ends[:-1]
     starts = starts[np.concatenate((np.ones(min(len(starts), 1), bool), apart))]
     ends = ends[np.concatenate((apart, np.ones(min(len(ends), 1), bool)))]
     edges = np.stack((starts, ends), 1).ravel()
-    runs = np.diff(edges, prepend=0, append=height * width)
+    runs = np.diff(edges, prepend=0, append=total)
     return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
