@@ -34,7 +34,7 @@ from transfiner_refine.types import MaskWindow
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 ALLOWED = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 5e-3}  # share of the RoI's pixels that may differ from the CPU
-STAGES = ("backbone", "top_down", "detector.trunk", "encoders", "sequence", "inherit", "decoder")
+STAGES = ("backbone", "top_down", "detector.trunk", "dense", "encoders", "sequence", "inherit", "decoder")
 
 Inputs = tuple[list[NDArray[np.uint8]], list[MaskWindow], list[int]]
 

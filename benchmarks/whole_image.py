@@ -5,8 +5,8 @@
     python benchmarks/whole_image.py evaluate --weights CROP_RUN/refiner.safetensors --data DEVVAL --crop
 
 The paper's way: one backbone pass an image, shared by its RoIs, so the coarse mask cannot be in the stem and
-joins at the incoherence detector. The 28 level is RoIAlign of the top-down stride-8 map, the 56 and the 112 level
-sample the stride-4 and stride-2 maps at the nodes; deeper levels read the RoI's pixels, as with crops.
+joins at the incoherence detector. The levels 28, 56 and 112 are RoIAligns of the top-down stride-8 map and of the
+stride-4 and stride-2 maps; all that follows is as with crops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,8 +35,7 @@ from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import _CONTEXT_GRID, MaskTransfiner, TreeOutput
 from transfiner_refine.model.propagate import halvings
-from transfiner_refine.model.pyramid import FeatureMap, roi_align_at_nodes
-from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, children_of
+from transfiner_refine.model.quadtree import NodeSelector
 from transfiner_refine.model.roi import Roi, crop_roi, resample, roi_around
 from transfiner_refine.refiner import Refiner
 from transfiner_refine.training.datasets import TrainingSet, decode
@@ -50,40 +49,12 @@ from transfiner_refine.types import MaskWindow
 LONG_SIDE = 640  # of the resized image, pixels
 _MULTIPLE = 32  # images are padded to multiples of the coarsest stride
 _GREY = 127  # zero after the backbone's normalisation
-_BASE_SAMPLING = 2  # sampling points a side in each 28-level cell, as in Mask R-CNN
+_SAMPLING = 2  # sampling points a side in each cell, as in Mask R-CNN
 _MOST_ROIS = 8  # of one image in a training step
 _ENOUGH_ROIS = 7  # images of a step are drawn until it has this many: eight to nine on average
 _PROBE_STEPS = 20  # after these the speed is known well enough to set the number of steps
 
 Photo: TypeAlias = "NDArray[np.uint8]"  # [H, W, 3] RGB
-
-
-@dataclass(frozen=True)
-class RoiTable(FeatureMap):
-    """Images' feature maps as the RoIs on them see them: cells are those of a grid over each RoI.
-
-    ``image`` [K] int64 is the map each RoI lies on, ``boxes`` [K, 4] its XYXY in cells of the map; ``grid`` is the
-    cells a side on the level that owns the map.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    grid: int
-
-    def sample(self, roi: Tensor, grid: int, y: Tensor, x: Tensor) -> Tensor:
-        """RoIAlign at the cells (y, x) of a grid × grid division of each node's RoI: [n] → [n, C]."""
-        return roi_align_at_nodes(self, self.image[roi], self.boxes[roi], grid, y, x)
-
-    def at(self, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        return self.sample(batch, self.grid, y, x)
-
-    def neighbourhood(self, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """As of a ``FeatureMap``; but beyond the RoI's edge the image goes on."""
-        offset = torch.arange(-1, 2, device=y.device)
-        ys = (y[:, None] + offset)[:, :, None].expand(-1, 3, 3)  # [n, 3, 3]
-        xs = (x[:, None] + offset)[:, None, :].expand(-1, 3, 3)  # [n, 3, 3]
-        features = self.at(batch.repeat_interleave(9), ys.flatten(), xs.flatten())  # [9 · n, C]
-        return features.reshape(len(y), 9 * features.shape[1])
 
 
 class WholeImageTransfiner(MaskTransfiner):
@@ -104,47 +75,18 @@ class WholeImageTransfiner(MaskTransfiner):
 
     def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector, depth: int) -> TreeOutput:
         pixels, masks = halvings(image, self.config.crop_side), halvings(coarse, _CONTEXT_GRID)
-        rois = torch.cat((self.owner[:, None].to(self.boxes.dtype), self.boxes / 8), 1)
-        base = roi_align(self.stride8.float(), rois, ATTENTION_GRIDS[0], 1.0, _BASE_SAMPLING, aligned=True)
-        roots = self.detector.roots(base, masks[base.shape[-1]])
-        base = torch.cat((base, roots.hidden), 1)
-        tables = [FeatureMap.of(base), self._table(self.stride4, 4, 56), self._table(self.stride2, 2, 112)]
+        base, quarter, half = (
+            self._aligned(maps, stride, grid)
+            for maps, stride, grid in zip(
+                (self.stride8, self.stride4, self.stride2), (8, 4, 2), ATTENTION_GRIDS, strict=True
+            )
+        )
+        return self.label(base, (quarter, half), pixels, masks, selector, depth)
 
-        # from here on as the network on crops
-        levels = [selector.roots(roots.root_probability().detach())]
-        queries = [self._encode(0, levels[0], tables, masks)]
-        candidates: list[QuadtreeLevel] = []
-        candidate_logits: list[Tensor] = []
-        above = None
-        for level in range(1, depth):
-            children = children_of(levels[-1])
-            if level >= len(tables):
-                tables.append(FeatureMap.of((pixels[children.grid] - 127.0) / 128.0))
-            logit, hidden = self._detect(level, children, tables, masks, above)
-            kept = selector.keep(children, torch.sigmoid(logit.detach()))
-            candidates.append(children)
-            candidate_logits.append(logit)
-            levels.append(children.take(kept))
-            above = hidden.index_select(0, kept)
-            queries.append(self._encode(level, levels[-1], tables, masks))
-        count = min(depth, len(ATTENTION_GRIDS))
-        attended = self._attend(queries[:count], levels[:count], base, masks[_CONTEXT_GRID])
-        for level in range(count, depth):
-            attended.append(self.inherit(queries[level], attended[-1].index_select(0, levels[level].parent)))
-        return TreeOutput(levels, [self.decoder(q) for q in attended], roots, candidates, candidate_logits)
-
-    def _table(self, maps: Tensor, stride: int, grid: int) -> FeatureMap:
-        plain = FeatureMap.of(maps)
-        return RoiTable(plain.rows, plain.height, plain.width, self.owner, self.boxes / stride, grid)
-
-    def _sample_coarser(self, level: int, nodes: QuadtreeLevel, tables: list[FeatureMap]) -> list[Tensor]:
-        sampled = []
-        for table in tables[:level] if level < len(ATTENTION_GRIDS) else tables[2:3]:
-            if isinstance(table, RoiTable):
-                sampled.append(table.sample(nodes.instance, nodes.grid, nodes.y, nodes.x))
-            else:
-                sampled += super()._sample_coarser(1, nodes, [table])
-        return sampled
+    def _aligned(self, maps: Tensor, stride: int, grid: int) -> Tensor:
+        """RoIAlign of the images' maps: [K, C, grid, grid]."""
+        rois = torch.cat((self.owner[:, None].to(self.boxes.dtype), self.boxes / stride), 1)
+        return roi_align(maps.float(), rois, grid, 1.0, _SAMPLING, aligned=True)
 
 
 def resized(image: Photo) -> tuple[Photo, tuple[float, float]]:

@@ -158,21 +158,24 @@ def test_a_window_of_another_image_size_is_refused(refiner: Refiner) -> None:
         refiner.refine_windows([image], [MaskWindow(np.ones((2, 2), bool), 0, 0, (9, 9))], [0])
 
 
-@pytest.mark.parametrize(("root", "child"), [(1.1, 0.5), (0.2, 1.1), (0.0, 0.5)])
-def test_a_tree_may_end_on_any_level(root: float, child: float) -> None:
+@pytest.mark.parametrize(
+    ("relabel", "root", "child"),
+    [(1.1, 0.2, 0.5), (0.15, 1.1, 0.5), (0.15, 0.2, 1.1), (0.0, 0.0, 0.5)],
+)
+def test_a_tree_may_end_on_any_level(relabel: float, root: float, child: float) -> None:
     image, masks = scene(4)
     coarse = np.stack([coarsen(mask) for mask in masks])
     cut = load_refiner(device="cpu")
-    cut.config = replace(cut.config, root_threshold=root, child_threshold=child)
+    cut.config = replace(cut.config, relabel_threshold=relabel, root_threshold=root, child_threshold=child)
     refined = cut.refine(image, coarse)
-    if root > 1:  # no node at all: nothing may change
+    if relabel > 1:  # nothing is labelled anew: nothing may change
         assert np.array_equal(refined, coarse)
     else:
         assert np.mean([iou(r, t) for r, t in zip(refined, masks, strict=True)]) > 0.75
 
 
-def test_no_dense_feature_tensor_of_a_fine_level_is_built(refiner: Refiner) -> None:
-    """Between the backbone and the labels nothing has 56×56 or more positions, but one-channel maps."""
+def test_features_of_a_fine_level_are_narrow_and_the_finest_level_has_none(refiner: Refiner) -> None:
+    """Dense maps: at most half the channels on every next level, and none at 448×448 but one-channel masks."""
     image, masks = scene(4)
     seen: list[tuple[int, ...]] = []
     inner = [m for name, m in refiner.network.named_modules() if name and not name.startswith("backbone")]
@@ -182,9 +185,13 @@ def test_no_dense_feature_tensor_of_a_fine_level_is_built(refiner: Refiner) -> N
     finally:
         for hook in hooks:
             hook.remove()
-    spatial = [shape for shape in seen if len(shape) == 4]
-    assert spatial
-    assert max(shape[2] * shape[3] for shape in spatial) <= 28 * 28
+    widest = {
+        grid: max((s[1] for s in seen if len(s) == 4 and s[2] == grid), default=0)
+        for grid in (56, 112, 224, 448)
+    }
+    assert all(0 <= widest[grid] <= 64 * 56 / grid for grid in (56, 112, 224))
+    assert widest[56] > 0
+    assert widest[448] == 0
 
 
 def shapes_of(out: object) -> list[tuple[int, ...]]:

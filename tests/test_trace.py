@@ -66,12 +66,12 @@ def test_boxes_of_nodes_cover_the_pixels_they_are_said_to(traced: Trace) -> None
         assert np.count_nonzero(drawn != covered) <= 0.002 * drawn.size  # rounding of centres on edges
 
 
-def test_nearly_all_that_changes_lies_inside_the_nodes(
+def test_nearly_all_that_changes_was_labelled_anew(
     scene: tuple[NDArray[np.uint8], NDArray[np.bool_]], traced: Trace
 ) -> None:
     changed = traced.result.paste() != scene[1]
     assert changed.any()
-    assert np.count_nonzero(changed & ~traced.covered.paste()) <= 0.02 * np.count_nonzero(changed)
+    assert np.count_nonzero(changed & ~traced.labelled_anew.paste()) <= 0.02 * np.count_nonzero(changed)
 
 
 def test_labels_and_maps_are_probabilities(traced: Trace) -> None:

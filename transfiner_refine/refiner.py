@@ -17,7 +17,6 @@ from transfiner_refine.device import choose_device, choose_precision
 from transfiner_refine.model.checkpoint import is_native, load_network
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.paste import paste_into_roi
-from transfiner_refine.model.propagate import halvings, propagate
 from transfiner_refine.model.quadtree import ThresholdSelector
 from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights
@@ -218,9 +217,7 @@ class Refiner:
         output = self.run(
             torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float(), coarse, depths
         )
-        maps = propagate(
-            halvings(coarse, 28), output.levels, [torch.sigmoid(logit.float()) for logit in output.logits]
-        )
+        maps = self.network.maps(output, coarse, self.config.relabel_threshold)
         refined = []
         for i, (mask, roi, depth) in enumerate(zip(masks, rois, depths, strict=True)):
             finest = maps[depth - 1]
@@ -238,6 +235,7 @@ class Refiner:
         """The network on prepared RoIs: image [B, 3, S, S] in [0, 255], coarse [B, 1, S, S] in [0, 1]."""
         selector = ThresholdSelector(
             torch.tensor(depths, device=self.device),
+            self.config.relabel_threshold,
             self.config.root_threshold,
             self.config.child_threshold,
             28,

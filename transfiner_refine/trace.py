@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from transfiner_refine.model.network import TreeOutput
-from transfiner_refine.model.propagate import LevelMap, halvings, propagate
+from transfiner_refine.model.propagate import LevelMap, halvings
 from transfiner_refine.model.roi import Roi
 from transfiner_refine.refiner import Refiner, window_of
 from transfiner_refine.types import InputError, MaskWindow
@@ -65,6 +65,7 @@ class TracePass:
         coarse_mask: the mask it started from: the detector's, or the result of the pass before.
         levels: the quadtree, coarse to fine.
         incoherent: [28, 28] float32, probability that the true mask changes inside the cell.
+        relabelled: [28, 28] bool, the cells that were labelled anew: by nodes, or by the dense decoder.
         probability: [roi.height, roi.width] float32, the refined mask before it is thresholded at 0.5.
     """
 
@@ -72,6 +73,7 @@ class TracePass:
     coarse_mask: MaskWindow
     levels: tuple[TraceLevel, ...]
     incoherent: NDArray[np.float32]
+    relabelled: NDArray[np.bool_]
     probability: NDArray[np.float32]
 
     def boxes(self, level: int) -> NDArray[np.float64]:
@@ -81,14 +83,17 @@ class TracePass:
         corner = np.stack((nodes.x, nodes.y), 1) * cell + (self.roi.x0, self.roi.y0)
         return np.hstack((corner, corner + cell))
 
-    def covered(self, level: int = 0) -> MaskWindow:
-        """The pixels under a level's nodes, as a window of the RoI; under the roots, those labelled anew."""
-        return MaskWindow(
-            to_pixels(self.levels[level].cells, self.roi),
-            self.roi.x0,
-            self.roi.y0,
-            self.coarse_mask.image_size,
-        )
+    def covered(self, level: int) -> MaskWindow:
+        """The pixels under a level's nodes, as a window of the RoI."""
+        return self._window(self.levels[level].cells)
+
+    def labelled_anew(self) -> MaskWindow:
+        """The pixels that did not simply keep the coarse mask's label, as a window of the RoI."""
+        return self._window(self.relabelled)
+
+    def _window(self, cells: NDArray[np.bool_]) -> MaskWindow:
+        pixels = to_pixels(cells, self.roi)
+        return MaskWindow(pixels, self.roi.x0, self.roi.y0, self.coarse_mask.image_size)
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ class Trace:
     result: MaskWindow
 
     @property
-    def covered(self) -> MaskWindow:
-        """All pixels that lay under nodes, in whichever pass."""
-        return _union([step.covered() for step in self.passes])
+    def labelled_anew(self) -> MaskWindow:
+        """All pixels that did not simply keep the coarse mask's label, in whichever pass."""
+        return _union([step.labelled_anew() for step in self.passes])
 
     @property
     def region(self) -> MaskWindow:
@@ -151,7 +156,7 @@ def trace(refiner: Refiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskW
     ) -> list[tuple[Roi, NDArray[np.float32]]]:
         refined = type(refiner)._refine_batch(recorder, images, masks)
         ((roi, probability),) = refined
-        steps.append(_pass(roi, masks[0], *inputs[-1], probability))
+        steps.append(_pass(refiner, roi, masks[0], *inputs[-1], probability))
         return refined
 
     # Whatever the refiner does between its passes stays its own affair, so a trace cannot drift from it.
@@ -181,6 +186,7 @@ def to_pixels(cells: NDArray[np.bool_], roi: Roi) -> NDArray[np.bool_]:
 
 @torch.inference_mode()
 def _pass(
+    refiner: Refiner,
     roi: Roi,
     mask: MaskWindow,
     coarse: torch.Tensor,
@@ -190,11 +196,12 @@ def _pass(
     """The arrays of one pass over a single instance; levels without any node at the end are left out."""
     averages = halvings(coarse, output.levels[0].grid)
     labels = [torch.sigmoid(logit.float()) for logit in output.logits]
-    maps = propagate(averages, output.levels, labels)
+    maps = refiner.network.maps(output, coarse, refiner.config.relabel_threshold)
     depth = max((i + 1 for i, level in enumerate(output.levels) if len(level)), default=1)
     levels = tuple(_level(i, output, labels[i], averages, maps[i]) for i in range(depth))
     incoherent = torch.sigmoid(output.roots.incoherent.float())[0]
-    return TracePass(roi, mask, levels, _array(incoherent), probability)
+    relabelled = maps[0].refined[0].cpu().numpy()
+    return TracePass(roi, mask, levels, _array(incoherent), relabelled, probability)
 
 
 def _level(
@@ -202,7 +209,7 @@ def _level(
 ) -> TraceLevel:
     nodes = output.levels[index]
     if index == 0:
-        suspicion = _array(output.roots.root_probability()[0])
+        suspicion = _array(output.roots.wrong_probability()[0])
     else:
         judged = output.candidates[index - 1]
         suspicion = np.full((nodes.grid, nodes.grid), np.nan, np.float32)

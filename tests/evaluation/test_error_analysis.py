@@ -59,7 +59,7 @@ def test_a_quadtree_over_everything_has_a_perfect_oracle(
 ) -> None:
     image, truth, coarse = case
     everywhere = load_refiner(device="cpu")
-    everywhere.config = replace(refiner.config, root_threshold=0.0)
+    everywhere.config = replace(refiner.config, relabel_threshold=0.0)
     row = instance_errors(everywhere, image, truth, coarse)
     assert row.covered == row.region
     assert row.wrong_inside == row.wrong

@@ -54,3 +54,25 @@ def test_normalisation_statistics_stay_frozen_in_training() -> None:
 def test_an_unknown_backbone_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match="unknown backbone 'vgg'"):
         build_backbone("vgg")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "blocks"),
+    [
+        ("lite0", (16, 24, 40, 112, 320), 16),
+        ("lite1", (16, 24, 40, 112, 320), 21),
+        ("lite2", (16, 24, 48, 120, 352), 21),
+        ("lite4", (24, 32, 56, 160, 448), 30),
+    ],
+)
+def test_larger_models_are_wider_and_deeper(name: str, channels: tuple[int, ...], blocks: int) -> None:
+    backbone = build_backbone(name).eval()
+    assert backbone.channels == channels
+    assert sum(len(stage) for stage in backbone.stages) == blocks  # type: ignore[arg-type]
+    maps = backbone(torch.zeros(1, 3, 64, 64), torch.zeros(1, 1, 64, 64))
+    assert [tuple(m.shape[1:]) for m in maps] == [(c, 32 >> i, 32 >> i) for i, c in enumerate(channels)]
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(CheckpointError, match="known backbones: lite0, lite1"):
+        build_backbone("resnet50")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from transfiner_refine.model.paste import drop_remnants
-from transfiner_refine.model.propagate import halvings, propagate
+from transfiner_refine.model.propagate import halvings, propagate, propagate_corrections
 from transfiner_refine.model.quadtree import children_of, roots_of
 
 
@@ -48,6 +48,50 @@ def test_nodes_get_their_probability_and_their_surroundings_are_upsampled_from_a
     # outside the root nothing changes, however near
     assert float(second.probability[0, 19, 20]) == 0.0
     assert int(second.refined.sum()) == 4
+
+
+def dense_labels(grids: tuple[int, ...] = (28, 56)) -> dict[int, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {grid: torch.randn(1, grid, grid, generator=generator) for grid in grids}
+
+
+def test_without_nodes_cells_labelled_anew_take_the_dense_label_and_the_others_the_coarse_mask() -> None:
+    averages, dense = halvings(coarse_mask()[:1], 28), dense_labels()
+    empty = roots_of(torch.zeros(1, 28, 28, dtype=torch.bool))
+    relabelled = torch.zeros(1, 28, 28, dtype=torch.bool)
+    relabelled[0, 3, 4] = True
+    levels = [empty, children_of(empty)]
+    maps = propagate_corrections(averages, dense, relabelled, levels, [torch.zeros(0)] * 2)
+    inside = relabelled.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(maps[1].refined, inside)
+    assert torch.equal(maps[1].probability[inside], torch.sigmoid(dense[56][inside]))
+    assert torch.equal(maps[1].probability[~inside], averages[56][:, 0][~inside])
+
+
+def test_a_correction_holds_below_its_node_until_a_finer_node_overrules_it() -> None:
+    averages, dense = halvings(torch.zeros(1, 1, 448, 448), 28), dense_labels()
+    selected = torch.ones(1, 28, 28, dtype=torch.bool)
+    roots = roots_of(selected)
+    one = children_of(roots).take(torch.tensor([0]))
+    label = dense[28].flatten() + 2.0  # every root adds 2
+    first, second = propagate_corrections(
+        averages, dense, selected, [roots, one], [label, torch.tensor([-1.5])]
+    )
+    torch.testing.assert_close(first.probability, torch.sigmoid(dense[28] + 2))
+    expected = torch.sigmoid(dense[56] + 2)
+    expected[0, 0, 0] = torch.sigmoid(torch.tensor(-1.5))
+    torch.testing.assert_close(second.probability, expected)
+
+
+def test_levels_without_dense_labels_go_on_with_the_finest() -> None:
+    averages, dense = halvings(torch.zeros(1, 1, 448, 448), 28), dense_labels((28,))
+    roots = roots_of(torch.zeros(1, 28, 28, dtype=torch.bool))
+    everywhere = torch.ones(1, 28, 28, dtype=torch.bool)
+    maps = propagate_corrections(
+        averages, dense, everywhere, [roots, children_of(roots)], [torch.zeros(0)] * 2
+    )
+    finer = F.interpolate(dense[28][:, None], scale_factor=2, mode="bilinear")[:, 0]
+    torch.testing.assert_close(maps[1].probability, torch.sigmoid(finer))
 
 
 def bump_scene() -> tuple[np.ndarray, np.ndarray]:

@@ -46,8 +46,8 @@ def test_nodes_stay_ordered_by_instance_when_some_are_dropped() -> None:
 
 
 def test_an_instance_stops_at_its_own_depth() -> None:
-    selector = ThresholdSelector(torch.tensor([3, 5]), 0.5, 0.5, 28)
-    level = selector.roots(torch.ones(2, 28, 28))
+    selector = ThresholdSelector(torch.tensor([3, 5]), 0.5, 0.5, 0.5, 28)
+    level = selector.roots(torch.ones(2, 28, 28), torch.ones(2, 28, 28))
     sizes = []
     for _ in range(4):
         candidates = children_of(level)

@@ -39,15 +39,15 @@ def test_a_shifted_mask_is_wrong_where_the_two_differ() -> None:
     assert torch.equal(targets.wrong[0], cells > 0.04)
 
 
-def test_sampling_takes_the_wrong_cells_first_and_the_same_number_for_everyone() -> None:
+def test_sampling_takes_the_incoherent_cells_first_and_the_same_number_for_everyone() -> None:
     torch.manual_seed(0)
     truth = torch.cat((disc(150), disc(60)))
     coarse = torch.cat((torch.roll(disc(150), 20, 3), disc(60)))
     targets = make_targets(coarse, truth, 5)
     selector = SamplingSelector(targets, (300, 400, 400))
-    roots = selector.roots(torch.zeros(2, 28, 28))
+    roots = selector.roots(torch.zeros(2, 28, 28), torch.zeros(2, 28, 28))
     assert torch.bincount(roots.instance).tolist() == [300, 300]
-    wanted = targets.wrong | targets.incoherent[28]
+    wanted = targets.incoherent[28]
     chosen = torch.zeros(2, 28, 28, dtype=torch.bool).flatten()
     chosen[roots.cell] = True
     assert bool((chosen.view(2, 28, 28) | ~wanted).all())

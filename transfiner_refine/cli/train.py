@@ -67,6 +67,13 @@ class WeightedFolder(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     show_default=True,
     help="Weights to start from: a built-in name, a checkpoint, or imagenet to train from scratch.",
 )
+@click.option(
+    "--backbone",
+    type=click.Choice(["lite0", "lite1", "lite2", "lite3", "lite4"]),
+    default="lite0",
+    show_default=True,
+    help="Feature extractor of a run from imagenet; a checkpoint brings its own.",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=6500, show_default=True, help="Steps in all.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Instances a step."
@@ -121,6 +128,7 @@ def command(
     pairs: tuple[tuple[Path, Path], ...],
     output: Path,
     start: str,
+    backbone: str,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -155,6 +163,7 @@ def command(
         output=output,
         schedule=Schedule(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
         start=start,
+        backbone=backbone,
         validation=[open_dataset(folder) for folder in validation],
         validate_every=validate_every,
         minutes=minutes,

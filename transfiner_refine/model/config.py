@@ -27,13 +27,17 @@ class RefinerConfig:
         roi_max_aspect: the short side of an RoI is widened to at least the long one over this.
         pyramid_width: channels of the top-down features at stride 8.
         incoherence_width: channels of the incoherence detector.
+        dense_widths: channels of the dense decoder on the 56, 112 and 224 levels.
         width: channels of the node queries (256 in the paper, narrower here for CPUs).
         heads: attention heads of the sequence encoder.
         layers: transformer layers of the sequence encoder (3 in the paper).
         feedforward: hidden channels of the transformer's feed-forward part.
         max_depth: most quadtree levels (3 = 28/56/112, 4 adds 224, 5 adds 448).
         finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
-        root_threshold: a 28-level cell becomes a root where the detector's probability reaches this.
+        relabel_threshold: a 28-level cell is labelled anew where the detector's probability that the coarse mask is
+            wrong in it reaches this.
+        root_threshold: such a cell becomes a root where the probability that it is incoherent reaches this; in the
+            others the dense decoder's labels do.
         child_threshold: same for the cells of the finer levels.
         passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
             start from makes the next one better.
@@ -52,16 +56,18 @@ class RefinerConfig:
     roi_max_aspect: float = 2.0
     pyramid_width: int = 96
     incoherence_width: int = 64
+    dense_widths: tuple[int, int, int] = (64, 32, 16)
     width: int = 128
     heads: int = 4
     layers: int = 3
     feedforward: int = 256
     max_depth: int = 5
     finest_cell: float = 1.5
+    relabel_threshold: float = 0.15
     root_threshold: float = 0.15
     child_threshold: float = 0.5
     passes: int = 2
-    repeat_share: float = 0.1
+    repeat_share: float = 0.15
     keep_shift: float = 0.005
 
     def depth(self, roi_side: float) -> int:
@@ -89,4 +95,6 @@ class RefinerConfig:
                 file=file or None,
                 remedy="the checkpoint was made by a newer version; update transfiner-refine",
             )
+        if "dense_widths" in values:
+            values = {**values, "dense_widths": tuple(values["dense_widths"])}  # JSON has lists only
         return cls(**values)

@@ -24,7 +24,7 @@ class RootMaps:
     Attributes:
         incoherent: the truth changes inside the cell.
         wrong: the coarse mask is wrong somewhere inside the cell.
-        mask: the cell is foreground; trains the trunk, and tells the detector what the image itself says.
+        mask: the cell is foreground; the dense decoder's first level.
         hidden: [B, C, 28, 28], the trunk's features.
     """
 
@@ -33,9 +33,13 @@ class RootMaps:
     mask: Tensor
     hidden: Tensor
 
-    def root_probability(self) -> Tensor:
+    def wrong_probability(self) -> Tensor:
         """[B, 28, 28]: probability that the cell has to be labelled anew."""
-        return torch.sigmoid(self.wrong)
+        return torch.sigmoid(self.wrong.float())
+
+    def incoherent_probability(self) -> Tensor:
+        """[B, 28, 28]: probability that the truth changes inside the cell."""
+        return torch.sigmoid(self.incoherent.float())
 
 
 class IncoherenceDetector(nn.Module):
@@ -47,7 +51,7 @@ class IncoherenceDetector(nn.Module):
         finer_channels: channels of the features joined in on the 56, the 112 and the deeper levels.
     """
 
-    def __init__(self, pyramid_width: int, width: int, finer_channels: tuple[int, int, int]) -> None:
+    def __init__(self, pyramid_width: int, width: int, finer_channels: tuple[int, ...]) -> None:
         super().__init__()
         inputs = pyramid_width + 1
         self.trunk = nn.ModuleList()

@@ -1,4 +1,7 @@
-"""The whole network, in the order of the method: features → incoherence → quadtree → queries → labels."""
+"""The whole network, in the order of the method: features → incoherence → quadtree → queries → labels.
+
+Beside the paper's parts it has a dense decoder (``dense_decoder.py``), whose labels the nodes correct.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ from torch.nn import functional as F
 from transfiner_refine.model.backbone import build_backbone
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.decoder import Inheritance, PixelDecoder
+from transfiner_refine.model.dense_decoder import DenseDecoder
 from transfiner_refine.model.incoherence import IncoherenceDetector, RootMaps
 from transfiner_refine.model.node_encoder import NodeEncoder, sinusoidal_position
-from transfiner_refine.model.propagate import halvings
+from transfiner_refine.model.propagate import LevelMap, halvings, propagate_corrections
 from transfiner_refine.model.pyramid import FeatureMap, TopDown, roi_align_at_nodes
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, children_of
 from transfiner_refine.model.sequence_encoder import SequenceEncoder
 
 __all__ = ["MaskTransfiner", "TreeOutput"]
 
+_PIXEL_LEVEL = 4  # from this level on (448) a node's own map is the pixels
 _CONTEXT_GRID = 7  # tokens of the whole RoI beside the nodes; the official code has 14 × 14
 
 
@@ -30,6 +35,8 @@ class TreeOutput:
     Attributes:
         levels: the quadtree's nodes, coarse to fine.
         logits: [n] foreground logit of each level's nodes.
+        dense: grid → [B, grid, grid], foreground logit of every cell of the levels 28 to 112, and of 224 if any
+            instance goes that deep.
         roots: the detector's maps on the 28 level.
         candidates: the children the detector judged, one entry per level below the first.
         candidate_logits: [m] its incoherence logit for each of them.
@@ -37,6 +44,7 @@ class TreeOutput:
 
     levels: list[QuadtreeLevel]
     logits: list[Tensor]
+    dense: dict[int, Tensor]
     roots: RootMaps
     candidates: list[QuadtreeLevel]
     candidate_logits: list[Tensor]
@@ -56,11 +64,16 @@ class MaskTransfiner(nn.Module):
         c2, c4, c8, c16, c32 = self.backbone.channels
         base = config.pyramid_width + config.incoherence_width  # channels of the 28 level's features
         self.top_down = TopDown((c8, c16, c32), config.pyramid_width)
-        self.detector = IncoherenceDetector(config.pyramid_width, config.incoherence_width, (c4, c2, 27))
+        self.detector = IncoherenceDetector(
+            config.pyramid_width, config.incoherence_width, (*config.dense_widths, 27)
+        )
+        widths = config.dense_widths
+        self.dense = DenseDecoder(base, (c4, c2), config.dense_widths)
         self.context = nn.Linear(base + 1, config.width)
-        own = (base, c4, c2, 3)  # channels of each level's own map; beyond 112 these are the pixels
-        # a node beyond 112 inherits its parent's query, so of the levels above it reads the next one only
-        coarser = (0, base, base + c4, c2)
+        # channels of each level's own map, its dense label included; beyond 224 these are the pixels
+        own = (base + 1, *(width + 1 for width in widths), 3)
+        # of the levels above a node reads the next one, which holds what the coarser ones know
+        coarser = (0, *own[:-1])
         self.encoders = nn.ModuleList(
             NodeEncoder(o + c, o, config.width) for o, c in zip(own, coarser, strict=True)
         )
@@ -81,12 +94,37 @@ class MaskTransfiner(nn.Module):
         pixels = halvings(image, self.config.crop_side)
         masks = halvings(coarse, _CONTEXT_GRID)
         maps = self.backbone(pixels[self.config.crop_side], masks[self.config.crop_side])
-        base = self.top_down(maps[2:])  # [B, C, 28, 28]
+        return self.label(self.top_down(maps[2:]), (maps[1], maps[0]), pixels, masks, selector, depth)
+
+    def label(
+        self,
+        base: Tensor,
+        finer: tuple[Tensor, Tensor],
+        pixels: dict[int, Tensor],
+        masks: dict[int, Tensor],
+        selector: NodeSelector,
+        depth: int,
+    ) -> TreeOutput:
+        """All that comes after the features.
+
+        Args:
+            base: [B, C, 28, 28].
+            finer: the backbone's maps on the 56 and 112 levels.
+            pixels: side → [B, 3, side, side] in [0, 255], the RoIs' pixels at several resolutions.
+            masks: side → [B, 1, side, side] in [0, 1], the coarse masks.
+            selector, depth: as for ``forward``.
+        """
         roots = self.detector.roots(base, masks[base.shape[-1]])
         base = torch.cat((base, roots.hidden), 1)
-        tables = [FeatureMap.of(base), FeatureMap.of(maps[1]), FeatureMap.of(maps[0])]
+        detail = _normalised(pixels[self.config.detail_side]) if depth > len(ATTENTION_GRIDS) else None
+        decoded = self.dense(base, finer, detail, masks)
+        dense = [roots.mask, *(level.logit for level in decoded)]
+        features = [base, *(level.features for level in decoded)]
+        tables = [_with_label(each, logit) for each, logit in zip(features, dense, strict=True)]
+        labels = [FeatureMap.of(logit[:, None]) for logit in dense]
 
-        levels = [selector.roots(roots.root_probability().detach())]
+        wrong, incoherent = roots.wrong_probability().detach(), roots.incoherent_probability().detach()
+        levels = [selector.roots(wrong, incoherent)]
         queries = [self._encode(0, levels[0], tables, masks)]
         candidates: list[QuadtreeLevel] = []
         candidate_logits: list[Tensor] = []
@@ -94,7 +132,7 @@ class MaskTransfiner(nn.Module):
         for level in range(1, depth):
             children = children_of(levels[-1])
             if level >= len(tables):
-                tables.append(FeatureMap.of((pixels[children.grid] - 127.0) / 128.0))
+                tables.append(FeatureMap.of(pixels[children.grid]))
             logit, hidden = self._detect(level, children, tables, masks, above)
             kept = selector.keep(children, torch.sigmoid(logit.detach()))
             candidates.append(children)
@@ -107,20 +145,29 @@ class MaskTransfiner(nn.Module):
         attended = self._attend(queries[:count], levels[:count], base, masks[_CONTEXT_GRID])
         for level in range(count, depth):
             attended.append(self.inherit(queries[level], attended[-1].index_select(0, levels[level].parent)))
-        return TreeOutput(levels, [self.decoder(q) for q in attended], roots, candidates, candidate_logits)
+        # a node's logit is what the decoder adds to the dense label
+        logits = [
+            _sample(labels[min(i, len(labels) - 1)], level).squeeze(1) + self.decoder(query)
+            for i, (level, query) in enumerate(zip(levels, attended, strict=True))
+        ]
+        return TreeOutput(
+            levels,
+            logits,
+            {logit.shape[-1]: logit for logit in dense},
+            roots,
+            candidates,
+            candidate_logits,
+        )
 
-    def _sample_coarser(self, level: int, nodes: QuadtreeLevel, tables: list[FeatureMap]) -> list[Tensor]:
-        """Features of the levels above, bilinearly at the nodes; beyond 112 of the 112 level alone."""
-        sampled = []
-        above = tables[:level] if level < len(ATTENTION_GRIDS) else tables[len(ATTENTION_GRIDS) - 1 :][:1]
-        for table in above:
-            box = torch.tensor([0.0, 0.0, table.width, table.height], device=nodes.y.device)
-            sampled.append(
-                roi_align_at_nodes(
-                    table, nodes.instance, box.expand(len(nodes), 4), nodes.grid, nodes.y, nodes.x
-                )
-            )
-        return sampled
+    def maps(self, output: TreeOutput, coarse: Tensor, relabel_threshold: float) -> list[LevelMap]:
+        """The mask on each level, from a pass over ``coarse`` [B, 1, S, S]; the threshold as in ``RefinerConfig``."""
+        return propagate_corrections(
+            halvings(coarse, ATTENTION_GRIDS[0]),
+            output.dense,
+            output.roots.wrong_probability() >= relabel_threshold,
+            output.levels,
+            output.logits,
+        )
 
     def _detect(
         self,
@@ -132,12 +179,14 @@ class MaskTransfiner(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One step of the detector's cascade at the children of the level above."""
         if above is None:  # below the 28 level: its dense output, upsampled
-            inherited = self._sample_coarser(1, nodes, tables)[0][:, -self.config.incoherence_width :]
+            inherited = _sample(tables[0], nodes)[:, -self.config.incoherence_width - 1 : -1]
         else:
             inherited = above.index_select(0, nodes.parent)
         table = tables[level]
         where = (nodes.instance, nodes.y, nodes.x)
-        features = table.at(*where) if level < len(ATTENTION_GRIDS) else table.neighbourhood(*where)
+        deep = level >= _PIXEL_LEVEL
+        # the last channel is the dense label, which the detector need not see
+        features = _normalised(table.neighbourhood(*where)) if deep else table.at(*where)[:, :-1]
         around = FeatureMap.of(masks[nodes.grid]).neighbourhood(*where)
         logit, hidden = self.detector.finer(level, inherited, features, around)
         return logit, hidden
@@ -148,10 +197,13 @@ class MaskTransfiner(nn.Module):
         """Queries of one level's nodes from the four cues: [n, width]."""
         where = (nodes.instance, nodes.y, nodes.x)
         neighbours = tables[level].neighbourhood(*where)
+        if level >= _PIXEL_LEVEL:
+            neighbours = _normalised(neighbours)
         channels = tables[level].rows.shape[1]
         own = neighbours[:, 4 * channels : 5 * channels]  # the middle of the 3×3
         around = FeatureMap.of(masks[nodes.grid]).neighbourhood(*where)
-        features = torch.cat([own, *self._sample_coarser(level, nodes, tables)], 1)
+        coarser = [_sample(tables[min(level, _PIXEL_LEVEL) - 1], nodes)] if level else []
+        features = torch.cat([own, *coarser], 1)
         encoder = self.encoders[min(level, len(self.encoders) - 1)]
         query: Tensor = encoder(features, around, neighbours, nodes.y, nodes.x, nodes.grid)
         return query + self.level_embedding.weight[level]
@@ -172,3 +224,23 @@ class MaskTransfiner(nn.Module):
         instance = torch.cat([owner, *(level.instance for level in levels)])
         attended = self.sequence(tokens, instance, batch, keys=len(tokens) - len(queries[-1]))
         return list(attended.split([len(owner), *(len(q) for q in queries)])[1:])
+
+
+def _sample(table: FeatureMap, nodes: QuadtreeLevel) -> Tensor:
+    """The features of a map that spans the RoI, bilinearly at the nodes' centres: [n, C]."""
+    if table.height == nodes.grid:
+        return table.at(nodes.instance, nodes.y, nodes.x)
+    box = torch.tensor([0.0, 0.0, table.width, table.height], device=nodes.y.device)
+    return roi_align_at_nodes(table, nodes.instance, box.expand(len(nodes), 4), nodes.grid, nodes.y, nodes.x)
+
+
+def _with_label(features: Tensor, logit: Tensor) -> FeatureMap:
+    """A level's features [B, C, grid, grid] with the dense label in [-1, 1] as the last channel."""
+    table = FeatureMap.of(features)
+    label = torch.tanh(logit.detach() / 2).reshape(-1, 1).to(table.rows.dtype)
+    return FeatureMap(torch.cat((table.rows, label), 1), table.height, table.width)
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 255] as the backbone sees them; here, because only a few of the finest levels are read."""
+    return (pixels - 127.0) / 128.0

@@ -1,7 +1,9 @@
 """Quadtree propagation: refined labels travel from the coarse level to the fine ones (Ke et al. 2022, §3.4).
 
-Write the nodes of the 28 level, upsample, write those of the 56 level, and so on. Where no node lies the coarse
-mask stays: cells outside every node take its value on each level anew, so nothing is blurred that was not refined.
+The paper's way (``propagate``): write the nodes of the 28 level, upsample, write those of the 56 level, and so on.
+Where cells have a dense label (``propagate_corrections``) it is what the nodes add to it that travels. Either way the
+coarse mask stays where nothing was labelled anew: such cells take its value on each level, so nothing is blurred that
+was not refined.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.quadtree import QuadtreeLevel
 
-__all__ = ["LevelMap", "halvings", "propagate"]
+__all__ = ["LevelMap", "halvings", "propagate", "propagate_corrections"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class LevelMap:
 
     Attributes:
         probability: [B, grid, grid] foreground probability.
-        refined: [B, grid, grid] bool, the cell lies in a root of the quadtree.
+        refined: [B, grid, grid] bool, the cell is labelled anew.
     """
 
     probability: Tensor
@@ -65,3 +67,47 @@ def propagate(
         current.view(-1)[level.cell] = probability.to(current.dtype)
         maps.append(LevelMap(current, refined))
     return maps
+
+
+def propagate_corrections(
+    coarse: dict[int, Tensor],
+    dense: dict[int, Tensor],
+    relabelled: Tensor,
+    levels: list[QuadtreeLevel],
+    logits: list[Tensor],
+) -> list[LevelMap]:
+    """Adds to each level's dense labels what the nodes of this level and of those above correct.
+
+    A node's correction holds for its whole cell until a node below it says otherwise, and sharp dense labels stay
+    sharp; to upsample the labels themselves, as ``propagate`` does, would blur them wherever the tree ends early.
+
+    Args:
+        coarse: grid → [B, 1, grid, grid] coarse mask, from ``halvings``.
+        dense: grid → [B, grid, grid] foreground logit of every cell; levels beyond take the finest, upsampled.
+        relabelled: [B, 28, 28] bool, cells that are labelled anew; all others keep the coarse mask.
+        levels: the nodes of each level, coarse to fine.
+        logits: [n] foreground logit of each level's nodes.
+
+    Returns:
+        the map of each level.
+    """
+    maps: list[LevelMap] = []
+    refined = relabelled
+    label = correction = torch.zeros(0)
+    for level, logit in zip(levels, logits, strict=True):
+        # [B, grid, grid]
+        label = dense[level.grid].float() if level.grid in dense else _doubled(label)
+        if maps:
+            refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            correction = _doubled(correction)
+        else:
+            correction = torch.zeros_like(label)
+        correction.view(-1)[level.cell] = logit.float() - label.reshape(-1).index_select(0, level.cell)
+        anew = torch.sigmoid(label + correction)
+        maps.append(LevelMap(torch.where(refined, anew, coarse[level.grid].squeeze(1)), refined))
+    return maps
+
+
+def _doubled(maps: Tensor) -> Tensor:
+    """[B, grid, grid] → [B, 2 · grid, 2 · grid], bilinearly."""
+    return F.interpolate(maps[:, None], scale_factor=2, mode="bilinear")[:, 0]

@@ -74,8 +74,8 @@ def children_of(level: QuadtreeLevel) -> QuadtreeLevel:
 class NodeSelector(Protocol):
     """Decides which cells become nodes; inference thresholds, training samples."""
 
-    def roots(self, probability: Tensor) -> QuadtreeLevel:
-        """The roots, from the detector's [B, grid, grid] probabilities."""
+    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
+        """The roots, from the detector's two [B, grid, grid] probabilities."""
 
     def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
         """Ascending indices of the candidates that become nodes, from the detector's [n] probabilities."""
@@ -86,17 +86,25 @@ class ThresholdSelector(NodeSelector):
 
     Args:
         depth: [B] int64, number of levels of each instance's quadtree.
-        root_threshold: least probability of a root.
+        relabel_threshold: least probability that the coarse mask is wrong in a root.
+        root_threshold: least probability that a root is incoherent.
         child_threshold: least probability of a node on the finer levels.
         root_grid: grid of the first level.
     """
 
-    def __init__(self, depth: Tensor, root_threshold: float, child_threshold: float, root_grid: int) -> None:
-        self.depth, self.root_grid = depth, root_grid
+    def __init__(
+        self,
+        depth: Tensor,
+        relabel_threshold: float,
+        root_threshold: float,
+        child_threshold: float,
+        root_grid: int,
+    ) -> None:
+        self.depth, self.root_grid, self.relabel_threshold = depth, root_grid, relabel_threshold
         self.root_threshold, self.child_threshold = root_threshold, child_threshold
 
-    def roots(self, probability: Tensor) -> QuadtreeLevel:
-        return roots_of(probability >= self.root_threshold)
+    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
+        return roots_of((wrong >= self.relabel_threshold) & (incoherent >= self.root_threshold))
 
     def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
         level = (candidates.grid // self.root_grid).bit_length()  # 1-based: 28 → 1, 56 → 2, …

@@ -19,6 +19,7 @@ from transfiner_refine.model.weights import find_weights
 from transfiner_refine.training.datasets import TrainingSet, load_training_set
 from transfiner_refine.training.loop import Schedule, Trainee, train
 from transfiner_refine.training.samples import RefinementSamples
+from transfiner_refine.training.team import Team
 from transfiner_refine.training.trainee import RefinerTrainee
 from transfiner_refine.training.validate import Validation
 from transfiner_refine.types import InputError
@@ -35,6 +36,7 @@ class TrainingJob:
         output: folder of the run; a run that was interrupted goes on from it.
         schedule: length and speed.
         start: ``imagenet``, the name of built-in weights, or a checkpoint's path.
+        backbone: of a run that starts from ``imagenet``.
         validation: sets to score on, empty for none.
         validate_every: steps between scores.
         validate_limit: instances of each validation set that are scored.
@@ -49,6 +51,7 @@ class TrainingJob:
     output: Path
     schedule: Schedule = field(default_factory=Schedule)
     start: str = "imagenet"
+    backbone: str = "lite0"
     validation: list[TrainingSet] = field(default_factory=list)
     validate_every: int = 500
     validate_limit: int = 40
@@ -88,11 +91,12 @@ def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
     """
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    device = choose_device(job.device)
+    team = Team.join()
+    device = choose_device(team.device(job.device))
     torch.manual_seed(job.schedule.seed)
     if job.start == "imagenet":
-        network = MaskTransfiner(RefinerConfig())
-        load_imagenet(network.backbone)
+        network = MaskTransfiner(RefinerConfig(backbone=job.backbone))
+        load_imagenet(network.backbone, job.backbone)
     else:
         network = load_network(find_weights(job.start))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -102,9 +106,10 @@ def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
         job.datasets, network.config, count=schedule.steps * schedule.batch_size, seed=schedule.seed
     )
     precision = _precision(job.precision, trainee, samples, device, schedule.batch_size)
+    say = say if team.leads else _say_nothing
     say(
         f"{len(samples)} samples from {sum(len(s.instances) for s in job.datasets)} instances on {device}, "
-        f"{'bf16' if precision else 'fp32'}"
+        f"{'bf16' if precision else 'fp32'}" + (f", {team.size} processes" if team.size > 1 else "")
     )
     evaluate = Validation(job.validation, job.validate_limit, job.device) if job.validation else None
     complete = train(
@@ -118,9 +123,15 @@ def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
         evaluate_every=job.validate_every if evaluate else 0,
         evaluate=evaluate,
         say=say,
+        team=team,
     )
-    draw_curve(job.output)
+    if team.leads:
+        draw_curve(job.output)
     return complete
+
+
+def _say_nothing(_: str) -> None:
+    """Where the lines of all members but the first go."""
 
 
 def _precision(

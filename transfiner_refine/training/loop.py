@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from transfiner_refine.training.samples import RefinementSamples
-from transfiner_refine.types import CheckpointError
+from transfiner_refine.training.team import Team
+from transfiner_refine.types import CheckpointError, InputError
 
 __all__ = ["Schedule", "Trainee", "train"]
 
@@ -72,16 +73,16 @@ class Schedule:
 
 
 class _From(Sampler[int]):
-    """Sample numbers in order, from the first one a run has not seen yet."""
+    """A member's sample numbers in order, from the first one a run has not seen yet."""
 
-    def __init__(self, first: int, end: int) -> None:
-        self.first, self.end = first, end
+    def __init__(self, first: int, end: int, team: Team) -> None:
+        self.first, self.end, self.step = first + team.rank, end, team.size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.end))
+        return iter(range(self.first, self.end, self.step))
 
     def __len__(self) -> int:
-        return max(0, self.end - self.first)
+        return len(range(self.first, self.end, self.step))
 
 
 class _State:
@@ -171,6 +172,7 @@ def train(
     evaluate_every: int = 0,
     evaluate: Callable[[Path], dict[str, float]] | None = None,
     say: Callable[[str], None] = print,
+    team: Team | None = None,
 ) -> bool:
     """Trains until ``schedule.steps`` or until the slice's time is over; goes on from ``output`` if it holds a state.
 
@@ -188,13 +190,21 @@ def train(
         evaluate_every: steps between scores, 0 for none.
         evaluate: scores the exported weights.
         say: where progress lines go.
+        team: the processes that train together, each with its share of every batch; None for this one alone.
 
     Returns:
         whether training is complete.
 
     Raises:
+        InputError: a batch cannot be shared out evenly.
         CheckpointError: the loss is no longer a number.
     """
+    team = team or Team()
+    if schedule.batch_size % team.size:
+        raise InputError(
+            f"a batch of {schedule.batch_size} cannot be shared out among {team.size} processes",
+            remedy="give a --batch-size that is a multiple of them",
+        )
     output.mkdir(parents=True, exist_ok=True)
     state = _State(trainee, schedule)
     if (output / "state.safetensors").exists():
@@ -203,8 +213,8 @@ def train(
     device = next(trainee.network.parameters()).device
     loader = DataLoader(
         samples,
-        batch_size=schedule.batch_size,
-        sampler=_From(state.step * schedule.batch_size, schedule.steps * schedule.batch_size),
+        batch_size=schedule.batch_size // team.size,
+        sampler=_From(state.step * schedule.batch_size, schedule.steps * schedule.batch_size, team),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
@@ -216,15 +226,20 @@ def train(
     for batch in loader:
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule.rate(state.step)
-        terms = _step(trainee, state, batch, schedule, device, autocast)
+        over = minutes is not None and time.monotonic() - start > 60 * minutes
+        terms, over = _step(trainee, state, batch, schedule, device, autocast, team, over)
         state.step += 1
         now = time.monotonic()
         state.seconds = before[0] + now - start
         state.cpu_seconds = before[1] + time.process_time() - cpu_start
+        over = over or (team.size == 1 and minutes is not None and now - start > 60 * minutes)
+        done = state.step >= schedule.steps
+        if not team.leads:
+            if over:
+                break
+            continue
         if state.step % log_every == 0:
             _log(output / "loss.csv", state, schedule, {n: float(v.detach()) for n, v in terms.items()}, say)
-        over = minutes is not None and now - start > 60 * minutes
-        done = state.step >= schedule.steps
         if now - saved > save_every or over or done:
             state.save(output, schedule)
             _export(trainee, state, output, schedule)
@@ -246,25 +261,31 @@ def _step(
     schedule: Schedule,
     device: torch.device,
     autocast: torch.dtype | None,
-) -> dict[str, Tensor]:
+    team: Team,
+    over: bool,
+) -> tuple[dict[str, Tensor], bool]:
+    """One step; gives the terms of the loss, and whether any member's time is over."""
     # a step's randomness depends on its number alone, so a resumed run draws what the whole run would have drawn
-    torch.manual_seed(schedule.seed * 1_000_003 + state.step)
+    torch.manual_seed((schedule.seed * 1_000_003 + state.step) * team.size + team.rank)
     pixels, masks, side = (part.to(device, non_blocking=True) for part in batch)
     image = jitter_colours(pixels.float()).contiguous(memory_format=torch.channels_last)
     masks = masks.float() / 255
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         terms = trainee.loss(image, masks[:, :1], masks[:, 1:], side)
-    if not torch.isfinite(terms["total"].detach()):
+    state.optimizer.zero_grad(set_to_none=True)
+    terms["total"].backward()  # type: ignore[no-untyped-call]
+    names = list(terms)
+    facts = torch.stack([*(terms[name].detach().float() for name in names), terms["total"].new_tensor(over)])
+    sums = team.average(trainee.network.parameters(), facts)
+    if not torch.isfinite(sums).all():
         raise CheckpointError(
             f"the loss is no longer a number at step {state.step}",
             remedy="lower the learning rate or use fp32",
         )
-    state.optimizer.zero_grad(set_to_none=True)
-    terms["total"].backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(trainee.network.parameters(), schedule.clip)
     state.optimizer.step()
     state.update_average(schedule.average)
-    return terms
+    return dict(zip(names, sums[:-1] / team.size, strict=True)), bool(sums[-1] > 0)
 
 
 def jitter_colours(image: Tensor) -> Tensor:
@@ -274,11 +295,16 @@ def jitter_colours(image: Tensor) -> Tensor:
     def around_one(reach: float, *shape: int) -> Tensor:
         return 1 + reach * (2 * torch.rand(batch, *shape, device=image.device) - 1)
 
-    image = image * around_one(0.25, 1, 1, 1) * around_one(0.08, 3, 1, 1)
-    mean = image.mean((1, 2, 3), keepdim=True)
-    image = mean + (image - mean) * around_one(0.25, 1, 1, 1)
-    grey = image.mean(1, keepdim=True)
-    return (grey + (image - grey) * around_one(0.4, 1, 1, 1)).clamp(0, 255)
+    gain = around_one(0.25, 1) * around_one(0.08, 3)  # [B, 3]
+    contrast, saturation = around_one(0.25, 1), around_one(0.4, 1)  # [B, 1]
+    # all of it is affine in the channels, so one product of matrices does it in a single pass over the pixels
+    mean = (image.mean((2, 3)) * gain).mean(1, keepdim=True)  # [B, 1], after the gains
+    grey = (1 - saturation) / 3
+    mix = grey[:, :, None] + torch.diag_embed(saturation.expand(-1, 3))  # [B, 3, 3]
+    mix = mix * (contrast * gain)[:, None, :]
+    offset = ((1 - contrast) * mean)[:, :, None].expand(-1, 3, 1)
+    mixed = torch.baddbmm(offset, mix, image.flatten(2))
+    return mixed.clamp_(0, 255).view_as(image)
 
 
 def _export(trainee: Trainee, state: _State, output: Path, schedule: Schedule) -> None:

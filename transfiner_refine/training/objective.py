@@ -1,8 +1,9 @@
 """What the network is trained for: targets on every grid, which nodes are drawn, and the loss.
 
-L = L_refine + 0.5 · L_inc (Ke et al. 2022, §3.5). L_refine compares a node's probability with the share of its
-cell that is foreground; L_inc trains the detector: the incoherent cells of the truth on every level, and on the
-28 level also the cells where the coarse mask is wrong.
+L = L_refine + 0.5 · L_inc (Ke et al. 2022, §3.5) + L_dense. L_refine compares a node's probability with the share of
+its cell that is foreground; L_inc trains the detector: the incoherent cells of the truth on every level, and on the
+28 level also the cells where the coarse mask is wrong; L_dense does for all cells of the levels with a dense label
+what L_refine does for the nodes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def make_targets(coarse: Tensor, truth: Tensor, depth: int) -> Targets:
 class SamplingSelector(NodeSelector):
     """Draws a fixed number of nodes per instance and level, so that all sequences of a batch are equally long.
 
-    Cells that are wrong or incoherent by the truth, or that the detector marks, come first. A quarter of the quota
+    Cells that are incoherent by the truth, or that the detector marks, come first. A quarter of the quota
     is drawn from all cells: whatever the detector marks one day, the network must have seen its like.
 
     Args:
@@ -69,8 +70,9 @@ class SamplingSelector(NodeSelector):
     def __init__(self, targets: Targets, quota: tuple[int, ...], threshold: float = 0.3) -> None:
         self.targets, self.quota, self.threshold = targets, quota, threshold
 
-    def roots(self, probability: Tensor) -> QuadtreeLevel:
-        wanted = self.targets.wrong | self.targets.incoherent[_ROOT_GRID] | (probability >= self.threshold)
+    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
+        marked = (incoherent >= self.threshold) & (wrong >= self.threshold / 2)
+        wanted = self.targets.incoherent[_ROOT_GRID] | marked
         index = _draw(wanted.flatten(1), self.quota[0])
         selected = torch.zeros_like(wanted).flatten(1).scatter_(1, index, True)
         return roots_of(selected.view_as(wanted))
@@ -107,16 +109,14 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
     Returns:
         refine: node labels, cross entropy against the foreground share plus the paper's L1;
         incoherence: the detector on all levels;
-        mask: the trunk's own mask on the 28 level, cross entropy plus dice;
-        total: refine + 0.5 · incoherence + 0.5 · mask.
+        dense: the labels of all cells on the 28, 56 and 112 levels, cross entropy plus dice;
+        total: refine + 0.5 · incoherence + dense.
     """
     labels = []
     for level, logit in zip(output.levels, output.logits, strict=True):
         logit = logit.float()
         target = targets.truth[level.grid].flatten().index_select(0, level.cell)
-        each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-        each = each + (torch.sigmoid(logit) - target).abs()
-        labels.append(_mean_where(each, level, depth))
+        labels.append(_mean_where(label_loss(logit, target), level, depth))
     roots = output.roots
     detections = [
         F.binary_cross_entropy_with_logits(roots.wrong.float(), targets.wrong.float()),
@@ -127,13 +127,24 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
         each = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
         detections.append(_mean_where(each, level, depth))
     refine, incoherence = torch.stack(labels).mean(), torch.stack(detections).mean()
-    mask = _dense_loss(roots.mask.float(), targets.truth[_ROOT_GRID])
+    dense = torch.stack(
+        [
+            _dense_loss(logit.float(), targets.truth[grid], depth >= (grid // _ROOT_GRID).bit_length())
+            for grid, logit in output.dense.items()
+        ]
+    ).mean()
     return {
         "refine": refine,
         "incoherence": incoherence,
-        "mask": mask,
-        "total": refine + 0.5 * incoherence + 0.5 * mask,
+        "dense": dense,
+        "total": refine + 0.5 * incoherence + dense,
     }
+
+
+def label_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Of each node: cross entropy against the foreground share, plus the paper's L1; logit, target [n] → [n]."""
+    each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return each + (torch.sigmoid(logit) - target).abs()
 
 
 def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
@@ -143,8 +154,10 @@ def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
     return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
-def _dense_loss(logit: Tensor, target: Tensor) -> Tensor:
+def _dense_loss(logit: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Cross entropy plus dice over all cells; logit, target [B, grid, grid], counts [B] bool."""
     probability = torch.sigmoid(logit)
     overlap = (probability * target).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2)) + 1)
-    return F.binary_cross_entropy_with_logits(logit, target) + dice.mean()
+    each = F.binary_cross_entropy_with_logits(logit, target, reduction="none").mean((1, 2)) + dice
+    return (each * counts).sum() / counts.sum().clamp(min=1)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from transfiner_refine.model.checkpoint import save_network
 from transfiner_refine.model.config import ATTENTION_GRIDS
 from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.model.propagate import halvings, propagate
 from transfiner_refine.model.quadtree import ThresholdSelector
 from transfiner_refine.training.objective import SamplingSelector, make_targets, refinement_loss
 
@@ -58,12 +57,15 @@ class RefinerTrainee:
     def _own_masks(self, image: Tensor, coarse: Tensor, depths: Tensor) -> Tensor:
         """What the network now makes of the coarse masks: [B, 1, S, S], 0 or 1."""
         config, side = self.network.config, coarse.shape[-1]
-        masks = halvings(coarse, ATTENTION_GRIDS[0])
         selector = ThresholdSelector(
-            depths, config.root_threshold, config.child_threshold, ATTENTION_GRIDS[0]
+            depths,
+            config.relabel_threshold,
+            config.root_threshold,
+            config.child_threshold,
+            ATTENTION_GRIDS[0],
         )
         output = self.network(image, coarse, selector, int(depths.max()))
-        maps = propagate(masks, output.levels, [torch.sigmoid(logit.float()) for logit in output.logits])
+        maps = self.network.maps(output, coarse, config.relabel_threshold)
         finest = [maps[depth - 1].probability[i] for i, depth in enumerate(depths.tolist())]
         own = [F.interpolate(p[None, None], (side, side), mode="bilinear") for p in finest]
         return (torch.cat(own) >= 0.5).float()

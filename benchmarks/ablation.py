@@ -1,0 +1,261 @@
+"""What each part of the network and of its training is worth: short runs that differ in one thing.
+
+    python benchmarks/ablation.py run --variant full --dataset DIR:WEIGHT … --data DEVVAL --output RUNS
+    python benchmarks/ablation.py table --output RUNS
+
+Every run starts from the ImageNet weights with the same seed, hence the same samples in the same order, and has a
+complete schedule of its own. ``run`` without ``--variant`` makes all that RUNS lacks. A run is short, so the table
+shows what a part is worth early on, not what it is worth in the end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from devval import DevSet, _dev_sets
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from transfiner_refine.cli.train import WeightedFolder
+from transfiner_refine.evaluation.coco_files import decode, load_match
+from transfiner_refine.evaluation.matched import MIN_AREA
+from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
+from transfiner_refine.evaluation.tables import Table
+from transfiner_refine.model.backbone import load_imagenet
+from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.model.incoherence import RootMaps
+from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.refiner import Refiner
+from transfiner_refine.training import Schedule, objective, open_dataset
+from transfiner_refine.training.loop import train
+from transfiner_refine.training.samples import Augmentation, RefinementSamples
+from transfiner_refine.training.trainee import RefinerTrainee
+
+_LEAST_IOU = 0.5
+_KEPT = 0.005  # IoU an instance may lose before it counts as worse
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One difference from the full recipe.
+
+    Attributes:
+        title: its row of the table.
+        config: changed fields of the network's configuration.
+        augmentation: changed fields of the samples' augmentation.
+        own_share: as for ``RefinerTrainee``.
+        change: changes the network in place.
+        label_loss: in place of the nodes' loss; from logits and targets [n].
+    """
+
+    title: str
+    config: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    own_share: float = 0.2
+    change: Callable[[MaskTransfiner], None] | None = None
+    label_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def _without_cue(argument: int, value: float) -> Callable[[MaskTransfiner], None]:
+    """All node encoders see a constant in place of one of their arguments."""
+
+    def change(network: MaskTransfiner) -> None:
+        for encoder in network.encoders:
+            encoder.register_forward_pre_hook(_constant(argument, value))
+
+    return change
+
+
+def _constant(argument: int, value: float) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def hook(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*given[:argument], torch.full_like(given[argument], value), *given[argument + 1 :])
+
+    return hook
+
+
+def _without_position(network: MaskTransfiner) -> None:
+    for encoder in network.encoders:
+        for argument in (3, 4):
+            encoder.register_forward_pre_hook(_constant(argument, 0))
+
+
+def _mask_not_in_stem(network: MaskTransfiner) -> None:
+    network.backbone.register_forward_pre_hook(_constant(1, 0.5))
+
+
+def _detector_without_mask(network: MaskTransfiner) -> None:
+    roots, finer = network.detector.roots, network.detector.finer
+    network.detector.roots = lambda features, coarse: roots(features, torch.full_like(coarse, 0.5))  # type: ignore[method-assign]
+    network.detector.finer = (  # type: ignore[method-assign]
+        lambda level, above, features, coarse: finer(level, above, features, torch.full_like(coarse, 0.5))
+    )
+
+
+class _IncoherentRoots(RootMaps):
+    """The paper's rule: what is incoherent is labelled anew, whether the coarse mask is wrong there or not."""
+
+    def wrong_probability(self) -> Tensor:
+        return self.incoherent_probability()
+
+
+def _roots_where_incoherent(network: MaskTransfiner) -> None:
+    roots = network.detector.roots
+
+    def changed(features: Tensor, coarse: Tensor) -> RootMaps:
+        maps = roots(features, coarse)
+        return _IncoherentRoots(maps.incoherent, maps.wrong, maps.mask, maps.hidden)
+
+    network.detector.roots = changed  # type: ignore[method-assign]
+
+
+def _cross_entropy(logit: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+
+
+def _l1(logit: Tensor, target: Tensor) -> Tensor:
+    return (torch.sigmoid(logit) - target).abs()
+
+
+VARIANTS = {
+    "full": Variant("full recipe"),
+    "dense": Variant("no quadtree: dense labels only", config={"root_threshold": 1.1}),
+    "mlp": Variant("no attention: an MLP per node", config={"layers": 0}),
+    "one-layer": Variant("1 attention layer", config={"layers": 1}),
+    "narrow": Variant("nodes 64 wide", config={"width": 64, "feedforward": 128}),
+    "wide": Variant("nodes 192 wide", config={"width": 192, "feedforward": 384, "heads": 6}),
+    "no-feature": Variant("nodes without their own feature", change=_without_cue(0, 0.0)),
+    "no-mask": Variant("nodes without the coarse mask", change=_without_cue(1, 0.5)),
+    "no-neighbours": Variant("nodes without the 3×3 neighbourhood", change=_without_cue(2, 0.0)),
+    "no-position": Variant("nodes without position", change=_without_position),
+    "no-stem": Variant("coarse mask not in the stem", change=_mask_not_in_stem),
+    "blind-detector": Variant("detector without the coarse mask", change=_detector_without_mask),
+    "incoherent-roots": Variant("labelled anew where incoherent", change=_roots_where_incoherent),
+    "cross-entropy": Variant("nodes: cross entropy alone", label_loss=_cross_entropy),
+    "l1": Variant("nodes: L1 alone", label_loss=_l1),
+    "no-own": Variant("never its own result as input", own_share=0.0),
+    "no-real": Variant("simulated masks only", augmentation={"real_coarse": 0.0}),
+    "more-real": Variant("80 % learned masks", augmentation={"real_coarse": 0.8}),
+    "no-paste": Variant("nothing pasted", augmentation={"paste": 0.0}),
+    "more-paste": Variant("40 % pasted", augmentation={"paste": 0.4}),
+    "lite1": Variant("backbone lite1", config={"backbone": "lite1"}),
+    "lite2": Variant("backbone lite2", config={"backbone": "lite2"}),
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__.split("\n")[0])
+def main() -> None:
+    pass
+
+
+@main.command(short_help="Train and score variants.")
+@click.option("--variant", "names", type=click.Choice(list(VARIANTS)), multiple=True)
+@click.option("--dataset", "datasets", type=WeightedFolder(), multiple=True, required=True)
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--fp32", is_flag=True, help="Train in fp32 where bf16 is slow.")
+def run(
+    names: Sequence[str],
+    datasets: Sequence[tuple[Path, float]],
+    data: Path,
+    output: Path,
+    steps: int,
+    seed: int,
+    threads: int,
+    fp32: bool,
+) -> None:
+    """Train variants and score each on dev-val; finished ones are skipped."""
+    torch.set_num_threads(threads)
+    sets = [open_dataset(folder, weight) for folder, weight in datasets]
+    dev_sets = list(_dev_sets(data, (), None))
+    for name in names or VARIANTS:
+        file = output / name / "scores.json"
+        if file.exists():
+            continue
+        variant, schedule = VARIANTS[name], Schedule(steps=steps, seed=seed, average=0.99)
+        torch.manual_seed(seed)
+        network = MaskTransfiner(replace(RefinerConfig(), **variant.config))
+        load_imagenet(network.backbone, network.config.backbone)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if variant.change is not None:
+            variant.change(network)
+        count = schedule.steps * schedule.batch_size
+        augmentation = replace(Augmentation(), **variant.augmentation)
+        samples = RefinementSamples(sets, network.config, count=count, seed=seed, augmentation=augmentation)
+        trainee = RefinerTrainee(network, own_share=variant.own_share)
+        usual = objective.label_loss
+        objective.label_loss = variant.label_loss or usual
+        begin = time.process_time()
+        try:
+            train(trainee, samples, schedule, output / name, autocast=None if fp32 else torch.bfloat16)
+        finally:
+            objective.label_loss = usual
+        seconds = time.process_time() - begin
+        weights = load_file(output / name / "refiner.safetensors")
+        network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
+        facts = {"title": variant.title, "steps": steps, "seed": seed, "cpu_seconds": round(seconds)}
+        scores = dict(_scores(Refiner(network, device="cpu"), dev_sets))
+        file.write_text(json.dumps({**facts, "scores": scores}, indent=1) + "\n")
+        click.echo(f"{variant.title}: {scores}")
+
+
+def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Means over the counted instances (1024 px, coarse IoU 0.5) of each kind of coarse mask of each set."""
+    for dev_set in dev_sets:
+        truths = {entry.id: decode(entry.mask) for entry in dev_set.annotations.instances}
+        for kind in dev_set.kinds():
+            coarse = dev_set.detections(dev_set.folder / f"coarse_{kind}.json")
+            match = load_match(dev_set.folder / f"coarse_{kind}_match.json", len(coarse))
+            rows, seconds = [], 0.0
+            for detection, annotation_id in zip(coarse, match, strict=True):
+                truth, mask = truths.get(annotation_id), decode(detection.mask)
+                if truth is None or truth.area < MIN_AREA or mask_iou(mask, truth) < _LEAST_IOU:
+                    continue
+                begin = time.process_time()
+                (refined,) = refiner.refine_windows([dev_set.photo(detection.image_id)], [mask], [0])
+                seconds += time.process_time() - begin
+                before, after = mask_iou(mask, truth), mask_iou(refined, truth)
+                rows.append((after, boundary_iou(refined, truth), after < before - _KEPT))
+            iou, boundary, worse = np.mean(np.array(rows, np.float64), 0) * 100
+            yield (
+                f"{kind} {dev_set.name}",
+                {"iou": iou, "boundary_iou": boundary, "worse": worse, "cpu_seconds": seconds / len(rows)},
+            )
+
+
+@main.command(short_help="Print what the runs gave.")
+@click.option("--output", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--markdown", is_flag=True)
+def table(output: Path, markdown: bool) -> None:
+    """One row a variant: IoU / boundary IoU for each kind and set, worse, CPU milliseconds an instance."""
+    runs = {name: output / name / "scores.json" for name in VARIANTS}
+    found = {name: json.loads(file.read_text()) for name, file in runs.items() if file.exists()}
+    if not found:
+        raise click.ClickException(f"{output}: no finished runs")
+    columns = list(next(iter(found.values()))["scores"])
+    cells = [
+        [
+            entry["title"],
+            *(f"{score['iou']:.1f} / {score['boundary_iou']:.1f}" for score in entry["scores"].values()),
+            f"{np.mean([score['worse'] for score in entry['scores'].values()]):.0f} %",
+            f"{1000 * np.mean([score['cpu_seconds'] for score in entry['scores'].values()]):.0f}",
+            f"{entry['cpu_seconds']}",
+        ]
+        for entry in found.values()
+    ]
+    shown = Table("IoU / boundary IoU on dev-val", ["", *columns, "worse", "ms", "training s"], cells)
+    click.echo(shown.markdown() if markdown else shown.text())
+
+
+if __name__ == "__main__":
+    main()
