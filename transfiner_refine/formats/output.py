@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -62,19 +63,10 @@ def atomic_file(output: Path) -> Iterator[TextIO]:
     Raises:
         OutputError: the disk refused (full, read-only, no permission).
     """
-    draft = _draft_name(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(output)
-    except OSError as error:
-        raise _refused(output, error) from error
-    finally:
-        with suppress(OSError):  # gone if all went well, and never there if the folder is none
-            draft.unlink()
+    with atomic_binary_file(output) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8")
+        yield text
+        text.detach()  # hands over what is buffered, and leaves the file open for the fsync
 
 
 @contextmanager
