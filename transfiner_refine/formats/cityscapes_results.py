@@ -34,45 +34,19 @@ from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.png_pixels import png_size, read_pixels, read_values, write_like
+from transfiner_refine.formats.png import PngFileMask
+from transfiner_refine.formats.png_pixels import read_pixels, write_like
 from transfiner_refine.formats.registry import Format, OpenOptions
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.formats.source import RecordFault, Source, Written
 from transfiner_refine.formats.text_lines import LINES_LOOKED_AT, first_lines, read_lines
-from transfiner_refine.types import InputError, Instance, MaskWindow
+from transfiner_refine.types import InputError, Instance
 
-__all__ = ["CITYSCAPES_RESULTS", "CityscapesResultsSource", "NonZeroMask"]
+__all__ = ["CITYSCAPES_RESULTS", "CityscapesResultsSource"]
 
 _FIELDS = 3
 _LINE = re.compile(r"\S+\.png [-+]?\d+(\.\d*)? [-+.\deE]+$", re.IGNORECASE)
 _FRAME = re.compile(r".+?_\d{6}_\d{6}(?=_|$)")  # CITY_SEQUENCE_FRAME
-
-
-@dataclass(frozen=True)
-class NonZeroMask:
-    """A PNG file of which any pixel but 0 belongs to the mask.
-
-    Attributes:
-        path: the file.
-        max_pixels: the largest height × width that is decoded.
-    """
-
-    path: Path
-    max_pixels: int = MAX_IMAGE_PIXELS
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width), pixels, from the file's header."""
-        return png_size(self.path)
-
-    def decode(self) -> MaskWindow:
-        """The mask inside its bounding box, bool.
-
-        Raises:
-            InputError: the file is missing or damaged.
-        """
-        values = read_values(self.path, self.max_pixels)
-        return MaskWindow(values != 0, 0, 0, (values.shape[0], values.shape[1])).tight()
 
 
 @dataclass(frozen=True)
@@ -145,7 +119,7 @@ class CityscapesResultsSource(FolderSource):
             else:
                 yield Instance(
                     index=number,
-                    mask=NonZeroMask(self.folder / line.mask, self._max_pixels),
+                    mask=PngFileMask(self.folder / line.mask, self._max_pixels, any_value=True),
                     label=line.label,
                     category_id=line.category_id,
                     score=line.score,

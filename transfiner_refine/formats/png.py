@@ -60,10 +60,12 @@ class PngFileMask:
     Attributes:
         path: the file.
         max_pixels: the largest height × width that is decoded.
+        any_value: any pixel but 0 belongs to the mask, as Cityscapes has it; no file is soft.
     """
 
     path: Path
     max_pixels: int = MAX_IMAGE_PIXELS
+    any_value: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,7 +83,7 @@ class PngFileMask:
         foreground = values != 0
         window = MaskWindow(foreground, 0, 0, (values.shape[0], values.shape[1])).tight()
         (height, width), x, y = window.values.shape, window.x, window.y
-        if height == 0 or _is_binary(values):
+        if height == 0 or self.any_value or _is_binary(values):
             return window
         if pixels.palette:
             raise InputError(
