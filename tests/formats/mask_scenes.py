@@ -35,18 +35,18 @@ class SceneSource:
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         return iter(self.records)
 
-    def check_output(self, output: Path, *, overwrite: bool) -> NoReturn:
-        raise NotImplementedError
+    def check_output(self, output: Path, *, overwrite: bool) -> NoReturn:  # noqa: ARG002
+        raise AssertionError("these records come from no file")
 
     def write(
         self,
-        output: Path,
-        results: Mapping[int, RleMask],
+        output: Path,  # noqa: ARG002
+        results: Mapping[int, RleMask],  # noqa: ARG002
         *,
-        keep_boxes: bool = False,
-        overwrite: bool = False,
+        keep_boxes: bool = False,  # noqa: ARG002
+        overwrite: bool = False,  # noqa: ARG002
     ) -> Written:
-        raise NotImplementedError
+        raise AssertionError("these records come from no file")
 
 
 @st.composite

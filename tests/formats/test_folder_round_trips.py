@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from folder_scenes import FOLDERS, REFINED, STREET, contents, flat, photos_of, two_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mask_scenes import SceneSource, held, scenes
-from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, Source
+from transfiner_refine.formats import RleMask, Source
 from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
-from transfiner_refine.formats.coco import COCO_ANNOTATIONS
 from transfiner_refine.formats.davis import DAVIS
 from transfiner_refine.formats.detect import FORMATS
 from transfiner_refine.formats.labelme import LABELME
@@ -28,26 +26,14 @@ from transfiner_refine.formats.registry import Format, OpenOptions
 from transfiner_refine.formats.source import Written
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.types import ImageRecord, MaskWindow
 
 EXAMPLES = settings(max_examples=25, deadline=None)
-FOLDERS = [CITYSCAPES_RESULTS, CITYSCAPES_IDS, VOC, DAVIS, PNG_FOLDER, ID_MAPS, YOLO_SEG, LABELME]
 
 
 def any_pixels(size: tuple[int, int]) -> st.SearchStrategy[np.ndarray]:
     """Masks of any shape at all: specks, rings, parts that touch at corners."""
     return arrays(bool, size)
-
-
-def photos_of(source: SceneSource, folder: Path) -> Path:
-    """Empty photos of the source's names and sizes."""
-    for record in source.records:
-        assert record.file_name is not None
-        assert record.size is not None
-        path = folder / record.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", record.size[::-1]).save(path, quality=10)
-    return folder
 
 
 def through(source: Source, entry: Format, photos: Path | None = None) -> tuple[Source, Written]:
@@ -69,9 +55,6 @@ def named(source: SceneSource, names: dict[int, str]) -> SceneSource:
         ),
         names,
     )
-
-
-STREET = {24: "person", 26: "car", 33: "bicycle"}
 
 
 @EXAMPLES
@@ -202,10 +185,6 @@ def test_masks_survive_a_walk_through_all_formats(scene: SceneSource, entries: l
 # in place
 
 
-REFINED = np.zeros((12, 15), bool)
-REFINED[5:11, 3:11], REFINED[7:9, 5:8], REFINED[1, 13] = True, False, True  # a hole, and a part of its own
-
-
 @pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
 def test_a_refined_mask_written_in_place_is_read_back_to_the_pixel(entry: Format, tmp_path: Path) -> None:
     source, photos = two_images(tmp_path)
@@ -249,205 +228,3 @@ def test_a_photo_that_is_missing_is_named_and_the_others_go_on(entry: Format, tm
     assert "00001" in str(faults[0])
     assert "photo" in str(faults[0])
     assert sum(len(item.instances) for item in found if isinstance(item, ImageRecord)) == 2
-
-
-def two_images(folder: Path) -> tuple[SceneSource, Path]:
-    """Two frames of a video, with two instances and one."""
-    size = (12, 15)
-
-    def box(index: int, y: int, x: int, category_id: int) -> Instance:
-        pixels = np.zeros(size, bool)
-        pixels[y : y + 5, x : x + 6] = True
-        mask = RleMask.from_window(MaskWindow(pixels, 0, 0, size))
-        return Instance(index, mask, f"instance {index}", category_id, score=0.5)
-
-    first = (box(0, 0, 0, 24), box(1, 6, 2, 26))
-    records = (
-        ImageRecord(None, "bear/00000.jpg", first, size, None, "bear/00000.jpg"),
-        ImageRecord(None, "bear/00001.jpg", (box(2, 1, 1, 24),), size, None, "bear/00001.jpg"),
-    )
-    source = SceneSource(records, STREET)
-    return source, photos_of(source, folder / "images")
-
-
-def flat(source: Source) -> list[RleMask]:
-    return [
-        RleMask.from_window(instance.mask.decode())
-        for item in source
-        if isinstance(item, ImageRecord)
-        for instance in item.instances
-    ]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
-
-
-# what does not fit
-
-
-@pytest.mark.parametrize(
-    "name", ["../out.jpg", "/etc/passwd.jpg", "a/../../b.jpg", "a\nb.jpg", "C:x.jpg", "x" * 300]
-)
-@pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
-def test_names_that_lead_out_of_the_folder_are_never_written(
-    entry: Format, name: str, tmp_path: Path
-) -> None:
-    source, _ = two_images(tmp_path)
-    bad = replace(source.records[0], name=name, file_name=name)
-    written = entry.write(tmp_path / "a" / "out", SceneSource((bad, source.records[1]), STREET), {})
-    assert [fault.instances for fault in written.faults] == [2]
-    assert set(contents(tmp_path)) == {
-        *(f"images/bear/{n}.jpg" for n in ("00000", "00001")),
-        *(f"a/out/{inside}" for inside in contents(tmp_path / "a" / "out")),
-    }
-
-
-def test_two_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    source, _ = two_images(tmp_path)
-    twin = replace(source.records[1], file_name="bear/00000.png", name="bear/00000.png")
-    written = VOC.write(tmp_path / "out", SceneSource((source.records[0], twin), STREET), {})
-    assert "bear/00000.png: is called bear/00000 like another image" in str(written.faults[0].error)
-
-
-def test_instances_without_a_place_in_the_format_are_named(tmp_path: Path) -> None:
-    source, _ = two_images(tmp_path)
-    crowd = replace(source.records[1].instances[0], is_crowd=True)
-    odd = SceneSource((replace(source.records[1], instances=(crowd,)),), {24: "zebra"})
-    for entry, reason in [
-        (YOLO_SEG, "it is a crowd"),
-        (CITYSCAPES_RESULTS, "it is a crowd"),
-        (CITYSCAPES_IDS, "its category 24 is none of Cityscapes' classes"),
-    ]:
-        (fault,) = entry.write(tmp_path / entry.name, odd, {}).faults
-        assert "bear/00001.jpg, instance 2" in str(fault.error)
-        assert reason in str(fault.error)
-
-
-def test_results_take_the_place_of_coarse_masks(tmp_path: Path) -> None:
-    source, photos = two_images(tmp_path)
-    refined = RleMask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))
-    for entry in FOLDERS:
-        entry.write(tmp_path / entry.name, source, {0: refined})
-        assert refined in flat(entry.open(tmp_path / entry.name, OpenOptions(images=photos)))
-
-
-def test_coco_categories_find_their_cityscapes_labels_by_name(tmp_path: Path) -> None:
-    source, _ = two_images(tmp_path)
-    coco = SceneSource(
-        tuple(
-            replace(record, instances=tuple(replace(i, category_id=3) for i in record.instances))
-            for record in source.records
-        ),
-        {3: "car"},
-    )
-    COCO_ANNOTATIONS.write(tmp_path / "coco.json", coco, {})
-    opened = COCO_ANNOTATIONS.open(tmp_path / "coco.json", OpenOptions())
-    CITYSCAPES_RESULTS.write(tmp_path / "out", opened, {})
-    lines = (tmp_path / "out" / "bear" / "00000.txt").read_text().splitlines()
-    assert lines == ["00000_0000.png 26 0.5", "00000_0001.png 26 0.5"]
-
-
-def test_soft_masks_stay_soft_in_png_masks(tmp_path: Path) -> None:
-    shades = np.tile(np.arange(250, dtype=np.uint8), (4, 1))
-    (tmp_path / "masks" / "a").mkdir(parents=True)
-    Image.fromarray(shades).save(tmp_path / "masks" / "a" / "1.png")
-    source = PNG_FOLDER.open(tmp_path / "masks", OpenOptions())
-    PNG_FOLDER.write(tmp_path / "out", source, {})
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a" / "0001.png")), shades)
-
-
-def test_a_map_has_sixteen_bits_only_where_it_needs_them(tmp_path: Path) -> None:
-    def row(count: int) -> ImageRecord:
-        masks = [np.eye(1, count, number, dtype=bool) for number in range(count)]
-        instances = tuple(
-            Instance(number, RleMask.from_window(MaskWindow(mask, 0, 0, (1, count))), str(number))
-            for number, mask in enumerate(masks)
-        )
-        return ImageRecord(None, f"{count}.jpg", instances, (1, count), None, f"{count}.jpg")
-
-    ID_MAPS.write(tmp_path / "maps", SceneSource((row(255), row(256)), {}), {})
-    assert Image.open(tmp_path / "maps" / "255.png").mode == "L"
-    assert Image.open(tmp_path / "maps" / "256.png").mode.startswith("I")
-    written = DAVIS.write(tmp_path / "davis", SceneSource((row(256),), {}), {})
-    assert len(written.faults) == 2
-    assert "a map has ids for 254" in str(written.faults[0].error)
-
-
-def png(folder: Path, *names: str) -> Path:
-    """Masks of half an image."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.tri(12, 15, dtype=np.uint8) * 255).save(folder / name)
-    return folder
-
-
-def test_png_masks_of_photos_in_subfolders_lie_in_the_same_subfolders(tmp_path: Path) -> None:
-    _, photos = two_images(tmp_path)
-    folder = png(
-        tmp_path / "masks", "bear/00000.png", "bear/00000_1.png", "bear/00001/cup.png", "camel/00000.png"
-    )
-    found = list(PNG_FOLDER.open(folder, OpenOptions(images=photos)))
-    assert {item.name: len(item.instances) for item in found if isinstance(item, ImageRecord)} == {
-        "bear/00000.jpg": 2,
-        "bear/00001.jpg": 1,
-    }
-    (stray,) = [str(item.error) for item in found if isinstance(item, RecordFault)]
-    assert "camel/00000.png: no photo in" in stray
-
-
-def test_png_masks_without_photos_are_read_where_names_leave_no_doubt(tmp_path: Path) -> None:
-    clear = PNG_FOLDER.open(png(tmp_path / "clear", "cup.png", "a_1/x.png", "a_1/y.png"), OpenOptions())
-    assert {item.name: len(item.instances) for item in clear if isinstance(item, ImageRecord)} == {
-        "cup": 1,
-        "a_1": 2,
-    }
-    with pytest.raises(
-        InputError, match=r"could be the mask of street_002 or one of several of street; .*--images"
-    ):
-        PNG_FOLDER.open(png(tmp_path / "doubtful", "street_002.png"), OpenOptions())
-
-
-def test_stuff_lies_below_the_instances_of_cityscapes(tmp_path: Path) -> None:
-    source, _ = two_images(tmp_path)
-    record = source.records[0]
-    road = replace(
-        record.instances[1],
-        mask=RleMask.from_window(MaskWindow(np.ones((12, 15), bool), 0, 0, (12, 15))),
-        category_id=7,
-        is_stuff=True,
-    )
-    both = SceneSource((replace(record, instances=(record.instances[0], road)),), {7: "road", 24: "person"})
-    assert CITYSCAPES_IDS.write(tmp_path / "out", both, {}) == Written()
-    values = np.asarray(Image.open(tmp_path / "out/bear/00000_gtFine_instanceIds.png"))
-    assert np.array_equal(values, np.where(record.instances[0].mask.decode().paste(), 24000, 7))
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    source, photos = two_images(tmp_path)
-    DAVIS.write(tmp_path / "real", source, {})
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "bear").symlink_to(tmp_path / "real" / "bear")
-    (tmp_path / "real" / "bear" / "again").symlink_to(tmp_path / "masks")
-    opened = DAVIS.open(tmp_path / "masks", OpenOptions(images=photos))
-    assert flat(opened) == flat(DAVIS.open(tmp_path / "real", OpenOptions(images=photos)))
-
-
-def test_records_can_be_sent_to_another_process(tmp_path: Path, pickled: Callable[[Any], Any]) -> None:
-    source, photos = two_images(tmp_path)
-    for entry in FOLDERS:
-        entry.write(tmp_path / entry.name, source, {})
-        opened = entry.open(tmp_path / entry.name, OpenOptions(images=photos))
-        sent = [pickled(item) for item in opened]
-        assert [
-            RleMask.from_window(instance.mask.decode()) for item in sent for instance in item.instances
-        ] == flat(opened)
-
-
-@pytest.fixture
-def pickled() -> Callable[[Any], Any]:
-    import pickle
-
-    return lambda item: pickle.loads(pickle.dumps(item))
