@@ -4,7 +4,7 @@ Photos are crops of the example photos, masks are blobs; the refiner returns wha
 the network is measured. Peaks are read from /proc (Linux): the resident set of the run's process, and the sum of
 the proportional sets of all its processes, sampled ten times a second.
 
-python benchmarks/large_run.py --folder /tmp/large --images 5000 --masks 100 --workers 1
+python benchmarks/large_run.py --folder large --images 5000 --masks 100 --workers 1
 """
 
 from __future__ import annotations

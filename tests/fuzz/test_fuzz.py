@@ -37,7 +37,7 @@ def fuzz(*families: str, first: int, count: int) -> int:
 
 
 def reproduce(entry: dict[str, object]) -> str:
-    return f"python tests/fuzz/worker.py --family {entry['family']} --seed {entry['seed']} --keep /tmp/case"
+    return f"python tests/fuzz/worker.py --family {entry['family']} --seed {entry['seed']} --keep case"
 
 
 def test_three_hundred_hostile_inputs_of_all_kinds_keep_the_law() -> None:

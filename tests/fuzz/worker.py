@@ -3,7 +3,7 @@
 Before each input it prints the input's number, so that a crash of the interpreter or a hang is known by the number
 it happened on. To look into one:
 
-    python tests/fuzz/worker.py --family png --seed 17 --keep /tmp/case
+    python tests/fuzz/worker.py --family png --seed 17 --keep case
 """
 
 from __future__ import annotations
