@@ -8,6 +8,12 @@ from typing import Any
 import click
 
 from transfiner_refine.cli.format_names import FORMAT_NAMES
+from transfiner_refine.cli.reading_options import (
+    from_option,
+    max_image_pixels_option,
+    png_kind_option,
+    to_option,
+)
 
 __all__ = ["command"]
 
@@ -49,21 +55,8 @@ class _CommandWithFormats(click.Command):
 )
 @click.option("--masks", type=_ANY, required=True, help="The masks: a file or a folder.")
 @click.option("--output", type=_ANY, required=True, help="The file or folder to write; .gz packs JSON.")
-@click.option(
-    "--to",
-    type=click.Choice(FORMAT_NAMES),
-    metavar="FORMAT",
-    help="Format to write.  [default: that of the masks]",
-)
-@click.option(
-    "--from",
-    "format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    metavar="FORMAT",
-    default="auto",
-    show_default=True,
-    help="Format of the masks, if their content should not decide.",
-)
+@to_option("Format to write.")
+@from_option("Format of the masks, if their content should not decide.")
 @click.option(
     "--images", type=_FOLDER, help="Folder of the photos; needed where only they tell an image's size."
 )
@@ -74,20 +67,8 @@ class _CommandWithFormats(click.Command):
     "Only for results.",
 )
 @click.option("--class-names", type=_FILE, help="Text file with one class name a line, for YOLO and VOC.")
-@click.option(
-    "--png-kind",
-    type=click.Choice(["auto", "binary", "id-map"]),
-    default="auto",
-    show_default=True,
-    help="What plain PNGs are: one mask each, or maps of ids. auto looks into the pixels.",
-)
-@click.option(
-    "--max-image-pixels",
-    type=click.IntRange(min=1),
-    default=400_000_000,  # formats.image_file.MAX_IMAGE_PIXELS, whose import would bring in Pillow
-    show_default=True,
-    help="Do not open mask images of more pixels.",
-)
+@png_kind_option("What plain PNGs are: one mask each, or maps of ids. auto looks into the pixels.")
+@max_image_pixels_option("Do not open mask images of more pixels.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--strict", is_flag=True, help="Write nothing if a single record cannot be read.")
 @click.option("--quiet", is_flag=True, help="No summary; errors are shown all the same.")

@@ -8,6 +8,12 @@ from typing import Any
 import click
 
 from transfiner_refine.cli.format_names import FORMAT_NAMES
+from transfiner_refine.cli.reading_options import (
+    from_option,
+    max_image_pixels_option,
+    png_kind_option,
+    to_option,
+)
 
 __all__ = ["command"]
 
@@ -36,21 +42,8 @@ _ANY = click.Path(path_type=Path)
     required=True,
     help="Where the refined masks go. Same format, same order, same everything but the masks.",
 )
-@click.option(
-    "--from",
-    "format",
-    type=click.Choice(["auto", *FORMAT_NAMES]),
-    metavar="FORMAT",
-    default="auto",
-    show_default=True,
-    help=f"Format of the masks, if their content should not decide: {', '.join(FORMAT_NAMES)}.",
-)
-@click.option(
-    "--to",
-    type=click.Choice(FORMAT_NAMES),
-    metavar="FORMAT",
-    help="Format of the output, if it is to be another.  [default: that of the masks]",
-)
+@from_option(f"Format of the masks, if their content should not decide: {', '.join(FORMAT_NAMES)}.")
+@to_option("Format of the output, if it is to be another.")
 @click.option(
     "--image-info",
     type=_FILE,
@@ -62,13 +55,9 @@ _ANY = click.Path(path_type=Path)
     type=_FILE,
     help="Text file with one class name a line, for formats that number their classes.",
 )
-@click.option(
-    "--png-kind",
-    type=click.Choice(["auto", "binary", "id-map"]),
-    default="auto",
-    show_default=True,
-    help="What the PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as background. "
-    "auto looks into the pixels of each IMAGE_STEM.png; the other names mean one mask.",
+@png_kind_option(
+    "What the PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as background. "
+    "auto looks into the pixels of each IMAGE_STEM.png; the other names mean one mask."
 )
 @click.option(
     "--weights", default="lite", show_default=True, help="Name of shipped weights, or path of a checkpoint."
@@ -102,13 +91,7 @@ _ANY = click.Path(path_type=Path)
     help="Refine only this category, an id or a name. May be given several times; masks of other "
     "categories are written as they are.",
 )
-@click.option(
-    "--max-image-pixels",
-    type=click.IntRange(min=1),
-    default=400_000_000,  # formats.image_file.MAX_IMAGE_PIXELS, whose import would bring in Pillow
-    show_default=True,
-    help="Do not open photos or mask images of more pixels; their masks stay as they are.",
-)
+@max_image_pixels_option("Do not open photos or mask images of more pixels; their masks stay as they are.")
 @click.option(
     "--keep-boxes", is_flag=True, help="Leave bbox and area as they are; otherwise they follow the new mask."
 )
