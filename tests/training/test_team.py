@@ -19,12 +19,12 @@ import json, sys, torch
 from torch import nn
 from transfiner_refine.training.team import Team
 
-team = Team.join()
 used, one_sided, unused = (nn.Parameter(torch.zeros(3)) for _ in range(3))
-used.grad = torch.full((3,), 1.0 + team.rank)
-if team.rank == 1:
-    one_sided.grad = torch.full((3,), 4.0)
-sums = team.average([used, one_sided, unused], torch.tensor([10.0 * (team.rank + 1), float(team.rank)]))
+with Team.join() as team:
+    used.grad = torch.full((3,), 1.0 + team.rank)
+    if team.rank == 1:
+        one_sided.grad = torch.full((3,), 4.0)
+    sums = team.average([used, one_sided, unused], torch.tensor([10.0 * (team.rank + 1), float(team.rank)]))
 json.dump(
     [used.grad.tolist(), one_sided.grad.tolist(), unused.grad is None, sums.tolist()],
     open(f"{sys.argv[1]}/{team.rank}.json", "w"),

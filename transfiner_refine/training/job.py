@@ -91,7 +91,12 @@ def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
     """
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    team = Team.join()
+    with Team.join() as team:
+        return _train_in(team, job, say if team.leads else _say_nothing)
+
+
+def _train_in(team: Team, job: TrainingJob, say: Callable[[str], None]) -> bool:
+    """One member's part of ``run_training``."""
     device = choose_device(team.device(job.device))
     torch.manual_seed(job.schedule.seed)
     if job.start == "imagenet":
@@ -106,7 +111,6 @@ def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
         job.datasets, network.config, count=schedule.steps * schedule.batch_size, seed=schedule.seed
     )
     precision = _precision(job.precision, trainee, samples, device, schedule.batch_size)
-    say = say if team.leads else _say_nothing
     say(
         f"{len(samples)} samples from {sum(len(s.instances) for s in job.datasets)} instances on {device}, "
         f"{'bf16' if precision else 'fp32'}" + (f", {team.size} processes" if team.size > 1 else "")

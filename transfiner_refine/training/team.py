@@ -23,7 +23,7 @@ _PATIENCE = timedelta(hours=1)  # while the first member scores a checkpoint, th
 
 @dataclass(frozen=True)
 class Team:
-    """One member's view.
+    """One member's view; a context manager, so that the members part before their processes end.
 
     Attributes:
         rank: this member's number; 0 logs, saves and scores.
@@ -55,6 +55,14 @@ class Team:
                 remedy="start them with torchrun",
             ) from error
         return cls(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # a process that ends with the connection's threads alive may abort, after its work is done
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
     @property
     def leads(self) -> bool:
