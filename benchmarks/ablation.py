@@ -1,6 +1,7 @@
 """What each part of the network and of its training is worth: short runs that differ in one thing.
 
     python benchmarks/ablation.py run --variant full --dataset DIR:WEIGHT … --data DEVVAL --output RUNS
+    python benchmarks/ablation.py settings --data DEVVAL --change max_depth=3 --change passes=1 --output SETTINGS
     python benchmarks/ablation.py table --output RUNS
 
 Every run starts from the ImageNet weights with the same seed, hence the same samples in the same order, and has a
@@ -33,7 +34,7 @@ from transfiner_refine.model.backbone import load_imagenet
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.incoherence import RootMaps
 from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.refiner import Refiner
+from transfiner_refine.refiner import Refiner, load_refiner
 from transfiner_refine.training import Schedule, objective, open_dataset
 from transfiner_refine.training.loop import train
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
@@ -54,6 +55,7 @@ class Variant:
         own_share: as for ``RefinerTrainee``.
         change: changes the network in place.
         label_loss: in place of the nodes' loss; from logits and targets [n].
+        weights: changed weights of the loss's terms.
     """
 
     title: str
@@ -62,6 +64,7 @@ class Variant:
     own_share: float = 0.2
     change: Callable[[MaskTransfiner], None] | None = None
     label_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 def _without_cue(argument: int, value: float) -> Callable[[MaskTransfiner], None]:
@@ -128,7 +131,7 @@ VARIANTS = {
     "full": Variant("full recipe"),
     "dense": Variant("no quadtree: dense labels only", config={"root_threshold": 1.1}),
     "mlp": Variant("no attention: an MLP per node", config={"layers": 0}),
-    "one-layer": Variant("1 attention layer", config={"layers": 1}),
+    "three-layers": Variant("3 attention layers", config={"layers": 3}),
     "narrow": Variant("nodes 64 wide", config={"width": 64, "feedforward": 128}),
     "wide": Variant("nodes 192 wide", config={"width": 192, "feedforward": 384, "heads": 6}),
     "no-feature": Variant("nodes without their own feature", change=_without_cue(0, 0.0)),
@@ -140,10 +143,12 @@ VARIANTS = {
     "incoherent-roots": Variant("labelled anew where incoherent", change=_roots_where_incoherent),
     "cross-entropy": Variant("nodes: cross entropy alone", label_loss=_cross_entropy),
     "l1": Variant("nodes: L1 alone", label_loss=_l1),
+    "no-mask-loss": Variant("the propagated mask is not judged", weights={"mask": 0.0}),
     "no-own": Variant("never its own result as input", own_share=0.0),
     "no-real": Variant("simulated masks only", augmentation={"real_coarse": 0.0}),
     "more-real": Variant("80 % learned masks", augmentation={"real_coarse": 0.8}),
-    "no-paste": Variant("nothing pasted", augmentation={"paste": 0.0}),
+    "no-regions": Variant("no errors that follow the image", augmentation={"follow_image": 0.0}),
+    "no-paste": Variant("nothing pasted, no other backdrop", augmentation={"paste": 0.0, "backdrop": 0.0}),
     "more-paste": Variant("40 % pasted", augmentation={"paste": 0.4}),
     "lite1": Variant("backbone lite1", config={"backbone": "lite1"}),
     "lite2": Variant("backbone lite2", config={"backbone": "lite2"}),
@@ -193,13 +198,14 @@ def run(
         augmentation = replace(Augmentation(), **variant.augmentation)
         samples = RefinementSamples(sets, network.config, count=count, seed=seed, augmentation=augmentation)
         trainee = RefinerTrainee(network, own_share=variant.own_share)
-        usual = objective.label_loss
-        objective.label_loss = variant.label_loss or usual
+        usual = objective.label_loss, objective.WEIGHTS
+        objective.label_loss = variant.label_loss or objective.label_loss
+        objective.WEIGHTS = {**objective.WEIGHTS, **variant.weights}
         begin = time.process_time()
         try:
             train(trainee, samples, schedule, output / name, autocast=None if fp32 else torch.bfloat16)
         finally:
-            objective.label_loss = usual
+            objective.label_loss, objective.WEIGHTS = usual
         seconds = time.process_time() - begin
         weights = load_file(output / name / "refiner.safetensors")
         network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
@@ -233,16 +239,42 @@ def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str,
             )
 
 
+@main.command(short_help="Score finished weights with other settings.")
+@click.option("--weights", default="lite", show_default=True, help="Name or path.")
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--change", "changes", multiple=True, help="Fields of the configuration, as a=1,b=2; '' for none."
+)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+def settings(weights: str, data: Path, changes: Sequence[str], output: Path) -> None:
+    """What can be changed without training: thresholds, depth, passes."""
+    torch.set_num_threads(1)
+    dev_sets = list(_dev_sets(data, (), None))
+    for change in changes or ("",):
+        refiner = load_refiner(weights, device="cpu")
+        pairs = [pair.split("=") for pair in change.split(",") if pair]
+        values = {name: type(getattr(refiner.config, name))(float(value)) for name, value in pairs}
+        refiner.config = replace(refiner.config, **values)
+        facts = {
+            "title": change or "as shipped",
+            "cpu_seconds": 0,
+            "scores": dict(_scores(refiner, dev_sets)),
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{change or 'shipped'}.json").write_text(json.dumps(facts, indent=1) + "\n")
+        click.echo(f"{facts['title']}: {facts['scores']}")
+
+
 @main.command(short_help="Print what the runs gave.")
 @click.option("--output", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--markdown", is_flag=True)
 def table(output: Path, markdown: bool) -> None:
     """One row a variant: IoU / boundary IoU for each kind and set, worse, CPU milliseconds an instance."""
-    runs = {name: output / name / "scores.json" for name in VARIANTS}
-    found = {name: json.loads(file.read_text()) for name, file in runs.items() if file.exists()}
+    runs = [output / name / "scores.json" for name in VARIANTS] + sorted(output.glob("*.json"))
+    found = [json.loads(file.read_text()) for file in runs if file.exists()]
     if not found:
         raise click.ClickException(f"{output}: no finished runs")
-    columns = list(next(iter(found.values()))["scores"])
+    columns = list(found[0]["scores"])
     cells = [
         [
             entry["title"],
@@ -251,7 +283,7 @@ def table(output: Path, markdown: bool) -> None:
             f"{1000 * np.mean([score['cpu_seconds'] for score in entry['scores'].values()]):.0f}",
             f"{entry['cpu_seconds']}",
         ]
-        for entry in found.values()
+        for entry in found
     ]
     shown = Table("IoU / boundary IoU on dev-val", ["", *columns, "worse", "ms", "training s"], cells)
     click.echo(shown.markdown() if markdown else shown.text())

@@ -7,7 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from transfiner_refine.model.paste import drop_remnants
-from transfiner_refine.model.propagate import halvings, propagate, propagate_corrections
+from transfiner_refine.model.propagate import (
+    corrected_labels,
+    halvings,
+    propagate,
+    propagate_corrections,
+)
 from transfiner_refine.model.quadtree import children_of, roots_of
 
 
@@ -81,6 +86,20 @@ def test_a_correction_holds_below_its_node_until_a_finer_node_overrules_it() -> 
     expected = torch.sigmoid(dense[56] + 2)
     expected[0, 0, 0] = torch.sigmoid(torch.tensor(-1.5))
     torch.testing.assert_close(second.probability, expected)
+
+
+def test_a_node_answers_for_every_cell_that_its_correction_reaches() -> None:
+    dense = dense_labels()
+    selected = torch.zeros(1, 28, 28, dtype=torch.bool)
+    selected[0, 10, 10] = True
+    roots = roots_of(selected)
+    none = children_of(roots).take(torch.zeros(0, dtype=torch.int64))
+    logit = torch.tensor([3.0], requires_grad=True)
+    fine = corrected_labels(dense, [roots, none], [logit, torch.zeros(0)])[1]
+    fine.sum().backward()
+    # bilinear doubling spreads a cell's value with weights that add up to four
+    torch.testing.assert_close(logit.grad, torch.tensor([4.0]))
+    assert torch.equal(fine[0, :18] != dense[56][0, :18], torch.zeros(18, 56, dtype=torch.bool))
 
 
 def test_levels_without_dense_labels_go_on_with_the_finest() -> None:

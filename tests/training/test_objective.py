@@ -6,8 +6,11 @@ from itertools import pairwise
 
 import torch
 
+from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.quadtree import children_of
-from transfiner_refine.training.objective import SamplingSelector, make_targets
+from transfiner_refine.training.objective import SamplingSelector, make_targets, refinement_loss
+from transfiner_refine.training.trainee import RefinerTrainee
 
 
 def disc(radius: float, centre: float = 224.0) -> torch.Tensor:
@@ -39,18 +42,60 @@ def test_a_shifted_mask_is_wrong_where_the_two_differ() -> None:
     assert torch.equal(targets.wrong[0], cells > 0.04)
 
 
-def test_sampling_takes_the_incoherent_cells_first_and_the_same_number_for_everyone() -> None:
+def test_sampling_takes_marked_cells_first_and_the_same_number_for_everyone() -> None:
     torch.manual_seed(0)
-    truth = torch.cat((disc(150), disc(60)))
-    coarse = torch.cat((torch.roll(disc(150), 20, 3), disc(60)))
-    targets = make_targets(coarse, truth, 5)
-    selector = SamplingSelector(targets, (300, 400, 400))
-    roots = selector.roots(torch.zeros(2, 28, 28), torch.zeros(2, 28, 28))
+    marked = torch.zeros(2, 28, 28)
+    marked[0, 4:20, 5:15] = 0.9
+    marked[1, 20, 20] = 0.9
+    selector = SamplingSelector((300, 400, 400), RefinerConfig())
+    roots = selector.roots(marked, marked)
     assert torch.bincount(roots.instance).tolist() == [300, 300]
-    wanted = targets.incoherent[28]
     chosen = torch.zeros(2, 28, 28, dtype=torch.bool).flatten()
     chosen[roots.cell] = True
-    assert bool((chosen.view(2, 28, 28) | ~wanted).all())
+    assert bool((chosen.view(2, 28, 28) | (marked == 0)).all())
     candidates = children_of(roots)
-    kept = candidates.take(selector.keep(candidates, torch.zeros(len(candidates))))
+    certain = torch.rand(len(candidates)) < 0.1
+    index = selector.keep(candidates, certain.float())
+    kept = candidates.take(index)
     assert torch.bincount(kept.instance).tolist() == [400, 400]
+    assert bool(torch.isin(certain.nonzero().squeeze(1), index).all())
+
+
+def test_the_truth_does_not_choose_the_nodes() -> None:
+    """Or they would tell the network where the outline runs."""
+    network = MaskTransfiner(RefinerConfig()).eval()
+    image, coarse = torch.rand(1, 3, 448, 448) * 255, disc(150)
+    chosen = []
+    for truth in (disc(150), disc(60, 300.0)):
+        torch.manual_seed(0)
+        trainee = RefinerTrainee(network, own_share=0.0)
+        handle = network.sequence.register_forward_pre_hook(lambda _, given: chosen.append(given[0].detach()))
+        trainee.loss(image, coarse, truth, torch.tensor([900.0]))
+        handle.remove()
+    assert torch.equal(*chosen)  # the tokens that attend: features and positions of the nodes
+
+
+def test_every_term_reaches_the_part_it_is_meant_for() -> None:
+    torch.manual_seed(0)
+    network = MaskTransfiner(RefinerConfig()).eval()
+    truth, coarse = disc(150), torch.roll(disc(150), 20, 3)
+    targets = make_targets(coarse, truth, 5)
+    image = torch.rand(1, 3, 448, 448) * 255
+    output = network(image, coarse, SamplingSelector((64, 64, 64, 64, 64), RefinerConfig()), 5)
+    terms = refinement_loss(output, targets, torch.tensor([5]))
+    assert set(terms) == {"refine", "incoherence", "dense", "mask", "total"}
+    nodes, dense = network.decoder.classify.weight, network.dense.classify[0].weight
+    detector = network.detector.classify_root.weight
+    reached = {
+        name: [
+            gradient is not None and bool(gradient.abs().sum() > 0)
+            for gradient in torch.autograd.grad(
+                terms[name], (nodes, dense, detector), retain_graph=True, allow_unused=True
+            )
+        ]
+        for name in ("refine", "incoherence", "dense", "mask")
+    }
+    assert reached["mask"] == [True, True, True]  # what is judged together is learned together
+    assert reached["refine"][0]
+    assert reached["incoherence"] == [False, False, True]
+    assert reached["dense"] == [False, True, True]

@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as mask_api
 
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.training import open_dataset
 from transfiner_refine.training.datasets import load_training_set
-from transfiner_refine.training.samples import Augmentation, RefinementSamples, paste_object
+from transfiner_refine.training.samples import (
+    Augmentation,
+    RefinementSamples,
+    change_backdrop,
+    paste_object,
+)
 from transfiner_refine.types import InputError, MaskWindow
 
 CONFIG = RefinerConfig()
@@ -39,7 +45,7 @@ def test_sample_number_i_is_always_the_same(dataset: Path) -> None:
 
 
 def test_pixels_and_masks_stay_aligned_through_every_augmentation(dataset: Path) -> None:
-    augmentation = Augmentation(rotate=1.0, degrade=0.0, paste=0.0)
+    augmentation = Augmentation(warp=1.0, degrade=0.0, paste=0.0, backdrop=0.0)
     samples = RefinementSamples([open_dataset(dataset)], CONFIG, count=30, seed=0, augmentation=augmentation)
     for i in range(12):
         pixels, masks, _ = samples[i]
@@ -68,6 +74,38 @@ def test_a_pasted_object_keeps_its_pixels_and_gets_a_mask_where_it_lies() -> Non
     assert inner.shape == (90, 120)
     assert pasted[inner].mean() > 180
     assert pasted[~inner].mean() < 60
+
+
+def test_another_backdrop_leaves_the_object_alone() -> None:
+    image = np.full((60, 80, 3), 100, np.uint8)
+    image[5:50, 60:80] = 200  # touches the image's rim
+    truth = MaskWindow(np.ones((45, 20), bool), 60, 5, (60, 80))
+    host = np.full((33, 21, 3), 10, np.uint8)
+    changed = change_backdrop(image, truth, host, np.random.default_rng(0))
+    assert changed.shape == image.shape
+    assert (changed[10:45, 65:] == 200).all()
+    assert (changed[:, :50] == 10).all()
+    assert (image[:, :60] == 100).all()  # the photo itself is as before
+
+
+def test_augmentation_is_milder_at_the_end_of_the_run() -> None:
+    augmentation = Augmentation(warp=0.5, finale=0.25)
+    assert augmentation.at(0.0) == augmentation.at(0.74) == augmentation
+    end = augmentation.at(0.76)
+    assert (end.warp, end.real_coarse) == (0.25, augmentation.real_coarse)
+    assert Augmentation(finale=0.0).at(0.999) == Augmentation(finale=0.0)
+
+
+def test_small_instances_are_drawn_less_often(dataset: Path) -> None:
+    data = open_dataset(dataset)
+    corner = np.pad(np.ones((10, 10), np.uint8), ((0, 150), (0, 190)))
+    speck = dict(mask_api.encode(np.asfortranarray(corner)))
+    small = replace(data.instances[0], truth=speck)
+    data.instances[:] = [small, *data.instances[1:3]]
+    samples = RefinementSamples([data], CONFIG, count=10, seed=0)
+    rng = np.random.default_rng(0)
+    drawn = [samples._instance(rng)[1] is small for _ in range(1000)]
+    assert 0.02 < np.mean(drawn) < 0.25  # a third if all were alike
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from transfiner_refine.model.sequence_encoder import SequenceEncoder
 __all__ = ["MaskTransfiner", "TreeOutput"]
 
 _PIXEL_LEVEL = 4  # from this level on (448) a node's own map is the pixels
+_DROPOUT = 0.1  # share of the 28 level's channels that training blanks: there are few photos to learn from
 _CONTEXT_GRID = 7  # tokens of the whole RoI beside the nodes; the official code has 14 × 14
 
 
@@ -115,7 +116,7 @@ class MaskTransfiner(nn.Module):
             selector, depth: as for ``forward``.
         """
         roots = self.detector.roots(base, masks[base.shape[-1]])
-        base = torch.cat((base, roots.hidden), 1)
+        base = F.dropout2d(torch.cat((base, roots.hidden), 1), _DROPOUT, self.training)
         detail = _normalised(pixels[self.config.detail_side]) if depth > len(ATTENTION_GRIDS) else None
         decoded = self.dense(base, finer, detail, masks)
         dense = [roots.mask, *(level.logit for level in decoded)]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.quadtree import QuadtreeLevel
 
-__all__ = ["LevelMap", "halvings", "propagate", "propagate_corrections"]
+__all__ = ["LevelMap", "corrected_labels", "halvings", "propagate", "propagate_corrections"]
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,33 @@ def propagate_corrections(
     """
     maps: list[LevelMap] = []
     refined = relabelled
+    for level, logit in zip(levels, corrected_labels(dense, levels, logits), strict=True):
+        if maps:
+            refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        anew = torch.sigmoid(logit)
+        maps.append(LevelMap(torch.where(refined, anew, coarse[level.grid].squeeze(1)), refined))
+    return maps
+
+
+def corrected_labels(
+    dense: dict[int, Tensor], levels: list[QuadtreeLevel], logits: list[Tensor]
+) -> list[Tensor]:
+    """What ``propagate_corrections`` makes of every cell, were all labelled anew; arguments as there.
+
+    Returns:
+        [B, grid, grid] float32 foreground logit of each level's cells; gradients flow to the dense labels and, by way
+        of the corrections, to every node's own logit.
+    """
+    corrected: list[Tensor] = []
     label = correction = torch.zeros(0)
     for level, logit in zip(levels, logits, strict=True):
         # [B, grid, grid]
         label = dense[level.grid].float() if level.grid in dense else _doubled(label)
-        if maps:
-            refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
-            correction = _doubled(correction)
-        else:
-            correction = torch.zeros_like(label)
-        correction.view(-1)[level.cell] = logit.float() - label.reshape(-1).index_select(0, level.cell)
-        anew = torch.sigmoid(label + correction)
-        maps.append(LevelMap(torch.where(refined, anew, coarse[level.grid].squeeze(1)), refined))
-    return maps
+        correction = _doubled(correction) if corrected else torch.zeros_like(label)
+        own = logit.float() - label.flatten().index_select(0, level.cell)
+        correction = correction.flatten().index_copy(0, level.cell, own).view_as(label)
+        corrected.append(label + correction)
+    return corrected
 
 
 def _doubled(maps: Tensor) -> Tensor:

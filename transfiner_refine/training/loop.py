@@ -60,10 +60,10 @@ class Schedule:
     batch_size: int = 8
     learning_rate: float = 5e-4
     warmup: int = 100
-    decay: float = 0.35
-    weight_decay: float = 0.02
+    decay: float = 0.5
+    weight_decay: float = 0.04
     clip: float = 1.0
-    average: float = 0.998
+    average: float = 0.999
     seed: int = 0
 
     def rate(self, step: int) -> float:

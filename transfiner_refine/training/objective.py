@@ -1,9 +1,10 @@
 """What the network is trained for: targets on every grid, which nodes are drawn, and the loss.
 
-L = L_refine + 0.5 · L_inc (Ke et al. 2022, §3.5) + L_dense. L_refine compares a node's probability with the share of
-its cell that is foreground; L_inc trains the detector: the incoherent cells of the truth on every level, and on the
-28 level also the cells where the coarse mask is wrong; L_dense does for all cells of the levels with a dense label
-what L_refine does for the nodes.
+L = ½ L_refine + ½ L_inc + L_dense + L_mask; the first two are those of Ke et al. 2022, §3.5. L_refine compares a
+node's probability with the share of its cell that is foreground; L_inc trains the detector: the incoherent cells of
+the truth on every level, and on the 28 level also the cells where the coarse mask is wrong; L_dense does for all
+cells of the levels with a dense label what L_refine does for the nodes; L_mask judges what the two make together, the
+propagated mask of every level, for a node's correction reaches cells that are no nodes themselves.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import TreeOutput
-from transfiner_refine.model.propagate import halvings
+from transfiner_refine.model.propagate import corrected_labels, halvings
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, roots_of
 
 __all__ = ["SamplingSelector", "Targets", "make_targets", "refinement_loss"]
 
+#: Of the terms in the total loss.
+WEIGHTS = {"refine": 0.5, "incoherence": 0.5, "dense": 1.0, "mask": 1.0}
 _ROOT_GRID = 28
 _WRONG_SHARE = 0.04  # of a 28-level cell's pixels: below this the cell counts as right
 _ANYWHERE = 0.25  # share of the nodes that are drawn from all cells
@@ -58,43 +62,41 @@ def make_targets(coarse: Tensor, truth: Tensor, depth: int) -> Targets:
 class SamplingSelector(NodeSelector):
     """Draws a fixed number of nodes per instance and level, so that all sequences of a batch are equally long.
 
-    Cells that are incoherent by the truth, or that the detector marks, come first. A quarter of the quota
-    is drawn from all cells: whatever the detector marks one day, the network must have seen its like.
+    Cells that the detector marks come first. A quarter of the quota is drawn from all cells: whatever the detector
+    marks one day, the network must have seen its like. The truth has no say: nodes chosen by it would tell the network
+    where the outline runs, and it would learn to read that rather than the image.
 
     Args:
-        targets: the truth.
         quota: nodes per instance on each level.
-        threshold: detector probability from which a cell counts as marked.
+        config: with the detector's thresholds, as at inference.
     """
 
-    def __init__(self, targets: Targets, quota: tuple[int, ...], threshold: float = 0.3) -> None:
-        self.targets, self.quota, self.threshold = targets, quota, threshold
+    def __init__(self, quota: tuple[int, ...], config: RefinerConfig) -> None:
+        self.quota, self.config = quota, config
 
     def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
-        marked = (incoherent >= self.threshold) & (wrong >= self.threshold / 2)
-        wanted = self.targets.incoherent[_ROOT_GRID] | marked
-        index = _draw(wanted.flatten(1), self.quota[0])
-        selected = torch.zeros_like(wanted).flatten(1).scatter_(1, index, True)
-        return roots_of(selected.view_as(wanted))
+        marked = (wrong >= self.config.relabel_threshold) & (incoherent >= self.config.root_threshold)
+        index = _draw(marked.flatten(1), self.quota[0])
+        selected = torch.zeros_like(marked).flatten(1).scatter_(1, index, True)
+        return roots_of(selected.view_as(marked))
 
     def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
         level = (candidates.grid // _ROOT_GRID).bit_length() - 1
-        instances = self.targets.wrong.shape[0]
-        incoherent = self.targets.incoherent[candidates.grid].flatten().index_select(0, candidates.cell)
-        wanted = (incoherent | (probability >= self.threshold)).view(instances, -1)
-        index = _draw(wanted, min(self.quota[level], wanted.shape[1]))
-        first = torch.arange(instances, device=index.device)[:, None] * wanted.shape[1]
+        instances = int(candidates.instance[-1]) + 1
+        marked = (probability >= self.config.child_threshold).view(instances, -1)
+        index = _draw(marked, min(self.quota[level], marked.shape[1]))
+        first = torch.arange(instances, device=index.device)[:, None] * marked.shape[1]
         return (index + first).flatten()
 
 
-def _draw(wanted: Tensor, quota: int) -> Tensor:
-    """Draws ``quota`` cells of each row of wanted [B, n] bool: ascending indices [B, quota].
+def _draw(marked: Tensor, quota: int) -> Tensor:
+    """Draws ``quota`` cells of each row of marked [B, n] bool: ascending indices [B, quota].
 
-    A share is drawn from all cells alike, the rest from the wanted ones first.
+    A share is drawn from all cells alike, the rest from the marked ones first.
     """
-    score = torch.rand(wanted.shape, device=wanted.device)
+    score = torch.rand(marked.shape, device=marked.device)
     anywhere = score.topk(round(_ANYWHERE * quota), 1).indices
-    score = (score + wanted.float()).scatter_(1, anywhere, 3.0)  # above every other score
+    score = (score + marked.float()).scatter_(1, anywhere, 3.0)  # above every other score
     return score.topk(quota, 1).indices.sort(1).values
 
 
@@ -109,8 +111,9 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
     Returns:
         refine: node labels, cross entropy against the foreground share plus the paper's L1;
         incoherence: the detector on all levels;
-        dense: the labels of all cells on the 28, 56 and 112 levels, cross entropy plus dice;
-        total: refine + 0.5 · incoherence + dense.
+        dense: the dense labels of all cells on the 28 to 224 levels, cross entropy plus dice;
+        mask: the same of the labels after the nodes' corrections, on all levels;
+        total: their sum by ``WEIGHTS``.
     """
     labels = []
     for level, logit in zip(output.levels, output.logits, strict=True):
@@ -133,12 +136,14 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
             for grid, logit in output.dense.items()
         ]
     ).mean()
-    return {
-        "refine": refine,
-        "incoherence": incoherence,
-        "dense": dense,
-        "total": refine + 0.5 * incoherence + dense,
-    }
+    mask = torch.stack(
+        [
+            _dense_loss(logit, targets.truth[logit.shape[-1]], depth > level)
+            for level, logit in enumerate(corrected_labels(output.dense, output.levels, output.logits))
+        ]
+    ).mean()
+    terms = {"refine": refine, "incoherence": incoherence, "dense": dense, "mask": mask}
+    return {**terms, "total": torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()}
 
 
 def label_loss(logit: Tensor, target: Tensor) -> Tensor:

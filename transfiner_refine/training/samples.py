@@ -1,17 +1,18 @@
 """Training samples: a photo's RoI with its coarse and its true mask, cut out, augmented and resized.
 
-Sample number i is a function of (seed, i) alone, so an interrupted run continues with exactly the samples it
-would have seen, whatever the number of worker processes.
+Sample number i is a function of the seed, i and the run's length alone, so an interrupted run continues with exactly
+the samples it would have seen, whatever the number of worker processes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pycocotools import mask as mask_api
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,6 +24,10 @@ from transfiner_refine.types import MaskWindow
 
 __all__ = ["Augmentation", "RefinementSamples"]
 
+_RIM = 4  # pixels around an object that a new backdrop mixes with
+_FULL_SIDE = 64  # square root of the area from which instances are drawn equally often, pixels
+_LEAST_SHARE = 0.2  # of the smallest, compared with those
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -30,19 +35,44 @@ class Augmentation:
 
     Attributes:
         real_coarse: share of samples with a detector's real mask, where the instance has one.
+        follow_image: share of the simulated masks with errors that follow the image's regions.
         paste: share of samples whose object is pasted onto another photo.
-        rotate: share of samples rotated, by up to ``degrees``.
+        backdrop: share of samples whose object stays where it is while another photo takes the place of all the rest.
+        warp: share of samples rotated by up to ``degrees``, stretched by up to ``stretch`` and sheared by up to
+            ``shear``.
         degrees: largest rotation, degrees.
-        degrade: share of samples whose pixels are blurred or recompressed.
+        stretch: largest change of the ratio of the sides, as a share.
+        shear: largest shear, as a share of the side.
+        degrade: share of samples whose pixels are blurred, recompressed, noisy or grey.
         margin: range of the RoI's margin, as a share of the box's side.
+        finale: share of the run, at its end, in which what is pasted, warped, degraded and made to follow the image is
+            halved: the last steps should see what users bring.
     """
 
     real_coarse: float = 0.4
-    paste: float = 0.12
-    rotate: float = 0.3
-    degrees: float = 15.0
-    degrade: float = 0.2
+    follow_image: float = 0.3
+    paste: float = 0.15
+    backdrop: float = 0.1
+    warp: float = 0.5
+    degrees: float = 20.0
+    stretch: float = 0.2
+    shear: float = 0.12
+    degrade: float = 0.3
     margin: tuple[float, float] = (0.15, 0.45)
+    finale: float = 0.3
+
+    def at(self, progress: float) -> Augmentation:
+        """The augmentation at a point of the run, 0 at its start and 1 at its end."""
+        if progress < 1 - self.finale:
+            return self
+        return replace(
+            self,
+            follow_image=self.follow_image / 2,
+            paste=self.paste / 2,
+            backdrop=self.backdrop / 2,
+            warp=self.warp / 2,
+            degrade=self.degrade / 2,
+        )
 
 
 class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -64,18 +94,20 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.augmentation = augmentation or Augmentation()
         weights = np.array([s.weight for s in sets], dtype=np.float64)
         self.share = weights / weights.sum()
+        self.instance_share = [_shares(s) for s in sets]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        image, truth, coarse = self._draw(rng)
-        roi = roi_around(coarse, self.config, rng.uniform(*self.augmentation.margin))
+        augmentation = self.augmentation.at(index / self.count)
+        image, truth, coarse = self._draw(augmentation, rng)
+        roi = roi_around(coarse, self.config, rng.uniform(*augmentation.margin))
         side = self.config.detail_side
         pixels = crop_roi(image, roi, side)
         masks = np.stack([self._resized(mask, roi) for mask in (coarse, truth)], 2)
-        pixels, masks = self._augment(pixels, masks, rng)
+        pixels, masks = _augmented(pixels, masks, augmentation, rng)
         return (
             torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
             torch.from_numpy(np.ascontiguousarray(masks.transpose(2, 0, 1))),
@@ -87,43 +119,83 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return np.rint(resample(read_mask(mask, roi), side, side) * 255).astype(np.uint8)
 
     def _instance(self, rng: np.random.Generator) -> tuple[TrainingSet, TrainingInstance]:
-        chosen = self.sets[int(rng.choice(len(self.sets), p=self.share))]
-        return chosen, chosen.instances[int(rng.integers(len(chosen.instances)))]
+        number = int(rng.choice(len(self.sets), p=self.share))
+        chosen, share = self.sets[number], self.instance_share[number]
+        return chosen, chosen.instances[int(rng.choice(len(share), p=share))]
 
-    def _draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], MaskWindow, MaskWindow]:
+    def _draw(
+        self, augmentation: Augmentation, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], MaskWindow, MaskWindow]:
+        """A photo with a true and a coarse mask of one object in it."""
         chosen, instance = self._instance(rng)
         image, truth = chosen.photo(instance.image), decode(instance.truth)
-        if rng.random() < self.augmentation.paste:
+        kind = rng.random()
+        if kind < augmentation.paste + augmentation.backdrop:
             host, other = self._instance(rng)
-            image, truth = paste_object(image, truth, host.photo(other.image), rng)
-            return image, truth, simulate_coarse(truth, rng)
-        if instance.coarse and rng.random() < self.augmentation.real_coarse:
+            behind = host.photo(other.image)
+            if kind < augmentation.paste:
+                image, truth = paste_object(image, truth, behind, rng)
+            else:
+                image = change_backdrop(image, truth, behind, rng)
+        elif instance.coarse and rng.random() < augmentation.real_coarse:
             return image, truth, decode(instance.coarse[int(rng.integers(len(instance.coarse)))])
-        return image, truth, simulate_coarse(truth, rng)
+        follows = rng.random() < augmentation.follow_image
+        return image, truth, simulate_coarse(truth, rng, image if follows else None)
 
-    def _augment(
-        self, pixels: NDArray[np.uint8], masks: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        if rng.random() < 0.5:
-            pixels, masks = pixels[:, ::-1], masks[:, ::-1]
-        if rng.random() < self.augmentation.rotate:
-            side = pixels.shape[0]
-            angle = rng.uniform(-self.augmentation.degrees, self.augmentation.degrees)
-            matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), angle, 1.0)
-            pixels = cv2.warpAffine(
-                np.ascontiguousarray(pixels), matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101
-            )
-            masks = cv2.warpAffine(
-                np.ascontiguousarray(masks), matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101
-            )
-        if rng.random() < self.augmentation.degrade:
-            pixels = _degrade_pixels(np.ascontiguousarray(pixels), rng)
-        return pixels, masks
+
+def _augmented(
+    pixels: NDArray[np.uint8], masks: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Mirrored, warped and degraded at random: pixels [S, S, 3] and masks [S, S, 2]."""
+    if rng.random() < 0.5:
+        pixels, masks = pixels[:, ::-1], masks[:, ::-1]
+    if rng.random() < augmentation.warp:
+        matrix = _warp(pixels.shape[0], augmentation, rng)
+        pixels, masks = (_warped(part, matrix) for part in (pixels, masks))
+    if rng.random() < augmentation.degrade:
+        pixels = _degrade_pixels(np.ascontiguousarray(pixels), rng)
+    return pixels, masks
+
+
+def _warp(side: int, reach: Augmentation, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random affine map about the middle of a square: 2×3."""
+    angle = np.deg2rad(rng.uniform(-reach.degrees, reach.degrees))
+    stretch = np.exp(rng.uniform(-1, 1) * np.log1p(reach.stretch) / 2)
+    shear = rng.uniform(-1, 1) * reach.shear
+    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = linear @ np.array([[stretch, shear], [0.0, 1 / stretch]])
+    centre = np.full(2, side / 2 - 0.5)
+    return np.hstack([linear, (centre - linear @ centre)[:, None]])
+
+
+def _shares(data: TrainingSet) -> NDArray[np.float64]:
+    """How often each instance of a set is drawn; small ones less, for a few pixels teach little about outlines."""
+    areas = np.array([float(mask_api.area(instance.truth)) for instance in data.instances])
+    shares = np.clip(np.sqrt(areas) / _FULL_SIDE, _LEAST_SHARE, 1.0)
+    return np.asarray(shares / shares.sum())
+
+
+def _warped(part: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
+    h, w = part.shape[:2]
+    warped: NDArray[np.uint8] = cv2.warpAffine(
+        np.ascontiguousarray(part), matrix, (w, h), borderMode=cv2.BORDER_REFLECT_101
+    )
+    return warped
 
 
 def _degrade_pixels(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Out of focus, or recompressed: photos in the wild are worse than those of a data set."""
-    if rng.random() < 0.5:
+    """Out of focus, recompressed, noisy, grey: photos in the wild are worse than those of a data set."""
+    kind = rng.random()
+    if kind < 0.2:
+        noise = np.empty(pixels.shape, np.int16)
+        cv2.setRNGSeed(int(rng.integers(2**31)))
+        cv2.randn(noise, 0, rng.uniform(3, 14))
+        noisy: NDArray[np.uint8] = cv2.add(pixels, noise, dtype=cv2.CV_8U)
+        return noisy
+    if kind < 0.3:
+        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        return np.repeat(grey[:, :, None], 3, 2)
+    if kind < 0.65:
         blurred: NDArray[np.uint8] = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.5, 2.0))
         return blurred
     ok, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 90))])
@@ -157,3 +229,24 @@ def paste_object(
     spot = out[y : y + new_h, x : x + new_w]
     spot[:] = np.rint(cut * soft + spot * (1 - soft)).astype(np.uint8)
     return out, MaskWindow(alpha >= 0.5, x, y, (height, width))
+
+
+def change_backdrop(
+    image: NDArray[np.uint8], truth: MaskWindow, host: NDArray[np.uint8], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Puts another photo, mirrored at random, behind an object: H×W×3 uint8."""
+    height, width = image.shape[:2]
+    behind = cv2.resize(host, (width, height), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.5:
+        behind = behind[:, ::-1]
+    tight = truth.tight()
+    h, w = tight.values.shape
+    y0, x0 = max(0, tight.y - _RIM), max(0, tight.x - _RIM)
+    y1, x1 = min(height, tight.y + h + _RIM), min(width, tight.x + w + _RIM)
+    alpha = read_mask(tight, Roi(x0, y0, x1, y1)).astype(np.float32)
+    # the rim mixes with the new background as it would in a camera; at the image's rim the object goes on
+    soft = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.2))[:, :, None]
+    out = np.ascontiguousarray(behind)
+    spot = out[y0:y1, x0:x1]
+    spot[:] = np.rint(image[y0:y1, x0:x1] * soft + spot * (1 - soft)).astype(np.uint8)
+    return out

@@ -2,7 +2,8 @@
 
 Each error is a function (mask, side, random generator) → mask on a padded canvas; ``simulate_coarse`` draws a few.
 The kinds follow what was seen in real outputs: the low resolution of mask heads, boxes that cut, parts missed or
-added, loose polygons, masks that are shifted, too thin or too fat, and wobbly outlines.
+added, regions of the image missed or added (``image_errors.py``), specks and holes, loose polygons, masks that are
+shifted, too thin or too fat, and wobbly outlines.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.training.image_errors import Segments
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["simulate_coarse"]
@@ -18,14 +20,18 @@ __all__ = ["simulate_coarse"]
 Mask = NDArray[np.uint8]  # [h, w], 0 or 1
 _PAD = 0.35  # canvas around the object's box, as a share of its longer side
 _LEAST_IOU = 0.4
+_LEAST_SEGMENTED = 12  # pixels: in a smaller box there are no regions to speak of
 
 
-def simulate_coarse(truth: MaskWindow, rng: np.random.Generator) -> MaskWindow:
+def simulate_coarse(
+    truth: MaskWindow, rng: np.random.Generator, image: NDArray[np.uint8] | None = None
+) -> MaskWindow:
     """A coarse version of a true mask.
 
     Args:
         truth: a bool mask with at least one foreground pixel.
         rng: the only source of randomness.
+        image: H×W×3 uint8, for errors that follow the image's regions; None for others only.
 
     Returns:
         bool mask whose IoU with the truth is at least 0.4; the truth itself in a few per cent of the cases, so
@@ -36,8 +42,11 @@ def simulate_coarse(truth: MaskWindow, rng: np.random.Generator) -> MaskWindow:
     pad = int(np.ceil(_PAD * max(h, w))) + 2
     true = np.ascontiguousarray(np.pad(tight.values.astype(np.uint8), pad))  # RLE decodes column-major
     side = float(np.sqrt(h * w))
+    segments = None
+    if image is not None and min(h, w) >= _LEAST_SEGMENTED:
+        segments = Segments(_patch(image, tight, pad), rng)
     for _ in range(4):
-        coarse = _degrade(true, side, pad, rng)
+        coarse = _degrade(true, side, pad, rng, segments)
         union = np.count_nonzero(true | coarse)
         if np.count_nonzero(true & coarse) >= _LEAST_IOU * union:
             break
@@ -54,7 +63,15 @@ def _clip(mask: Mask, x: int, y: int, image_size: tuple[int, int]) -> MaskWindow
     return MaskWindow(inside, x0, y0, image_size) if inside.any() else None
 
 
-def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator) -> Mask:
+def _patch(image: NDArray[np.uint8], tight: MaskWindow, pad: int) -> NDArray[np.uint8]:
+    """The canvas's part of the image; beyond the image its rim goes on."""
+    h, w = tight.values.shape
+    rows = np.clip(np.arange(tight.y - pad, tight.y + h + pad), 0, image.shape[0] - 1)
+    columns = np.clip(np.arange(tight.x - pad, tight.x + w + pad), 0, image.shape[1] - 1)
+    return image[rows[:, None], columns]
+
+
+def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator, segments: Segments | None) -> Mask:
     if rng.random() < 0.12:  # already right, or all but
         return _thin_or_fat(true, side, rng, 0.0, 0.01) if rng.random() < 0.5 else true
     if rng.random() < 0.02:  # nothing but a box
@@ -62,6 +79,13 @@ def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator) -> Mas
         box[pad:-pad, pad:-pad] = 1
         return box
     mask = true
+    if segments is not None:
+        voted = rng.random() < 0.3
+        mask = segments.voted(mask, rng) if voted else segments.swapped(mask, rng)
+        if rng.random() < 0.5:  # as a network of high resolution leaves it
+            return mask
+    if rng.random() < 0.06:
+        mask = _speckle(mask, side, rng)
     if rng.random() < 0.12:
         mask = _cut(mask, pad, rng)
     if rng.random() < 0.08:
@@ -131,6 +155,17 @@ def _bump(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     axes = [max(1, int(rng.uniform(0.04, 0.13) * side)) for _ in range(2)]
     out = mask.copy()
     cv2.ellipse(out, point[::-1], axes, rng.uniform(0, 180), 0, 360, int(rng.random() < 0.5), -1)
+    return out
+
+
+def _speckle(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
+    """Islands beside the object and holes in it, as labelling pixel by pixel leaves them."""
+    out, (h, w) = mask.copy(), mask.shape
+    for _ in range(int(rng.integers(1, 5))):
+        centre = (int(rng.integers(w)), int(rng.integers(h)))
+        axes = [max(1, int(rng.uniform(0.01, 0.06) * side)) for _ in range(2)]
+        value = 1 - int(mask[centre[1], centre[0]])
+        cv2.ellipse(out, centre, axes, rng.uniform(0, 180), 0, 360, value, -1)
     return out
 
 

@@ -50,7 +50,7 @@ class RefinerTrainee:
         if float(torch.rand(())) < self.own_share:
             coarse = self._own_masks(image, coarse, depths)
         targets = make_targets(coarse, truth, config.max_depth)
-        output = self.network(image, coarse, SamplingSelector(targets, QUOTA), int(depths.max()))
+        output = self.network(image, coarse, SamplingSelector(QUOTA, config), int(depths.max()))
         return refinement_loss(output, targets, depths)
 
     @torch.no_grad()
