@@ -176,18 +176,18 @@ def draw_curve(output: Path) -> None:
     if not losses:
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     for name, values in losses.items():
         if name not in {"step", "samples", "seconds", "cpu_seconds"}:
-            left.plot(losses["step"], _smoothed(values), label=name)
-    left.set(xlabel="step", ylabel="loss (running mean of 10 lines)", yscale="log")
-    left.legend()
-    for name, values in scores.items():
-        if name != "step":
-            right.plot(scores["step"], values, marker=".", label=name)
-    right.set(xlabel="step", ylabel="gain, points")
+            panels[0].plot(losses["step"], _smoothed(values), label=name)
+    panels[0].set(xlabel="step", ylabel="loss (running mean of 10 lines)", yscale="log")
+    panels[0].legend(loc="upper right", ncols=5)
     if scores:
-        right.legend(fontsize="small")
+        for name, values in scores.items():
+            if name != "step":
+                panels[1].plot(scores["step"], values, marker=".", label=name)
+        panels[1].set(xlabel="step", ylabel="gain, points")
+        panels[1].legend(fontsize="small")
     figure.savefig(output / "curve.png", dpi=110)
 
 
