@@ -31,17 +31,34 @@ Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
-def paint(photo: Picture, mask: Mask, window: tuple[int, int, int, int]) -> Picture:
-    """The window (x0, y0, x1, y1) of a photo, ``HEIGHT`` pixels high, grey outside of the mask."""
+def enlarged(part: Picture, window: tuple[int, int, int, int], interpolation: int) -> Picture:
+    """The window (x0, y0, x1, y1) of a photo or a mask, ``HEIGHT`` pixels high."""
     x0, y0, x1, y1 = window
     width = round((x1 - x0) * HEIGHT / (y1 - y0))
-    picture = cv2.resize(photo[y0:y1, x0:x1], (width, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    inside = cv2.resize(mask[y0:y1, x0:x1].astype(np.uint8), (width, HEIGHT), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.resize(part[y0:y1, x0:x1], (width, HEIGHT), interpolation=interpolation))
+
+
+def outline(
+    picture: Picture,
+    mask: Mask,
+    window: tuple[int, int, int, int],
+    colour: tuple[int, int, int],
+    thickness: int,
+) -> None:
+    """Draws a mask's outline into a picture of the window."""
+    inside = enlarged(mask.astype(np.uint8), window, cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
+
+
+def paint(photo: Picture, mask: Mask, window: tuple[int, int, int, int]) -> Picture:
+    """The window of a photo, grey outside of the mask."""
+    picture = enlarged(photo, window, cv2.INTER_CUBIC)
+    inside = enlarged(mask.astype(np.uint8), window, cv2.INTER_NEAREST)
     # the surroundings lose their colour, so that the object stands out
     faded = np.repeat(0.5 * picture.mean(2, keepdims=True) + 0.5 * 255, 3, 2)
     blended = np.rint(np.where(inside[:, :, None].astype(bool), picture, faded)).astype(np.uint8)
-    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(blended, contours, -1, COLOUR, 2, cv2.LINE_AA)
+    outline(blended, mask, window, COLOUR, 2)
     return blended
 
 
@@ -57,12 +74,16 @@ def window_around(mask: Mask) -> tuple[int, int, int, int]:
     )
 
 
-def with_title(pictures: list[Picture], title: str) -> Picture:
-    gap = np.full((HEIGHT, GAP, 3), PAPER, np.uint8)
-    row = np.hstack([part for picture in pictures for part in (picture, gap)][:-1])
-    head = np.full((TITLE, row.shape[1], 3), PAPER, np.uint8)
-    cv2.putText(head, title, (2, TITLE - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.6, INK, 1, cv2.LINE_AA)
-    return np.vstack([head, row])
+def in_a_row(pictures: list[Picture]) -> Picture:
+    gap = np.full((len(pictures[0]), GAP, 3), PAPER, np.uint8)
+    return np.hstack([part for picture in pictures for part in (picture, gap)][:-1])
+
+
+def with_title(picture: Picture, *lines: str) -> Picture:
+    head = np.full((TITLE * len(lines), picture.shape[1], 3), PAPER, np.uint8)
+    for i, line in enumerate(lines, 1):
+        cv2.putText(head, line, (2, TITLE * i - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.6, INK, 1, cv2.LINE_AA)
+    return np.vstack([head, picture])
 
 
 def main() -> None:
@@ -71,8 +92,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "before_after.png")
     arguments = parser.parse_args()
     refiner = load_refiner(arguments.weights, device="cpu")
-    names = {image["id"]: image["file_name"] for image in _read("image_info.json")["images"]}
-    detections = {(names[d["image_id"]], d["category_id"]): d for d in _read("detections.json")}
+    names = {image["id"]: image["file_name"] for image in read("image_info.json")["images"]}
+    detections = {(names[d["image_id"]], d["category_id"]): d for d in read("detections.json")}
     before, after = [], []
     for name, category in SHOWN:
         photo = np.asarray(Image.open(HERE / "images" / name).convert("RGB"))
@@ -81,13 +102,16 @@ def main() -> None:
         window = window_around(coarse | refined)
         before.append(paint(photo, coarse, window))
         after.append(paint(photo, refined, window))
-    rows = with_title(before, "before: coarse masks"), with_title(after, "after: transfiner-refine")
+    rows = (
+        with_title(in_a_row(before), "before: coarse masks"),
+        with_title(in_a_row(after), "after: transfiner-refine"),
+    )
     arguments.output.parent.mkdir(exist_ok=True)
     Image.fromarray(np.vstack(rows)).save(arguments.output, optimize=True)
     print(arguments.output)
 
 
-def _read(name: str) -> Any:
+def read(name: str) -> Any:
     return json.loads((HERE / name).read_text())
 
 

@@ -1,8 +1,8 @@
 """Draws docs/failures.png: where the refiner does worst on the example photos.
 
 Every hand-drawn true mask is spoilt in four ways (its full box, shifted, a third lost, far too thin) and refined;
-shown are the results with the lowest IoU, one of each object at most. The colours: coarse mask red, truth white,
-refined blue.
+shown are the results with the lowest IoU, one of each object at most. Above each its IoU before and
+after. Colours: coarse mask red, truth white, refined blue.
 
 python examples/draw_failures.py [--weights NAME|PATH]
 """
@@ -15,16 +15,24 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from draw_before_after import HEIGHT, HERE, TITLE, Mask, Picture, _read, window_around
+from draw_before_after import (
+    HERE,
+    Mask,
+    Picture,
+    enlarged,
+    in_a_row,
+    outline,
+    read,
+    window_around,
+    with_title,
+)
 from PIL import Image
 from pycocotools import mask as rle
 
 from transfiner_refine import load_refiner
 
 SHOWN = 4
-GAP = 10  # between pictures
 COARSE, TRUTH, REFINED = (225, 50, 50), (255, 255, 255), (0, 150, 255)  # RGB
-INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def full_box(mask: Mask) -> Mask:
@@ -66,20 +74,12 @@ def iou(a: Mask, b: Mask) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def draw(photo: Picture, truth: Mask, coarse: Mask, refined: Mask, title: str) -> Picture:
-    x0, y0, x1, y1 = window_around(truth | coarse | refined)
-    width = max(120, round((x1 - x0) * HEIGHT / (y1 - y0)))
-    picture = cv2.resize(photo[y0:y1, x0:x1], (width, HEIGHT), interpolation=cv2.INTER_CUBIC)
+def draw(photo: Picture, truth: Mask, coarse: Mask, refined: Mask) -> Picture:
+    window = window_around(truth | coarse | refined)
+    picture = enlarged(photo, window, cv2.INTER_CUBIC)
     for mask, colour, thickness in ((coarse, COARSE, 1), (truth, TRUTH, 3), (refined, REFINED, 2)):
-        inside = cv2.resize(
-            mask[y0:y1, x0:x1].astype(np.uint8), (width, HEIGHT), interpolation=cv2.INTER_NEAREST
-        )
-        contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
-    head = np.full((TITLE + 20, width, 3), PAPER, np.uint8)
-    for i, line in enumerate(title.split("\n")):
-        cv2.putText(head, line, (2, 18 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
-    return np.vstack([head, picture])
+        outline(picture, mask, window, colour, thickness)
+    return picture
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "failures.png")
     arguments = parser.parse_args()
     refiner = load_refiner(arguments.weights, device="cpu")
-    truth_file = _read("truth.json")
+    truth_file = read("truth.json")
     names = {image["id"]: image["file_name"] for image in truth_file["images"]}
     results = []
     for annotation in truth_file["annotations"]:
@@ -100,16 +100,14 @@ def main() -> None:
             refined = refiner.refine(photo, coarse[None])[0]
             before, after = iou(coarse, truth), iou(refined, truth)
             print(f"{name} {annotation['id']} {kind}: {100 * before:.1f} -> {100 * after:.1f}")
-            title = f"{kind}\nIoU {100 * before:.0f} -> {100 * after:.0f}"
+            title = (kind, f"{100 * before:.0f} -> {100 * after:.0f}")
             results.append((after, annotation["id"], photo, truth, coarse, refined, title))
     results.sort(key=lambda result: result[0])
     shown: dict[int, Picture] = {}
     for _, number, photo, truth, coarse, refined, title in results:
         if number not in shown and len(shown) < SHOWN:
-            shown[number] = draw(photo, truth, coarse, refined, title)
-    gap = np.full((HEIGHT + TITLE + 20, GAP, 3), PAPER, np.uint8)
-    row = np.hstack([part for picture in shown.values() for part in (picture, gap)][:-1])
-    Image.fromarray(row).save(arguments.output, optimize=True)
+            shown[number] = with_title(draw(photo, truth, coarse, refined), *title)
+    Image.fromarray(in_a_row(list(shown.values()))).save(arguments.output, optimize=True)
     print(arguments.output)
 
 

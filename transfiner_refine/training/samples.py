@@ -223,11 +223,8 @@ def paste_object(
     if not (alpha >= 0.5).any():
         return image, truth
     x, y = int(rng.integers(width - new_w + 1)), int(rng.integers(height - new_h + 1))
-    # the rim mixes with the new background as it would in a camera
-    soft = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.2))[:, :, None]
     out = host.copy()
-    spot = out[y : y + new_h, x : x + new_w]
-    spot[:] = np.rint(cut * soft + spot * (1 - soft)).astype(np.uint8)
+    _blend(cut, alpha, out[y : y + new_h, x : x + new_w], rng)
     return out, MaskWindow(alpha >= 0.5, x, y, (height, width))
 
 
@@ -244,9 +241,14 @@ def change_backdrop(
     y0, x0 = max(0, tight.y - _RIM), max(0, tight.x - _RIM)
     y1, x1 = min(height, tight.y + h + _RIM), min(width, tight.x + w + _RIM)
     alpha = read_mask(tight, Roi(x0, y0, x1, y1)).astype(np.float32)
-    # the rim mixes with the new background as it would in a camera; at the image's rim the object goes on
-    soft = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.2))[:, :, None]
     out = np.ascontiguousarray(behind)
-    spot = out[y0:y1, x0:x1]
-    spot[:] = np.rint(image[y0:y1, x0:x1] * soft + spot * (1 - soft)).astype(np.uint8)
+    _blend(image[y0:y1, x0:x1], alpha, out[y0:y1, x0:x1], rng)
     return out
+
+
+def _blend(
+    cut: NDArray[np.uint8], alpha: NDArray[np.float32], spot: NDArray[np.uint8], rng: np.random.Generator
+) -> None:
+    """Puts a cut-out over ``spot``, in place; its rim mixes with the background as it would in a camera."""
+    soft = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.2))[:, :, None]
+    spot[:] = np.rint(cut * soft + spot * (1 - soft)).astype(np.uint8)
