@@ -80,6 +80,10 @@ def in_a_row(pictures: list[Picture]) -> Picture:
 
 
 def with_title(picture: Picture, *lines: str) -> Picture:
+    """A picture with lines of text above it, widened where they are longer."""
+    needed = 4 + max(cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 1)[0][0] for line in lines)
+    missing = max(0, needed - picture.shape[1])
+    picture = cv2.copyMakeBorder(picture, 0, 0, 0, missing, cv2.BORDER_CONSTANT, value=PAPER)
     head = np.full((TITLE * len(lines), picture.shape[1], 3), PAPER, np.uint8)
     for i, line in enumerate(lines, 1):
         cv2.putText(head, line, (2, TITLE * i - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.6, INK, 1, cv2.LINE_AA)
