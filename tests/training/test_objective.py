@@ -64,8 +64,11 @@ def test_sampling_takes_marked_cells_first_and_the_same_number_for_everyone() ->
 def test_the_truth_does_not_choose_the_nodes() -> None:
     """Or they would tell the network where the outline runs."""
     network = MaskTransfiner(RefinerConfig()).eval()
+    for judge in (network.detector.classify_root, *network.detector.classify):
+        torch.nn.init.zeros_(judge.weight)
+        torch.nn.init.constant_(judge.bias, -9.0)  # marks nothing, so that nothing hides what else chooses
     image, coarse = torch.rand(1, 3, 448, 448) * 255, disc(150)
-    chosen = []
+    chosen: list[torch.Tensor] = []
     for truth in (disc(150), disc(60, 300.0)):
         torch.manual_seed(0)
         trainee = RefinerTrainee(network, own_share=0.0)
