@@ -152,10 +152,13 @@ VARIANTS = {
     "no-real": Variant("simulated masks only", augmentation={"real_coarse": 0.0}),
     "more-real": Variant("80 % learned masks", augmentation={"real_coarse": 0.8}),
     "no-regions": Variant("no errors that follow the image", augmentation={"follow_image": 0.0}),
-    "no-paste": Variant("nothing pasted, no other backdrop", augmentation={"paste": 0.0, "backdrop": 0.0}),
+    "no-paste": Variant(
+        "nothing pasted, no other backdrop, nothing in front",
+        augmentation={"paste": 0.0, "backdrop": 0.0, "occlude": 0.0},
+    ),
     "more-paste": Variant("40 % pasted", augmentation={"paste": 0.4}),
+    "lite0": Variant("backbone lite0", config={"backbone": "lite0"}),
     "lite1": Variant("backbone lite1", config={"backbone": "lite1"}),
-    "lite2": Variant("backbone lite2", config={"backbone": "lite2"}),
 }
 
 

@@ -14,13 +14,8 @@ from pycocotools import mask as mask_api
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.training import open_dataset
 from transfiner_refine.training.datasets import load_training_set
-from transfiner_refine.training.samples import (
-    Augmentation,
-    RefinementSamples,
-    change_backdrop,
-    paste_object,
-)
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.training.samples import Augmentation, RefinementSamples
+from transfiner_refine.types import InputError
 
 CONFIG = RefinerConfig()
 
@@ -45,7 +40,7 @@ def test_sample_number_i_is_always_the_same(dataset: Path) -> None:
 
 
 def test_pixels_and_masks_stay_aligned_through_every_augmentation(dataset: Path) -> None:
-    augmentation = Augmentation(warp=1.0, degrade=0.0, paste=0.0, backdrop=0.0)
+    augmentation = Augmentation(warp=1.0, degrade=0.0, paste=0.0, backdrop=0.0, occlude=0.0)
     samples = RefinementSamples([open_dataset(dataset)], CONFIG, count=30, seed=0, augmentation=augmentation)
     for i in range(12):
         pixels, masks, _ = samples[i]
@@ -61,31 +56,6 @@ def test_sets_are_drawn_by_weight(dataset: Path) -> None:
     rng = np.random.default_rng(0)
     drawn = [samples._instance(rng)[0].name for _ in range(400)]
     assert 0.84 < drawn.count("heavy") / 400 < 0.95
-
-
-def test_a_pasted_object_keeps_its_pixels_and_gets_a_mask_where_it_lies() -> None:
-    image = np.zeros((60, 60, 3), np.uint8)
-    image[10:50, 20:40] = 200
-    truth = MaskWindow(np.ones((40, 20), bool), 20, 10, (60, 60))
-    host = np.full((90, 120, 3), 50, np.uint8)
-    pasted, mask = paste_object(image, truth, host, np.random.default_rng(0))
-    assert pasted.shape == host.shape
-    inner = mask.paste()
-    assert inner.shape == (90, 120)
-    assert pasted[inner].mean() > 180
-    assert pasted[~inner].mean() < 60
-
-
-def test_another_backdrop_leaves_the_object_alone() -> None:
-    image = np.full((60, 80, 3), 100, np.uint8)
-    image[5:50, 60:80] = 200  # touches the image's rim
-    truth = MaskWindow(np.ones((45, 20), bool), 60, 5, (60, 80))
-    host = np.full((33, 21, 3), 10, np.uint8)
-    changed = change_backdrop(image, truth, host, np.random.default_rng(0))
-    assert changed.shape == image.shape
-    assert (changed[10:45, 65:] == 200).all()
-    assert (changed[:, :50] == 10).all()
-    assert (image[:, :60] == 100).all()  # the photo itself is as before
 
 
 def test_augmentation_is_milder_at_the_end_of_the_run() -> None:

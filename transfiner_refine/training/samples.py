@@ -18,13 +18,13 @@ from torch.utils.data import Dataset
 
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
+from transfiner_refine.training.composites import change_backdrop, occlude, paste_object
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, decode
 from transfiner_refine.training.simulate import simulate_coarse
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["Augmentation", "RefinementSamples"]
 
-_RIM = 4  # pixels around an object that a new backdrop mixes with
 _FULL_SIDE = 64  # square root of the area from which instances are drawn equally often, pixels
 _LEAST_SHARE = 0.2  # of the smallest, compared with those
 
@@ -38,6 +38,7 @@ class Augmentation:
         follow_image: share of the simulated masks with errors that follow the image's regions.
         paste: share of samples whose object is pasted onto another photo.
         backdrop: share of samples whose object stays where it is while another photo takes the place of all the rest.
+        occlude: share of samples where another photo's object hides a part of the object.
         warp: share of samples rotated by up to ``degrees``, stretched by up to ``stretch`` and sheared by up to
             ``shear``.
         degrees: largest rotation, degrees.
@@ -50,9 +51,10 @@ class Augmentation:
     """
 
     real_coarse: float = 0.4
-    follow_image: float = 0.3
+    follow_image: float = 0.2
     paste: float = 0.15
     backdrop: float = 0.1
+    occlude: float = 0.1
     warp: float = 0.5
     degrees: float = 20.0
     stretch: float = 0.2
@@ -70,6 +72,7 @@ class Augmentation:
             follow_image=self.follow_image / 2,
             paste=self.paste / 2,
             backdrop=self.backdrop / 2,
+            occlude=self.occlude / 2,
             warp=self.warp / 2,
             degrade=self.degrade / 2,
         )
@@ -130,13 +133,16 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         chosen, instance = self._instance(rng)
         image, truth = chosen.photo(instance.image), decode(instance.truth)
         kind = rng.random()
-        if kind < augmentation.paste + augmentation.backdrop:
+        composed = augmentation.paste + augmentation.backdrop
+        if kind < composed + augmentation.occlude:
             host, other = self._instance(rng)
             behind = host.photo(other.image)
             if kind < augmentation.paste:
                 image, truth = paste_object(image, truth, behind, rng)
-            else:
+            elif kind < composed:
                 image = change_backdrop(image, truth, behind, rng)
+            else:
+                image, truth = occlude(image, truth, behind, decode(other.truth), rng)
         elif instance.coarse and rng.random() < augmentation.real_coarse:
             return image, truth, decode(instance.coarse[int(rng.integers(len(instance.coarse)))])
         follows = rng.random() < augmentation.follow_image
@@ -203,52 +209,3 @@ def _degrade_pixels(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDAr
     decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     assert decoded is not None
     return decoded
-
-
-def paste_object(
-    image: NDArray[np.uint8], truth: MaskWindow, host: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], MaskWindow]:
-    """Cuts an object out and pastes it, scaled, somewhere on another photo.
-
-    Returns:
-        the new photo (H×W×3 uint8) and the object's mask in it.
-    """
-    tight = truth.tight()
-    h, w = tight.values.shape
-    height, width = host.shape[:2]
-    scale = min(rng.uniform(0.5, 1.2), 0.95 * height / h, 0.95 * width / w)
-    new_w, new_h = max(2, int(w * scale)), max(2, int(h * scale))
-    cut = resample(image[tight.y : tight.y + h, tight.x : tight.x + w], new_w, new_h)
-    alpha = resample(tight.values.astype(np.float32), new_w, new_h)
-    if not (alpha >= 0.5).any():
-        return image, truth
-    x, y = int(rng.integers(width - new_w + 1)), int(rng.integers(height - new_h + 1))
-    out = host.copy()
-    _blend(cut, alpha, out[y : y + new_h, x : x + new_w], rng)
-    return out, MaskWindow(alpha >= 0.5, x, y, (height, width))
-
-
-def change_backdrop(
-    image: NDArray[np.uint8], truth: MaskWindow, host: NDArray[np.uint8], rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Puts another photo, mirrored at random, behind an object: H×W×3 uint8."""
-    height, width = image.shape[:2]
-    behind = cv2.resize(host, (width, height), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.5:
-        behind = behind[:, ::-1]
-    tight = truth.tight()
-    h, w = tight.values.shape
-    y0, x0 = max(0, tight.y - _RIM), max(0, tight.x - _RIM)
-    y1, x1 = min(height, tight.y + h + _RIM), min(width, tight.x + w + _RIM)
-    alpha = read_mask(tight, Roi(x0, y0, x1, y1)).astype(np.float32)
-    out = np.ascontiguousarray(behind)
-    _blend(image[y0:y1, x0:x1], alpha, out[y0:y1, x0:x1], rng)
-    return out
-
-
-def _blend(
-    cut: NDArray[np.uint8], alpha: NDArray[np.float32], spot: NDArray[np.uint8], rng: np.random.Generator
-) -> None:
-    """Puts a cut-out over ``spot``, in place; its rim mixes with the background as it would in a camera."""
-    soft = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.2))[:, :, None]
-    spot[:] = np.rint(cut * soft + spot * (1 - soft)).astype(np.uint8)
