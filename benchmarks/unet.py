@@ -37,7 +37,7 @@ _WIDTH = 64
 
 
 class UNet(nn.Module):
-    """Encoder: EfficientNet-lite0 with the mask in its stem; decoder: one 3×3 convolution a scale, to stride 2."""
+    """Encoder: EfficientNet-lite2 with the mask in its stem; decoder: one 3×3 convolution a scale, to stride 2."""
 
     def __init__(self) -> None:
         super().__init__()

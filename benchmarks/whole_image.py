@@ -226,7 +226,7 @@ def train(datasets: list[tuple[Path, float]], output: Path, cpu_minutes: float) 
         terms["total"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
         state.optimizer.step()
-        state.update_average(schedule.average)
+        state.update_average(schedule.keep(state.step))
         state.step, seen = state.step + 1, seen + len(owner)
         state.seconds, state.cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
         if state.step >= _PROBE_STEPS:

@@ -203,7 +203,7 @@ def test_the_default_model_is_small_enough_to_ship_and_says_what_it_is() -> None
     file = Path(__file__).parent.parent / "weights" / "transfiner-lite.safetensors"
     assert file.stat().st_size < 16 * 2**20
     card = json.loads(file.with_suffix(".json").read_text())
-    assert card["config"]["backbone"] == "lite0"
+    assert card["config"]["backbone"] == "lite2"
 
 
 def test_unknown_devices_and_precisions_name_what_there_is() -> None:

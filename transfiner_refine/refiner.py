@@ -217,7 +217,7 @@ class Refiner:
         output = self.run(
             torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float(), coarse, depths
         )
-        maps = self.network.maps(output, coarse, self.config.relabel_threshold)
+        maps = self.network.maps(output, coarse, self.config)
         refined = []
         for i, (mask, roi, depth) in enumerate(zip(masks, rois, depths, strict=True)):
             finest = maps[depth - 1]

@@ -196,7 +196,7 @@ def _pass(
     """The arrays of one pass over a single instance; levels without any node at the end are left out."""
     averages = halvings(coarse, output.levels[0].grid)
     labels = [torch.sigmoid(logit.float()) for logit in output.logits]
-    maps = refiner.network.maps(output, coarse, refiner.config.relabel_threshold)
+    maps = refiner.network.maps(output, coarse, refiner.config)
     depth = max((i + 1 for i, level in enumerate(output.levels) if len(level)), default=1)
     levels = tuple(_level(i, output, labels[i], averages, maps[i]) for i in range(depth))
     incoherent = torch.sigmoid(output.roots.incoherent.float())[0]

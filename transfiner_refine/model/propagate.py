@@ -75,6 +75,7 @@ def propagate_corrections(
     relabelled: Tensor,
     levels: list[QuadtreeLevel],
     logits: list[Tensor],
+    trust: float = 0.0,
 ) -> list[LevelMap]:
     """Adds to each level's dense labels what the nodes of this level and of those above correct.
 
@@ -87,6 +88,7 @@ def propagate_corrections(
         relabelled: [B, 28, 28] bool, cells that are labelled anew; all others keep the coarse mask.
         levels: the nodes of each level, coarse to fine.
         logits: [n] foreground logit of each level's nodes.
+        trust: logit that the coarse mask adds to its own side.
 
     Returns:
         the map of each level.
@@ -96,8 +98,9 @@ def propagate_corrections(
     for level, logit in zip(levels, corrected_labels(dense, levels, logits), strict=True):
         if maps:
             refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        anew = torch.sigmoid(logit)
-        maps.append(LevelMap(torch.where(refined, anew, coarse[level.grid].squeeze(1)), refined))
+        given = coarse[level.grid].squeeze(1)
+        anew = torch.sigmoid(logit + trust * (2 * given - 1))
+        maps.append(LevelMap(torch.where(refined, anew, given), refined))
     return maps
 
 

@@ -51,7 +51,7 @@ class TrainingJob:
     output: Path
     schedule: Schedule = field(default_factory=Schedule)
     start: str = "imagenet"
-    backbone: str = "lite0"
+    backbone: str = "lite2"
     validation: list[TrainingSet] = field(default_factory=list)
     validate_every: int = 500
     validate_limit: int = 40
@@ -131,6 +131,10 @@ def _train_in(team: Team, job: TrainingJob, say: Callable[[str], None]) -> bool:
     )
     if team.leads:
         draw_curve(job.output)
+    if complete:
+        say(f"done: {job.output / 'refiner.safetensors'}")
+    else:
+        say(f"stopped; run the same command again to go on ({job.output / 'state.safetensors'})")
     return complete
 
 

@@ -53,6 +53,8 @@ class Schedule:
         weight_decay: of matrices and kernels.
         clip: largest gradient norm.
         average: decay of the running average of the weights that is exported.
+        level: share of the steps, at the end, over which all weights count alike in that average rather than fade; in
+            runs that are long enough for it.
         seed: of data order, augmentation and node sampling.
     """
 
@@ -64,12 +66,21 @@ class Schedule:
     weight_decay: float = 0.04
     clip: float = 1.0
     average: float = 0.999
+    level: float = 0.55
     seed: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, as a share of ``learning_rate``."""
         falling = max(1.0, self.steps * self.decay)
         return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / falling))
+
+    def keep(self, step: int) -> float:
+        """Share of the average so far that stays in it after a step."""
+        horizon = 1 / (1 - self.average)
+        # in a short run most of that part is still on its way, so there the average goes on fading
+        even = self.steps * (1 - self.level) if self.steps * self.level > horizon else self.steps
+        fading = min(horizon, (10 + min(step, even)) / 9)  # the first steps should be forgotten soon
+        return 1 - 1 / (fading + max(0.0, step - even))
 
 
 class _From(Sampler[int]):
@@ -104,12 +115,9 @@ class _State:
         return [(n, v) for n, v in self.network.state_dict().items() if v.is_floating_point()]
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        decay = min(decay, (1 + self.step) / (10 + self.step))  # the first steps should be forgotten soon
+    def update_average(self, keep: float) -> None:
         current = self._floats()
-        torch._foreach_lerp_(
-            [self.average[n] for n, _ in current], [v.float() for _, v in current], 1 - decay
-        )
+        torch._foreach_lerp_([self.average[n] for n, _ in current], [v.float() for _, v in current], 1 - keep)
 
     def save(self, folder: Path, schedule: Schedule) -> None:
         tensors = {f"network.{n}": v for n, v in self.network.state_dict().items()}
@@ -284,7 +292,7 @@ def _step(
         )
     nn.utils.clip_grad_norm_(trainee.network.parameters(), schedule.clip)
     state.optimizer.step()
-    state.update_average(schedule.average)
+    state.update_average(schedule.keep(state.step))
     return dict(zip(names, sums[:-1] / team.size, strict=True)), bool(sums[-1] > 0)
 
 

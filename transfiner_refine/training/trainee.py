@@ -57,15 +57,10 @@ class RefinerTrainee:
     def _own_masks(self, image: Tensor, coarse: Tensor, depths: Tensor) -> Tensor:
         """What the network now makes of the coarse masks: [B, 1, S, S], 0 or 1."""
         config, side = self.network.config, coarse.shape[-1]
-        selector = ThresholdSelector(
-            depths,
-            config.relabel_threshold,
-            config.root_threshold,
-            config.child_threshold,
-            ATTENTION_GRIDS[0],
-        )
-        output = self.network(image, coarse, selector, int(depths.max()))
-        maps = self.network.maps(output, coarse, config.relabel_threshold)
+        # dense labels alone, for a detector that has not learned yet would make nodes of nearly all cells
+        no_roots = ThresholdSelector(depths, config.relabel_threshold, 2.0, 2.0, ATTENTION_GRIDS[0])
+        output = self.network(image, coarse, no_roots, int(depths.max()))
+        maps = self.network.maps(output, coarse, config)
         finest = [maps[depth - 1].probability[i] for i, depth in enumerate(depths.tolist())]
         own = [F.interpolate(p[None, None], (side, side), mode="bilinear") for p in finest]
         return (torch.cat(own) >= 0.5).float()
