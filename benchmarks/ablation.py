@@ -194,7 +194,7 @@ def run(
         file = output / name / "scores.json"
         if file.exists():
             continue
-        variant, schedule = VARIANTS[name], Schedule(steps=steps, seed=seed, average=0.99)
+        variant, schedule = VARIANTS[name], Schedule(steps=steps, seed=seed, average=0.99, level=0.0)
         torch.manual_seed(seed)
         network = MaskTransfiner(replace(RefinerConfig(), **variant.config))
         load_imagenet(network.backbone, network.config.backbone)

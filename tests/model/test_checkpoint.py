@@ -105,3 +105,10 @@ def test_a_folder_of_ones_own_models_is_found_by_name(
     mine.write_bytes(saved.read_bytes())
     monkeypatch.setenv("TRANSFINER_REFINE_HOME", str(tmp_path))
     assert find_weights("mine") == mine
+
+
+def test_a_file_from_before_there_was_trust_gives_the_given_mask_no_say() -> None:
+    values = RefinerConfig().to_json()
+    assert RefinerConfig.from_json(values) == RefinerConfig()
+    del values["trust"]
+    assert RefinerConfig.from_json(values).trust == 0.0

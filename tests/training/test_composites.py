@@ -54,12 +54,14 @@ def test_what_hides_an_object_is_no_longer_part_of_its_mask(seed: int, width: in
 
 
 def test_an_object_that_would_be_hidden_is_left_as_it_is() -> None:
-    image = np.zeros((50, 50, 3), np.uint8)
-    truth = MaskWindow(np.ones((30, 2), bool), 20, 10, (50, 50))
-    other = MaskWindow(np.ones((8, 60), bool), 0, 0, (60, 60))
-    for seed in range(20):
-        changed, mask = occlude(
-            image, truth, np.full((60, 60, 3), 255, np.uint8), other, np.random.default_rng(seed)
-        )
-        assert mask.area >= 0.6 * truth.area
-        assert (changed != 0).any() == (mask is not truth)
+    image = np.zeros((60, 60, 3), np.uint8)
+    truth = MaskWindow(np.ones((20, 20), bool), 20, 20, (60, 60))
+    other_image, other = (
+        np.full((20, 20, 3), 255, np.uint8),
+        MaskWindow(np.ones((20, 20), bool), 0, 0, (20, 20)),
+    )
+    made = [occlude(image, truth, other_image, other, np.random.default_rng(seed)) for seed in range(100)]
+    left = [changed for changed, mask in made if mask is truth]
+    assert 0 < len(left) < 100
+    assert not any(changed.any() for changed in left)
+    assert all(0.6 * truth.area <= mask.area < truth.area for _, mask in made if mask is not truth)

@@ -73,6 +73,7 @@ def test_two_processes_train_one_network_and_resume_it(dataset: Path, tmp_path: 
     first = torchrun(*command, "--steps", "2", "--threads", "1")
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("2 processes") == 1  # only the first member talks
+    assert first.stdout.count("done: ") == 1
     again = torchrun(*command, "--steps", "3", "--threads", "1")
     assert again.returncode == 0, again.stderr
     assert "resumed at step 2" in again.stdout

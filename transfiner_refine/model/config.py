@@ -100,4 +100,4 @@ class RefinerConfig:
             )
         if "dense_widths" in values:
             values = {**values, "dense_widths": tuple(values["dense_widths"])}  # JSON has lists only
-        return cls(**values)
+        return cls(**{"trust": 0.0, **values})  # files from before there was trust were made without it

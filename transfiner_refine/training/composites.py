@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.model.roi import Roi, read_mask, resample
+from transfiner_refine.training.simulate import outline_point
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["change_backdrop", "occlude", "paste_object"]
@@ -25,8 +26,9 @@ def paste_object(
         the new photo (H×W×3 uint8) and the object's mask in it.
     """
     height, width = host.shape[:2]
-    h, w = truth.tight().values.shape
-    cut, alpha = _cut_out(image, truth, min(rng.uniform(0.5, 1.2), 0.95 * height / h, 0.95 * width / w))
+    tight = truth.tight()
+    h, w = tight.values.shape
+    cut, alpha = _cut_out(image, tight, min(rng.uniform(0.5, 1.2), 0.95 * height / h, 0.95 * width / w))
     if not (alpha >= 0.5).any():
         return image, truth
     h, w = alpha.shape
@@ -67,17 +69,15 @@ def occlude(
         the new photo (H×W×3 uint8) and the mask of what is still seen of the object; both as they were if too
         little of it were.
     """
-    tight = truth.tight()
-    side, other_side = (float(np.sqrt(mask.tight().values.size)) for mask in (tight, other))
+    tight, other = truth.tight(), other.tight()
+    side, other_side = (float(np.sqrt(mask.values.size)) for mask in (tight, other))
     cut, alpha = _cut_out(other_image, other, min(rng.uniform(0.3, 1.0) * side / other_side, _LARGEST_SCALE))
-    edge = tight.values & (
-        cv2.erode(np.pad(tight.values, 1).astype(np.uint8), np.ones((3, 3)))[1:-1, 1:-1] == 0
-    )
-    rows, columns = np.nonzero(edge)
-    at = int(rng.integers(len(rows)))
+    point = outline_point(np.pad(tight.values.astype(np.uint8), 1), rng)
+    if point is None:
+        return image, truth
     height, width = image.shape[:2]
     h, w = alpha.shape
-    y, x = tight.y + int(rows[at]) - h // 2, tight.x + int(columns[at]) - w // 2
+    y, x = tight.y + point[0] - 1 - h // 2, tight.x + point[1] - 1 - w // 2  # point lies on the padded canvas
     y0, x0, y1, x1 = max(0, y), max(0, x), min(height, y + h), min(width, x + w)
     cut, alpha = cut[y0 - y : y1 - y, x0 - x : x1 - x], alpha[y0 - y : y1 - y, x0 - x : x1 - x]
     h, w = tight.values.shape
@@ -94,10 +94,9 @@ def occlude(
 
 
 def _cut_out(
-    image: NDArray[np.uint8], mask: MaskWindow, scale: float
+    image: NDArray[np.uint8], tight: MaskWindow, scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """An object's box, scaled: pixels [h, w, 3] and the share of each that is the object [h, w]."""
-    tight = mask.tight()
+    """A tight mask's box, scaled: pixels [h, w, 3] and the share of each that is the object [h, w]."""
     h, w = tight.values.shape
     width, height = max(2, int(w * scale)), max(2, int(h * scale))
     cut = resample(image[tight.y : tight.y + h, tight.x : tight.x + w], width, height)

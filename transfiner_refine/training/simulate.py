@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transfiner_refine.training.image_errors import Segments
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["simulate_coarse"]
+__all__ = ["outline_point", "simulate_coarse"]
 
 Mask = NDArray[np.uint8]  # [h, w], 0 or 1
 _PAD = 0.35  # canvas around the object's box, as a share of its longer side
@@ -139,7 +139,8 @@ def _shift(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     return moved
 
 
-def _outline_point(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
+def outline_point(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
+    """A random foreground pixel (row, column) of [h, w] with background beside it; None if there is none."""
     edge = np.flatnonzero(mask & (cv2.erode(mask, np.ones((3, 3), np.uint8)) == 0))
     if len(edge) == 0:
         return None
@@ -149,7 +150,7 @@ def _outline_point(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | No
 
 def _bump(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     """An ellipse added or bitten off at the outline."""
-    point = _outline_point(mask, rng)
+    point = outline_point(mask, rng)
     if point is None:
         return mask
     axes = [max(1, int(rng.uniform(0.04, 0.13) * side)) for _ in range(2)]
