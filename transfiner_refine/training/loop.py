@@ -218,6 +218,9 @@ def train(
     if (output / "state.safetensors").exists():
         state.load(output / "state.safetensors")
         say(f"resumed at step {state.step}")
+        if team.leads:
+            for table in ("loss.csv", "scores.csv"):
+                _forget_after(output / table, state.step)
     device = next(trainee.network.parameters()).device
     loader = DataLoader(
         samples,
@@ -346,6 +349,20 @@ def _log(
         f"step {state.step}/{schedule.steps}  {state.seconds / 60:.1f} min  "
         + "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
     )
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Takes out of a table what came after the state that was saved last: these steps are made again."""
+    if not file.exists():
+        return
+    with file.open(newline="") as old:
+        header, *rows = old.readlines()
+    column = header.rstrip().split(",").index("step")
+    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[column]) <= step]
+    temporary = file.with_name(f".{file.name}.partial")
+    with temporary.open("w", newline="") as new:
+        new.writelines([header, *kept])
+    temporary.replace(file)
 
 
 def _append(file: Path, row: dict[str, Any]) -> None:
