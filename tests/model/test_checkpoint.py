@@ -110,5 +110,6 @@ def test_a_folder_of_ones_own_models_is_found_by_name(
 def test_a_file_from_before_there_was_trust_gives_the_given_mask_no_say() -> None:
     values = RefinerConfig().to_json()
     assert RefinerConfig.from_json(values) == RefinerConfig()
-    del values["trust"]
-    assert RefinerConfig.from_json(values).trust == 0.0
+    del values["trust"], values["deep_trust"]
+    old = RefinerConfig.from_json(values)
+    assert (old.trust, old.deep_trust) == (0.0, 0.0)

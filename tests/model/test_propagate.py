@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from transfiner_refine.model.paste import drop_remnants
@@ -12,6 +16,7 @@ from transfiner_refine.model.propagate import (
     halvings,
     propagate,
     propagate_corrections,
+    signed_depth,
 )
 from transfiner_refine.model.quadtree import children_of, roots_of
 
@@ -100,6 +105,40 @@ def test_the_given_mask_decides_where_the_network_is_of_two_minds() -> None:
     )
     assert bool((plain > 0.5).all())
     assert torch.equal(trusting > 0.5, averages[28][:, 0] > 0.5)
+
+
+@given(seed=st.integers(0, 2**32 - 1), most=st.integers(1, 12))
+def test_depth_is_the_chessboard_distance_to_the_outline(seed: int, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    shares = cv2.resize(rng.random((7, 5), np.float32), (30, 30))
+    inside, outside = (shares >= 0.5).astype(np.uint8), (shares < 0.5).astype(np.uint8)
+    within, beyond = (cv2.distanceTransform(side, cv2.DIST_C, 3).clip(0, most) for side in (inside, outside))
+    depth = signed_depth(torch.from_numpy(shares)[None, None], most)
+    np.testing.assert_array_equal(depth[0, 0].numpy(), within - beyond)
+
+
+def test_far_from_its_outline_the_given_mask_takes_more_to_overrule() -> None:
+    shares = torch.zeros(1, 1, 448, 448)
+    shares[..., 224:] = 1.0
+    averages, against = (
+        halvings(shares, 28),
+        {28: torch.linspace(-1, 1, 28).flip(0).expand(1, 28, 28).clone()},
+    )
+    none = roots_of(torch.zeros(1, 28, 28, dtype=torch.bool))
+    everywhere = torch.ones(1, 28, 28, dtype=torch.bool)
+    before, after = (
+        propagate_corrections(averages, against, everywhere, [none], [torch.zeros(0)], 0.0, deep)[
+            0
+        ].probability
+        for deep in (0.0, 0.15)
+    )
+    assert torch.equal(before > 0.5, averages[28][:, 0] < 0.5)
+    moved = (after.logit() - before.logit())[0, 0]
+    right = moved[14:]
+    assert bool((right > 0).all())
+    assert bool((right.diff() > -1e-5).all())
+    torch.testing.assert_close(moved[:14], -right.flip(0))
+    assert float(right[-1]) == pytest.approx(0.15 * 8 * 100 / 56, rel=1e-4)
 
 
 def test_a_node_answers_for_every_cell_that_its_correction_reaches() -> None:

@@ -41,6 +41,8 @@ class RefinerConfig:
         child_threshold: same for the cells of the finer levels.
         trust: logit that the given mask adds to its own side in the cells that are labelled anew. Where the network is
             of two minds the given mask decides; more of it spares good masks and mends bad ones less.
+        deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline. Which
+            things belong to an object the given mask knows better than where they end.
         passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
             start from makes the next one better.
         repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's
@@ -68,7 +70,8 @@ class RefinerConfig:
     relabel_threshold: float = 0.15
     root_threshold: float = 0.15
     child_threshold: float = 0.5
-    trust: float = 0.3
+    trust: float = 0.1
+    deep_trust: float = 0.05
     passes: int = 2
     repeat_share: float = 0.15
     keep_shift: float = 0.005
@@ -100,4 +103,6 @@ class RefinerConfig:
             )
         if "dense_widths" in values:
             values = {**values, "dense_widths": tuple(values["dense_widths"])}  # JSON has lists only
-        return cls(**{"trust": 0.0, **values})  # files from before there was trust were made without it
+        return cls(
+            **{"trust": 0.0, "deep_trust": 0.0, **values}
+        )  # files from before there was trust were made without it

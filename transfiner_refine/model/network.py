@@ -169,6 +169,7 @@ class MaskTransfiner(nn.Module):
             output.levels,
             output.logits,
             config.trust,
+            config.deep_trust,
         )
 
     def _detect(

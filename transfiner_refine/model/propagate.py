@@ -16,7 +16,10 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.quadtree import QuadtreeLevel
 
-__all__ = ["LevelMap", "corrected_labels", "halvings", "propagate", "propagate_corrections"]
+__all__ = ["LevelMap", "corrected_labels", "halvings", "propagate", "propagate_corrections", "signed_depth"]
+
+_DEPTH_GRID = 56
+_DEEPEST = 8  # of its cells, a seventh of the RoI's side; trust does not grow beyond
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def propagate_corrections(
     levels: list[QuadtreeLevel],
     logits: list[Tensor],
     trust: float = 0.0,
+    deep_trust: float = 0.0,
 ) -> list[LevelMap]:
     """Adds to each level's dense labels what the nodes of this level and of those above correct.
 
@@ -89,19 +93,37 @@ def propagate_corrections(
         levels: the nodes of each level, coarse to fine.
         logits: [n] foreground logit of each level's nodes.
         trust: logit that the coarse mask adds to its own side.
+        deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline.
 
     Returns:
         the map of each level.
     """
     maps: list[LevelMap] = []
     refined = relabelled
+    depth = 100 / _DEPTH_GRID * signed_depth(coarse[_DEPTH_GRID], _DEEPEST)
     for level, logit in zip(levels, corrected_labels(dense, levels, logits), strict=True):
         if maps:
             refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
         given = coarse[level.grid].squeeze(1)
-        anew = torch.sigmoid(logit + trust * (2 * given - 1))
+        deep = F.interpolate(depth, given.shape[-2:], mode="bilinear").squeeze(1)
+        anew = torch.sigmoid(logit + trust * (2 * given - 1) + deep_trust * deep)
         maps.append(LevelMap(torch.where(refined, anew, given), refined))
     return maps
+
+
+def signed_depth(mask: Tensor, most: int) -> Tensor:
+    """How far inside a mask every cell lies, cut at 0.5: [B, 1, g, g] → [B, 1, g, g].
+
+    Returns:
+        chessboard distance in cells, 1 for a cell beside the outline and ``most`` at most; negative for cells outside.
+    """
+    inside = (mask >= 0.5).float()
+    outside = 1 - inside
+    depth = inside - outside
+    for _ in range(most - 1):
+        inside, outside = (-F.max_pool2d(-side, 3, 1, 1) for side in (inside, outside))
+        depth = depth + inside - outside
+    return depth
 
 
 def corrected_labels(
