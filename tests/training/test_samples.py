@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from pycocotools import mask as mask_api
 
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.training import open_dataset
-from transfiner_refine.training.datasets import load_training_set
+from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, load_training_set
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
 from transfiner_refine.types import InputError
 
 CONFIG = RefinerConfig()
+PLAIN = Augmentation(paste=0, backdrop=0, occlude=0, shorten=0, join=0, follow_image=0, warp=0, degrade=0)
 
 
 def test_a_folder_is_read_with_its_detectors_masks(dataset: Path) -> None:
@@ -40,7 +42,7 @@ def test_sample_number_i_is_always_the_same(dataset: Path) -> None:
 
 
 def test_pixels_and_masks_stay_aligned_through_every_augmentation(dataset: Path) -> None:
-    augmentation = Augmentation(warp=1.0, degrade=0.0, paste=0.0, backdrop=0.0, occlude=0.0)
+    augmentation = replace(PLAIN, warp=1.0)
     samples = RefinementSamples([open_dataset(dataset)], CONFIG, count=30, seed=0, augmentation=augmentation)
     for i in range(12):
         pixels, masks, _ = samples[i]
@@ -76,6 +78,40 @@ def test_small_instances_are_drawn_less_often(dataset: Path) -> None:
     rng = np.random.default_rng(0)
     drawn = [samples._instance(rng)[1] is small for _ in range(1000)]
     assert 0.02 < np.mean(drawn) < 0.25  # a third if all were alike
+
+
+def areas(data: TrainingSet, augmentation: Augmentation) -> tuple[float, float]:
+    """Mean area of the true and of the coarse masks that are drawn, pixels."""
+    samples = RefinementSamples([data], CONFIG, count=1, seed=0, augmentation=augmentation)
+    rng = np.random.default_rng(0)
+    drawn = [samples._draw(augmentation, rng)[1:] for _ in range(60)]
+    return float(np.mean([truth.area for truth, _ in drawn])), float(
+        np.mean([coarse.area for _, coarse in drawn])
+    )
+
+
+def rectangle(x: int, y: int, width: int, height: int) -> dict[str, Any]:
+    mask = np.zeros((160, 200), np.uint8)
+    mask[y : y + height, x : x + width] = 1
+    return dict(mask_api.encode(np.asfortranarray(mask)))
+
+
+def test_neighbours_count_as_one_object_in_both_masks_and_distant_ones_do_not(dataset: Path) -> None:
+    data = open_dataset(dataset)
+    alone, left, right = rectangle(150, 100, 40, 40), rectangle(20, 20, 40, 40), rectangle(60, 20, 40, 40)
+    data.instances[:] = [TrainingInstance(0, truth) for truth in (alone, left, right)]
+    joined, apart = (areas(data, replace(PLAIN, join=join)) for join in (1.0, 0.0))
+    # the one on its own is a third of the draws and stays as it is
+    assert joined[1] / apart[1] == pytest.approx(5 / 3, rel=0.2)
+    assert joined[0] / apart[0] == pytest.approx(5 / 3, rel=0.2)
+
+
+def test_a_shortened_object_ends_early_in_both_masks(dataset: Path) -> None:
+    data = open_dataset(dataset)
+    data.instances[:] = [TrainingInstance(0, rectangle(60, 40, 60, 60))]
+    short, whole = (areas(data, replace(PLAIN, shorten=shorten)) for shorten in (1.0, 0.0))
+    for mask in (0, 1):
+        assert 0.6 < short[mask] / whole[mask] < 0.95
 
 
 @pytest.mark.parametrize(

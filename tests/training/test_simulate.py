@@ -61,7 +61,7 @@ def test_most_masks_are_wrong_and_some_are_right() -> None:
     truth = star(100, 80, 20, 10, (160, 160))
     rng = np.random.default_rng(0)
     overlaps = np.array([mask_iou(simulate_coarse(truth, rng), truth) for _ in range(300)])
-    assert 0.02 < np.mean(overlaps == 1) < 0.15
+    assert 0.08 < np.mean(overlaps == 1) < 0.25
     assert 0.6 < np.mean(overlaps) < 0.92
 
 

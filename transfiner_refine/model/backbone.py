@@ -39,6 +39,7 @@ _STAGES = (
 )
 _TAPS = (0, 1, 2, 4, 6)  # stages whose outputs are the maps at strides 2, 4, 8, 16, 32
 _BATCHNORM_EPS = 1e-3
+_DROP_PATH = 0.15  # share of the deepest blocks that training leaves out, falling to none at the stem
 # factors of channels and repeats
 _SCALES = {
     "lite0": (1.0, 1.0),
@@ -118,8 +119,11 @@ class _ConvNorm(nn.Module):
 class _InvertedResidual(nn.Module):
     """MobileNet-v2 block: expand 1×1, depthwise k×k, project 1×1, shortcut where shapes agree."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, drop: float = 0.0
+    ) -> None:
         super().__init__()
+        self.drop = drop
         hidden = inputs * expansion
         self.expand = _ConvNorm(inputs, hidden, 1) if expansion > 1 else None
         self.depthwise = _ConvNorm(hidden, hidden, kernel, stride, groups=hidden)
@@ -129,7 +133,12 @@ class _InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else self.expand(x)
         y = self.project(self.depthwise(y))
-        return x + y if self.shortcut else y
+        if not self.shortcut:
+            return y
+        if self.training and self.drop > 0:
+            stays = torch.rand(len(y), 1, 1, 1, device=y.device) >= self.drop
+            y = y * (stays / (1 - self.drop)).to(y.dtype)
+        return x + y
 
 
 class EfficientNetLite(nn.Module):
@@ -149,10 +158,14 @@ class EfficientNetLite(nn.Module):
         listed = _stages(name)
         c2, c4, c8, c16, c32 = (listed[i][-1] for i in _TAPS)
         self.channels = (c2, c4, c8, c16, c32)
+        total, number = sum(each[0] for each in listed), 0
         for repeats, kernel, stride, expansion, outputs in listed:
             blocks = []
             for i in range(repeats):
-                blocks.append(_InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                drop, number = _DROP_PATH * number / total, number + 1
+                blocks.append(
+                    _InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion, drop)
+                )
                 inputs = outputs
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)

@@ -1,4 +1,7 @@
-"""Photos made of two: an object pasted onto another photo, before another backdrop, or with another in front of it."""
+"""Photos made of two: an object pasted onto another photo, before another backdrop, or with another in front of it.
+
+And objects that end where nothing in the photo shows it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from transfiner_refine.model.roi import Roi, read_mask, resample
 from transfiner_refine.training.simulate import outline_point
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["change_backdrop", "occlude", "paste_object"]
+__all__ = ["change_backdrop", "occlude", "paste_object", "shorten"]
 
 _RIM = 4  # pixels around an object that a new backdrop mixes with
 _LEAST_VISIBLE = 0.6  # of an object's area, when another hides the rest
@@ -91,6 +94,21 @@ def occlude(
     out = image.copy()
     _blend(cut, alpha, out[y0:y1, x0:x1], rng)
     return out, MaskWindow(seen, tight.x, tight.y, truth.image_size)
+
+
+def shorten(truth: MaskWindow, rng: np.random.Generator) -> MaskWindow:
+    """The mask of a part of an object: all that lies on one side of a slightly bent line.
+
+    Labels end so where a table meets the next one, or a slice its pizza: only whoever drew the mask knows where.
+    """
+    tight = truth.tight()
+    h, w = tight.values.shape
+    angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
+    x, y = (np.arange(w) / w - 0.5)[None], (np.arange(h) / h - 0.5)[:, None]
+    across = np.sin(angle) * x - np.cos(angle) * y
+    along = np.cos(angle) * x + np.sin(angle) * y + bend * across**2
+    end = np.quantile(along[tight.values], rng.uniform(_LEAST_VISIBLE, 0.95), method="higher")
+    return MaskWindow(tight.values & (along <= end), tight.x, tight.y, truth.image_size)
 
 
 def _cut_out(

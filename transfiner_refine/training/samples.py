@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
-from transfiner_refine.training.composites import change_backdrop, occlude, paste_object
+from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, decode
 from transfiner_refine.training.simulate import simulate_coarse
 from transfiner_refine.types import MaskWindow
@@ -39,6 +39,9 @@ class Augmentation:
         paste: share of samples whose object is pasted onto another photo.
         backdrop: share of samples whose object stays where it is while another photo takes the place of all the rest.
         occlude: share of samples where another photo's object hides a part of the object.
+        shorten: share of samples whose object ends, in its true and in its coarse mask, where nothing in the photo
+            shows it.
+        join: share of samples in which two neighbours that the set knows as two objects count as one.
         warp: share of samples rotated by up to ``degrees``, stretched by up to ``stretch`` and sheared by up to
             ``shear``.
         degrees: largest rotation, degrees.
@@ -51,17 +54,19 @@ class Augmentation:
     """
 
     real_coarse: float = 0.4
-    follow_image: float = 0.2
+    follow_image: float = 0.15
     paste: float = 0.15
     backdrop: float = 0.1
     occlude: float = 0.1
+    shorten: float = 0.1
+    join: float = 0.06
     warp: float = 0.5
     degrees: float = 20.0
     stretch: float = 0.2
     shear: float = 0.12
     degrade: float = 0.3
     margin: tuple[float, float] = (0.15, 0.45)
-    finale: float = 0.3
+    finale: float = 0.1
 
     def at(self, progress: float) -> Augmentation:
         """The augmentation at a point of the run, 0 at its start and 1 at its end."""
@@ -143,6 +148,10 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 image = change_backdrop(image, truth, behind, rng)
             else:
                 image, truth = occlude(image, truth, behind, decode(other.truth), rng)
+        elif kind < composed + augmentation.occlude + augmentation.shorten:
+            truth = shorten(truth, rng)
+        elif kind < composed + augmentation.occlude + augmentation.shorten + augmentation.join:
+            truth = _with_neighbour(chosen, instance, rng)
         elif instance.coarse and rng.random() < augmentation.real_coarse:
             return image, truth, decode(instance.coarse[int(rng.integers(len(instance.coarse)))])
         follows = rng.random() < augmentation.follow_image
@@ -172,6 +181,20 @@ def _warp(side: int, reach: Augmentation, rng: np.random.Generator) -> NDArray[n
     linear = linear @ np.array([[stretch, shear], [0.0, 1 / stretch]])
     centre = np.full(2, side / 2 - 0.5)
     return np.hstack([linear, (centre - linear @ centre)[:, None]])
+
+
+def _with_neighbour(data: TrainingSet, instance: TrainingInstance, rng: np.random.Generator) -> MaskWindow:
+    """The true mask of an object and of another in the same photo whose box meets its own, if there is one."""
+    x, y, w, h = mask_api.toBbox(instance.truth)
+    near = []
+    for other in data.instances:
+        if other.image == instance.image and other is not instance:
+            x2, y2, w2, h2 = mask_api.toBbox(other.truth)
+            if max(x, x2) <= min(x + w, x2 + w2) and max(y, y2) <= min(y + h, y2 + h2):
+                near.append(other)
+    if not near:
+        return decode(instance.truth)
+    return decode(mask_api.merge([instance.truth, near[int(rng.integers(len(near)))].truth]))
 
 
 def _shares(data: TrainingSet) -> NDArray[np.float64]:

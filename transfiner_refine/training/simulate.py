@@ -34,8 +34,8 @@ def simulate_coarse(
         image: H×W×3 uint8, for errors that follow the image's regions; None for others only.
 
     Returns:
-        bool mask whose IoU with the truth is at least 0.4; the truth itself in a few per cent of the cases, so
-        that a refiner also learns to leave a good mask alone.
+        bool mask whose IoU with the truth is at least 0.4; the truth itself in about one case of
+        six, so that a refiner also learns to leave a good mask alone.
     """
     tight = truth.tight()
     h, w = tight.values.shape
@@ -72,7 +72,7 @@ def _patch(image: NDArray[np.uint8], tight: MaskWindow, pad: int) -> NDArray[np.
 
 
 def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator, segments: Segments | None) -> Mask:
-    if rng.random() < 0.12:  # already right, or all but
+    if rng.random() < 0.2:  # already right, or all but
         return _thin_or_fat(true, side, rng, 0.0, 0.01) if rng.random() < 0.5 else true
     if rng.random() < 0.02:  # nothing but a box
         box = np.zeros_like(true)
@@ -86,9 +86,9 @@ def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator, segmen
             return mask
     if rng.random() < 0.06:
         mask = _speckle(mask, side, rng)
-    if rng.random() < 0.12:
+    if rng.random() < 0.06:
         mask = _cut(mask, pad, rng)
-    if rng.random() < 0.08:
+    if rng.random() < 0.04:
         mask = _lose_part(mask, rng)
     if rng.random() < 0.15:
         mask = _smooth(mask, side, rng)
