@@ -49,14 +49,25 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(value, b[name]), name
 
 
-def test_a_run_that_was_cut_off_lists_every_step_once(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        ("step,total\n0,1.5\n20,1.25\n40,1.0\n", "step,total\n0,1.5\n"),
+        ("step,total\n0,1.5\n1", "step,total\n0,1.5\n"),
+        ("step,to", None),
+        ("", None),
+    ],
+    ids=["later steps", "half a row", "half a header", "empty"],
+)
+def test_a_run_that_was_cut_off_lists_every_step_once(
+    found: str, left: str | None, dataset: Path, tmp_path: Path
+) -> None:
     schedule = Schedule(steps=60, batch_size=1, warmup=2)
     assert not run_training(job(dataset, tmp_path, schedule=schedule, minutes=1e-6), lambda _: None)
-    (tmp_path / "loss.csv").write_text(
-        "step,total\n0,1.5\n20,1.25\n40,1.0\n"
-    )  # cut off later, with no newer state
+    table = tmp_path / "loss.csv"
+    table.write_text(found)  # what was written after the state that was saved last
     assert not run_training(job(dataset, tmp_path, schedule=schedule, minutes=1e-6), lambda _: None)
-    assert (tmp_path / "loss.csv").read_text() == "step,total\n0,1.5\n"
+    assert (table.read_text() if table.exists() else None) == left
 
 
 def test_the_exported_average_forgets_the_beginning_and_weighs_the_end_evenly() -> None:

@@ -103,6 +103,5 @@ class RefinerConfig:
             )
         if "dense_widths" in values:
             values = {**values, "dense_widths": tuple(values["dense_widths"])}  # JSON has lists only
-        return cls(
-            **{"trust": 0.0, "deep_trust": 0.0, **values}
-        )  # files from before there was trust were made without it
+        # files from before there was trust were made without it
+        return cls(**{"trust": 0.0, "deep_trust": 0.0, **values})

@@ -356,9 +356,13 @@ def _forget_after(file: Path, step: int) -> None:
     if not file.exists():
         return
     with file.open(newline="") as old:
-        header, *rows = old.readlines()
+        lines = [line for line in old if line.endswith("\n")]  # the last one may have been cut off
+    if not lines:
+        file.unlink()
+        return
+    header, *rows = lines
     column = header.rstrip().split(",").index("step")
-    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[column]) <= step]
+    kept = [row for row in rows if int(row.split(",")[column]) <= step]
     temporary = file.with_name(f".{file.name}.partial")
     with temporary.open("w", newline="") as new:
         new.writelines([header, *kept])
