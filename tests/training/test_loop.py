@@ -91,7 +91,8 @@ def test_a_run_from_imagenet_lowers_the_loss(dataset: Path, tmp_path: Path) -> N
     assert run_training(job(dataset, tmp_path, schedule=schedule, start="imagenet"), lambda _: None)
     rows = losses(tmp_path)
     assert len(rows) == 10
-    assert rows[-1] < 0.8 * rows[0]
+    # one batch says little: it may hold objects that end where nothing shows it
+    assert sum(rows[5:]) / 5 < 0.7 * rows[0]
     assert load_network(tmp_path / "refiner.safetensors").config.backbone == "lite2"
 
 
