@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.model.roi import Roi, read_mask, resample
-from transfiner_refine.training.simulate import outline_point
+from transfiner_refine.training.simulate import near_side, outline_point
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["change_backdrop", "occlude", "paste_object", "shorten"]
@@ -102,13 +102,8 @@ def shorten(truth: MaskWindow, rng: np.random.Generator) -> MaskWindow:
     Labels end so where a table meets the next one, or a slice its pizza: only whoever drew the mask knows where.
     """
     tight = truth.tight()
-    h, w = tight.values.shape
-    angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
-    x, y = (np.arange(w) / w - 0.5)[None], (np.arange(h) / h - 0.5)[:, None]
-    across = np.sin(angle) * x - np.cos(angle) * y
-    along = np.cos(angle) * x + np.sin(angle) * y + bend * across**2
-    end = np.quantile(along[tight.values], rng.uniform(_LEAST_VISIBLE, 0.95), method="higher")
-    return MaskWindow(tight.values & (along <= end), tight.x, tight.y, truth.image_size)
+    part = tight.values & near_side(tight.values, rng, (_LEAST_VISIBLE, 0.95), bend=0.3)
+    return MaskWindow(part, tight.x, tight.y, truth.image_size)
 
 
 def _cut_out(

@@ -8,6 +8,8 @@ shifted, too thin or too fat, and wobbly outlines.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from transfiner_refine.training.image_errors import Segments
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["outline_point", "simulate_coarse"]
+__all__ = ["near_side", "outline_point", "simulate_coarse"]
 
 Mask = NDArray[np.uint8]  # [h, w], 0 or 1
 _PAD = 0.35  # canvas around the object's box, as a share of its longer side
@@ -199,13 +201,28 @@ def _cut(mask: Mask, pad: int, rng: np.random.Generator) -> Mask:
 
 def _lose_part(mask: Mask, rng: np.random.Generator) -> Mask:
     """Everything beyond a straight line through the object's rim is missed: an arm, a head, a wheel."""
-    angle = rng.uniform(0, 2 * np.pi)
+    return mask * near_side(mask, rng, (0.75, 0.95)) if mask.any() else mask
+
+
+def near_side(
+    mask: NDArray[Any], rng: np.random.Generator, share: tuple[float, float], bend: float = 0.0
+) -> NDArray[np.bool_]:
+    """The side of a random line that holds a share of a mask's foreground: [h, w] bool.
+
+    Args:
+        mask: [h, w] with at least one foreground pixel.
+        rng: draws the line.
+        share: least and most of the foreground to hold.
+        bend: how far the line may bend, at most, relative to the canvas.
+    """
     h, w = mask.shape
-    along = np.cos(angle) * np.arange(w)[None] + np.sin(angle) * np.arange(h)[:, None]
-    inside = along[mask > 0]
-    if len(inside) == 0:
-        return mask
-    return mask * (along <= np.quantile(inside, rng.uniform(0.75, 0.95))).astype(np.uint8)
+    angle = rng.uniform(0, 2 * np.pi)
+    x, y = (np.arange(w) - w / 2)[None], (np.arange(h) - h / 2)[:, None]
+    along, across = np.cos(angle) * x + np.sin(angle) * y, np.sin(angle) * x - np.cos(angle) * y
+    along = along + rng.uniform(-bend, bend) / max(h, w) * across**2
+    end = np.quantile(along[mask > 0], rng.uniform(*share), method="higher")
+    near: NDArray[np.bool_] = along <= end
+    return near
 
 
 def _smooth(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
