@@ -4,9 +4,10 @@
     python benchmarks/ablation.py settings --data DEVVAL --change max_depth=3 --change passes=1 --output SETTINGS
     python benchmarks/ablation.py table --output RUNS
 
-Every run starts from the ImageNet weights with the same seed, hence the same samples in the same order, and has a
-complete schedule of its own. ``run`` without ``--variant`` makes all that RUNS lacks. A run is short, so the table
-shows what a part is worth early on, not what it is worth in the end.
+Every run starts from the same weights with the same seed, hence the same samples in the same order, and has a
+complete schedule of its own. ``run`` without ``--variant`` makes all that RUNS lacks. From the ImageNet weights a short
+run shows what a part is worth early on. With ``--start lite`` it shows how well trained weights get used to the change:
+there the noise is much smaller.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from devval import DevSet, _dev_sets
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from transfiner_refine.cli.train import WeightedFolder
 from transfiner_refine.evaluation.coco_files import decode, load_match
@@ -31,9 +33,11 @@ from transfiner_refine.evaluation.matched import MIN_AREA
 from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
 from transfiner_refine.evaluation.tables import Table
 from transfiner_refine.model.backbone import load_imagenet
+from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.incoherence import RootMaps
 from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.model.weights import find_weights
 from transfiner_refine.refiner import Refiner, load_refiner
 from transfiner_refine.training import Schedule, objective, open_dataset
 from transfiner_refine.training.loop import train
@@ -55,6 +59,8 @@ class Variant:
         own_share: as for ``RefinerTrainee``.
         change: changes the network in place.
         label_loss: in place of the nodes' loss; from logits and targets [n].
+        map_loss: in place of the loss of the dense labels and of the propagated mask; from logits and targets
+            [B, grid, grid].
         weights: changed weights of the loss's terms.
     """
 
@@ -64,6 +70,7 @@ class Variant:
     own_share: float = 0.2
     change: Callable[[MaskTransfiner], None] | None = None
     label_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    map_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     weights: dict[str, float] = field(default_factory=dict)
 
 
@@ -120,11 +127,25 @@ def _roots_where_incoherent(network: MaskTransfiner) -> None:
 
 
 def _cross_entropy(logit: Tensor, target: Tensor) -> Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
 
 
 def _l1(logit: Tensor, target: Tensor) -> Tensor:
     return (torch.sigmoid(logit) - target).abs()
+
+
+def _without_dice(logit: Tensor, target: Tensor) -> Tensor:
+    return _cross_entropy(logit, target).mean((1, 2))
+
+
+def _outline_counts_more(logit: Tensor, target: Tensor) -> Tensor:
+    """Cells within two of the outline count five times."""
+    spread = functional.max_pool2d(target[:, None], 5, 1, 2) + functional.max_pool2d(
+        -target[:, None], 5, 1, 2
+    )
+    weight = 1 + 4 * (spread.squeeze(1) > 0.5).float()
+    each = (_cross_entropy(logit, target) * weight).sum((1, 2)) / weight.sum((1, 2))
+    return each + objective.dice_loss(logit, target)
 
 
 VARIANTS = {
@@ -148,6 +169,8 @@ VARIANTS = {
     "cross-entropy": Variant("nodes: cross entropy alone", label_loss=_cross_entropy),
     "l1": Variant("nodes: L1 alone", label_loss=_l1),
     "no-mask-loss": Variant("the propagated mask is not judged", weights={"mask": 0.0}),
+    "no-dice": Variant("dense labels: cross entropy alone", map_loss=_without_dice),
+    "outline": Variant("dense labels: five times the weight at the outline", map_loss=_outline_counts_more),
     "no-own": Variant("never its own result as input", own_share=0.0),
     "no-real": Variant("simulated masks only", augmentation={"real_coarse": 0.0}),
     "more-real": Variant("80 % learned masks", augmentation={"real_coarse": 0.8}),
@@ -173,7 +196,9 @@ def main() -> None:
 @click.option("--dataset", "datasets", type=WeightedFolder(), multiple=True, required=True)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--start", default="imagenet", show_default=True, help="Weights all variants start from.")
 @click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--fp32", is_flag=True, help="Train in fp32 where bf16 is slow.")
@@ -182,7 +207,9 @@ def run(
     datasets: Sequence[tuple[Path, float]],
     data: Path,
     output: Path,
+    start: str,
     steps: int,
+    learning_rate: float,
     seed: int,
     threads: int,
     fp32: bool,
@@ -195,25 +222,25 @@ def run(
         file = output / name / "scores.json"
         if file.exists():
             continue
-        variant, schedule = VARIANTS[name], Schedule(steps=steps, seed=seed, average=0.99, level=0.0)
+        variant = VARIANTS[name]
+        schedule = Schedule(steps=steps, learning_rate=learning_rate, seed=seed, average=0.99, level=0.0)
         torch.manual_seed(seed)
-        network = MaskTransfiner(replace(RefinerConfig(), **variant.config))
-        load_imagenet(network.backbone, network.config.backbone)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = _network(variant, start).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if variant.change is not None:
             variant.change(network)
         count = schedule.steps * schedule.batch_size
         augmentation = replace(Augmentation(), **variant.augmentation)
         samples = RefinementSamples(sets, network.config, count=count, seed=seed, augmentation=augmentation)
         trainee = RefinerTrainee(network, own_share=variant.own_share)
-        usual = objective.label_loss, objective.WEIGHTS
+        usual = objective.label_loss, objective.map_loss, objective.WEIGHTS
         objective.label_loss = variant.label_loss or objective.label_loss
+        objective.map_loss = variant.map_loss or objective.map_loss
         objective.WEIGHTS = {**objective.WEIGHTS, **variant.weights}
         begin = time.process_time()
         try:
             train(trainee, samples, schedule, output / name, autocast=None if fp32 else torch.bfloat16)
         finally:
-            objective.label_loss, objective.WEIGHTS = usual
+            objective.label_loss, objective.map_loss, objective.WEIGHTS = usual
         seconds = time.process_time() - begin
         weights = load_file(output / name / "refiner.safetensors")
         network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
@@ -221,6 +248,20 @@ def run(
         scores = dict(_scores(Refiner(network, device="cpu"), dev_sets))
         file.write_text(json.dumps({**facts, "scores": scores}, indent=1) + "\n")
         click.echo(f"{variant.title}: {scores}")
+
+
+def _network(variant: Variant, start: str) -> MaskTransfiner:
+    """The variant's network: on ImageNet weights, or on a checkpoint's wherever the shapes agree."""
+    if start == "imagenet":
+        network = MaskTransfiner(replace(RefinerConfig(), **variant.config))
+        load_imagenet(network.backbone, network.config.backbone)
+        return network
+    trained = load_network(find_weights(start))
+    network = MaskTransfiner(replace(trained.config, **variant.config))
+    own = network.state_dict()
+    known = {n: v for n, v in trained.state_dict().items() if n in own and own[n].shape == v.shape}
+    network.load_state_dict(known, strict=False)
+    return network
 
 
 def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str, dict[str, float]]]:

@@ -128,13 +128,24 @@ def build() -> UNetTrainee:
 @click.option("--dataset", "datasets", type=WeightedFolder(), multiple=True, required=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--steps", type=click.IntRange(min=1), default=6000, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-def main(datasets: tuple[tuple[Path, float], ...], output: Path, steps: int, threads: int) -> None:
+def main(
+    datasets: tuple[tuple[Path, float], ...],
+    output: Path,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    threads: int,
+) -> None:
     """Train the yardstick; an interrupted run goes on."""
     torch.set_num_threads(threads)
-    schedule = Schedule(steps=steps)
+    schedule = Schedule(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     sets = [open_dataset(folder, weight) for folder, weight in datasets]
-    samples = RefinementSamples(sets, CONFIG, count=steps * schedule.batch_size, seed=0)
+    samples = RefinementSamples(sets, CONFIG, count=steps * batch_size, seed=seed)
     train(build(), samples, schedule, output, autocast=torch.bfloat16, say=click.echo)
 
 

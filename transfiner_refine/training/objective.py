@@ -132,13 +132,15 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
     refine, incoherence = torch.stack(labels).mean(), torch.stack(detections).mean()
     dense = torch.stack(
         [
-            _dense_loss(logit.float(), targets.truth[grid], depth >= (grid // _ROOT_GRID).bit_length())
+            _mean_over(
+                map_loss(logit.float(), targets.truth[grid]), depth >= (grid // _ROOT_GRID).bit_length()
+            )
             for grid, logit in output.dense.items()
         ]
     ).mean()
     mask = torch.stack(
         [
-            _dense_loss(logit, targets.truth[logit.shape[-1]], depth > level)
+            _mean_over(map_loss(logit, targets.truth[logit.shape[-1]]), depth > level)
             for level, logit in enumerate(corrected_labels(output.dense, output.levels, output.logits))
         ]
     ).mean()
@@ -152,6 +154,19 @@ def label_loss(logit: Tensor, target: Tensor) -> Tensor:
     return each + (torch.sigmoid(logit) - target).abs()
 
 
+def map_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Of each instance: cross entropy plus dice over all cells; logit, target [B, grid, grid] → [B]."""
+    each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return each.mean((1, 2)) + dice_loss(logit, target)
+
+
+def dice_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Of each instance: one minus the soft Dice coefficient; logit, target [B, grid, grid] → [B]."""
+    probability = torch.sigmoid(logit)
+    overlap = (probability * target).sum((1, 2))
+    return 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2)) + 1)
+
+
 def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
     """Mean over the nodes of instances whose quadtree reaches this level."""
     number = (level.grid // _ROOT_GRID).bit_length()  # 1-based
@@ -159,10 +174,6 @@ def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
     return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
-def _dense_loss(logit: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-    """Cross entropy plus dice over all cells; logit, target [B, grid, grid], counts [B] bool."""
-    probability = torch.sigmoid(logit)
-    overlap = (probability * target).sum((1, 2))
-    dice = 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2)) + 1)
-    each = F.binary_cross_entropy_with_logits(logit, target, reduction="none").mean((1, 2)) + dice
-    return (each * counts).sum() / counts.sum().clamp(min=1)
+def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean over the instances that count; values [B], counts [B] bool."""
+    return (values * counts).sum() / counts.sum().clamp(min=1)
