@@ -118,6 +118,33 @@ def test_soft_masks_are_taken_as_they_are(refiner: Refiner) -> None:
     assert iou(refined[0], masks[3]) >= iou(soft[0] >= 0.5, masks[3]) - 0.005
 
 
+def test_specks_vanish_from_a_mask_that_is_right_otherwise(refiner: Refiner) -> None:
+    image, masks = scene(3)
+    good = refiner.refine(image, coarsen(masks[3])[None])[0]
+    rng = np.random.default_rng(0)
+    near = cv2.dilate(good.view(np.uint8), np.ones((21, 21), np.uint8)).astype(bool)
+    spoilt = good ^ (near & (rng.random(good.shape) < 0.08))
+    refined = refiner.refine(image, spoilt[None])[0]
+    assert iou(spoilt, good) < 0.9
+    assert iou(refined, good) > 0.93
+    assert cv2.connectedComponents(refined.view(np.uint8))[0] == 2  # one piece and the ground
+
+
+def test_an_island_vanishes(refiner: Refiner) -> None:
+    image, masks = scene(3)
+    good = refiner.refine(image, coarsen(masks[3])[None])[0]
+    rows, columns = np.nonzero(good)
+    island = np.zeros(good.shape, np.uint8)
+    side = int(np.sqrt(np.ptp(rows) * np.ptp(columns)))
+    centre = (int(columns.min()) - side // 8, int(rows.min()) - side // 8)
+    cv2.circle(island, centre, side // 12, 1, -1)
+    assert island.any()
+    assert not (island.astype(bool) & good).any()
+    refined = refiner.refine(image, (good | island.astype(bool))[None])[0]
+    assert not (refined & island.astype(bool)).any()
+    assert iou(refined, good) > 0.96
+
+
 def test_an_empty_mask_stays_empty_and_no_masks_give_no_masks(refiner: Refiner) -> None:
     image, masks = scene(1)
     stack = np.stack([np.zeros_like(masks[0]), coarsen(masks[3])])
@@ -166,7 +193,14 @@ def test_a_tree_may_end_on_any_level(relabel: float, root: float, child: float) 
     image, masks = scene(4)
     coarse = np.stack([coarsen(mask) for mask in masks])
     cut = load_refiner(device="cpu")
-    cut.config = replace(cut.config, relabel_threshold=relabel, root_threshold=root, child_threshold=child)
+    margin = 2.0 if relabel > 1 else cut.config.relabel_margin
+    cut.config = replace(
+        cut.config,
+        relabel_threshold=relabel,
+        relabel_margin=margin,
+        root_threshold=root,
+        child_threshold=child,
+    )
     refined = cut.refine(image, coarse)
     if relabel > 1:  # nothing is labelled anew: nothing may change
         assert np.array_equal(refined, coarse)

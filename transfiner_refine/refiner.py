@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from transfiner_refine.device import choose_device, choose_precision
+from transfiner_refine.model.agreement import patches_if_agreed
 from transfiner_refine.model.checkpoint import is_native, load_network
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.paste import paste_into_roi
@@ -156,13 +156,16 @@ class Refiner:
             changed = []
             refined = self._refine_once([images[image_index[i]] for i in waiting], inputs)
             for i, before, after in zip(waiting, inputs, refined, strict=True):
-                different, shift = _compare(before, after)
-                if number == 0 and shift <= self.config.keep_shift:
-                    # as close to the given mask as this refiner comes to the truth: no reason to doubt that mask
-                    result[i] = masks[i] if soft else _harden(masks[i])
+                values = read_mask(before, _roi_of(after))
+                given, new = values >= 0.5, after.values >= 0.5
+                patches = patches_if_agreed(given, new, self.config) if number == 0 else None
+                if patches is not None:
+                    mixed = np.where(patches, after.values, values)
+                    kept = replace(after, values=mixed) if patches.any() else masks[i]
+                    result[i] = kept if soft else _harden(kept)
                     continue
                 result[i] = after if soft else _harden(after)
-                if after.area and different >= self.config.repeat_share * masks[i].area:
+                if after.area and np.count_nonzero(given != new) >= self.config.repeat_share * masks[i].area:
                     changed.append(i)
             waiting = changed
         return result
@@ -251,24 +254,10 @@ def _harden(mask: MaskWindow) -> MaskWindow:
     return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
 
 
-def _compare(coarse: MaskWindow, refined: MaskWindow) -> tuple[int, float]:
-    """How much refining changed a mask; both cut at 0.5.
-
-    Args:
-        coarse: with at least one foreground pixel.
-        refined: its window is the RoI around the coarse mask, so it holds all of both.
-
-    Returns:
-        pixels in which they differ; by how much the outline moved on average, as a share of the side of the
-        coarse mask's box (the square root of its area).
-    """
-    h, w = refined.values.shape
-    a = read_mask(coarse, Roi(refined.x, refined.y, refined.x + w, refined.y + h)) >= 0.5
-    different = int(np.count_nonzero(a != (refined.values >= 0.5)))
-    inner = cv2.erode(a.view(np.uint8), np.ones((3, 3), np.uint8))
-    outline = np.count_nonzero(a) - np.count_nonzero(inner)
-    box_height, box_width = np.ptp(np.flatnonzero(a.any(1))) + 1, np.ptp(np.flatnonzero(a.any(0))) + 1
-    return different, different / max(1, outline) / float(np.sqrt(box_height * box_width))
+def _roi_of(window: MaskWindow) -> Roi:
+    """The rectangle that a window covers."""
+    height, width = window.values.shape
+    return Roi(window.x, window.y, window.x + width, window.y + height)
 
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:

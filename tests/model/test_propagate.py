@@ -1,4 +1,4 @@
-"""Propagation from coarse to fine levels, and what is left over at the end."""
+"""Propagation from coarse to fine levels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from transfiner_refine.model.paste import drop_remnants
 from transfiner_refine.model.propagate import (
     corrected_labels,
     halvings,
@@ -162,40 +161,25 @@ def test_levels_without_dense_labels_go_on_with_the_finest() -> None:
     torch.testing.assert_close(maps[1].probability, torch.sigmoid(finer))
 
 
-def bump_scene() -> tuple[np.ndarray, np.ndarray]:
-    """An object whose bump on the right was relabelled as background, but for a sliver at the bump's rim."""
-    probability = np.zeros((112, 112), np.float32)
-    probability[30:80, 30:60] = 1.0
-    refined = np.zeros((112, 112), bool)
-    refined[28:84, 56:84] = True  # the cells that were looked at; background from column 60 on
-    probability[40:60, 84:86] = 1.0  # what is left of the bump beyond them
-    return probability, refined
+def test_cells_are_labelled_anew_where_the_mask_is_contradicted_whatever_the_detector_says() -> None:
+    mask = torch.zeros(1, 1, 448, 448)
+    mask[..., 100:300, 100:300] = 1.0
+    speckled = mask.clone()
+    speckled[..., 20, 400] = 1.0  # a single pixel outside
+    speckled[..., 201:203, 203:205] = 0.0  # a pinhole inside
+    averages, right = halvings(speckled, 28), halvings(mask, 28)
+    dense = {grid: 12 * right[grid].squeeze(1) - 6 for grid in (28, 56, 112)}
+    none = roots_of(torch.zeros(1, 28, 28, dtype=torch.bool))
+    levels = [none, children_of(none), children_of(children_of(none))]
+    nowhere = torch.zeros(1, 28, 28, dtype=torch.bool)
 
+    def refined(margin: float) -> torch.Tensor:
+        args = (averages, dense, nowhere, levels, [torch.zeros(0)] * 3)
+        return propagate_corrections(*args, margin=margin)[0].refined[0]
 
-def test_slivers_that_refining_cut_off_are_dropped() -> None:
-    probability, refined = bump_scene()
-    cleaned, counted = drop_remnants(probability, refined)
-    assert not cleaned[40:60, 84:86].any()
-    assert counted[40:60, 84:86].all()
-    assert np.array_equal(cleaned[:, :84], probability[:, :84])
-
-
-def test_pinholes_that_refining_cut_off_are_filled() -> None:
-    probability, refined = bump_scene()
-    cleaned, counted = drop_remnants(1 - probability, refined)
-    assert cleaned[40:60, 84:86].all()
-    assert counted[40:60, 84:86].all()
-
-
-def test_pieces_the_detector_left_alone_stay() -> None:
-    probability, refined = bump_scene()
-    probability[90:100, 5:20] = 1.0  # a second piece of the object, far from any refined cell
-    cleaned, _ = drop_remnants(probability, refined)
-    assert (cleaned[90:100, 5:20] == 1.0).all()
-
-
-def test_a_small_piece_the_network_itself_made_stays() -> None:
-    probability, refined = bump_scene()
-    probability[50:53, 70:73] = 1.0  # inside the refined cells
-    cleaned, _ = drop_remnants(probability, refined)
-    assert (cleaned[50:53, 70:73] == 1.0).all()
+    anew = refined(0.25)
+    assert bool(anew[20 // 16, 400 // 16])
+    assert bool(anew[201 // 16, 203 // 16])
+    outside = right[28][0, 0] == 0
+    assert int(anew[outside].sum()) == 1  # and nowhere else off the object
+    assert not refined(1.0).any()

@@ -36,6 +36,8 @@ class RefinerConfig:
         finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
         relabel_threshold: a 28-level cell is labelled anew where the detector's probability that the coarse mask is
             wrong in it reaches this.
+        relabel_margin: such a cell is labelled anew, too, where the new label of some pixel differs from the given mask
+            by this much; otherwise specks too small or too many for the detector would stay.
         root_threshold: such a cell becomes a root where the probability that it is incoherent reaches this; in the
             others the dense decoder's labels do.
         child_threshold: same for the cells of the finer levels.
@@ -50,6 +52,10 @@ class RefinerConfig:
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
             box, keeps the given mask: the two are then as close as this refiner comes to the truth, so the refined
             one is no better evidence.
+        keep_patch: but for patches that changed and hold a disc of more than this radius, as a share of the same side:
+            an island or a hole is wrong also in a mask that is right elsewhere.
+        keep_rest: an instance whose outline moved by more than ``keep_shift``, but without such patches by no more than
+            this, keeps the given mask beside them.
     """
 
     backbone: str = "lite2"
@@ -68,6 +74,7 @@ class RefinerConfig:
     max_depth: int = 5
     finest_cell: float = 1.5
     relabel_threshold: float = 0.15
+    relabel_margin: float = 0.25
     root_threshold: float = 0.15
     child_threshold: float = 0.5
     trust: float = 0.1
@@ -75,6 +82,8 @@ class RefinerConfig:
     passes: int = 2
     repeat_share: float = 0.15
     keep_shift: float = 0.005
+    keep_patch: float = 0.02
+    keep_rest: float = 0.003
 
     def depth(self, roi_side: float) -> int:
         """Number of quadtree levels for an RoI whose longer side is ``roi_side`` pixels; at least 3."""

@@ -170,6 +170,7 @@ class MaskTransfiner(nn.Module):
             output.logits,
             config.trust,
             config.deep_trust,
+            config.relabel_margin,
         )
 
     def _detect(

@@ -19,6 +19,7 @@ from transfiner_refine.model.quadtree import QuadtreeLevel
 __all__ = ["LevelMap", "corrected_labels", "halvings", "propagate", "propagate_corrections", "signed_depth"]
 
 _DEPTH_GRID = 56
+_SHARED_LEVELS = 3  # that every instance has; a result must not depend on which others its batch holds
 _DEEPEST = 8  # of its cells, a seventh of the RoI's side; trust does not grow beyond
 
 
@@ -80,6 +81,7 @@ def propagate_corrections(
     logits: list[Tensor],
     trust: float = 0.0,
     deep_trust: float = 0.0,
+    margin: float = 1.0,
 ) -> list[LevelMap]:
     """Adds to each level's dense labels what the nodes of this level and of those above correct.
 
@@ -94,21 +96,34 @@ def propagate_corrections(
         logits: [n] foreground logit of each level's nodes.
         trust: logit that the coarse mask adds to its own side.
         deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline.
+        margin: a 28-level cell is labelled anew, too, where its new labels differ from the coarse mask by this much.
 
     Returns:
         the map of each level.
     """
     maps: list[LevelMap] = []
-    refined = relabelled
     depth = 100 / _DEPTH_GRID * signed_depth(coarse[_DEPTH_GRID], _DEEPEST)
-    for level, logit in zip(levels, corrected_labels(dense, levels, logits), strict=True):
+    anew, given = [], []
+    for label in corrected_labels(dense, levels, logits):
+        mask = coarse[label.shape[-1]].squeeze(1)
+        deep = F.interpolate(depth, mask.shape[-2:], mode="bilinear").squeeze(1)
+        anew.append(torch.sigmoid(label + trust * (2 * mask - 1) + deep_trust * deep))
+        given.append(mask)
+    refined = relabelled | _contradicted(
+        anew[:_SHARED_LEVELS][-1], coarse[max(coarse)], margin, relabelled.shape[-1]
+    )
+    for new, mask in zip(anew, given, strict=True):
         if maps:
             refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        given = coarse[level.grid].squeeze(1)
-        deep = F.interpolate(depth, given.shape[-2:], mode="bilinear").squeeze(1)
-        anew = torch.sigmoid(logit + trust * (2 * given - 1) + deep_trust * deep)
-        maps.append(LevelMap(torch.where(refined, anew, given), refined))
+        maps.append(LevelMap(torch.where(refined, new, mask), refined))
     return maps
+
+
+def _contradicted(labels: Tensor, mask: Tensor, margin: float, grid: int) -> Tensor:
+    """The cells in which labels differ somewhere from a finer mask: [B, g, g], [B, 1, S, S] → [B, grid, grid] bool."""
+    side = mask.shape[-1]
+    apart = (F.interpolate(labels[:, None], (side, side), mode="bilinear") - mask).abs()
+    return F.max_pool2d(apart, side // grid).squeeze(1) >= margin
 
 
 def signed_depth(mask: Tensor, most: int) -> Tensor:
