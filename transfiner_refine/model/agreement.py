@@ -14,9 +14,8 @@ __all__ = ["patches_if_agreed"]
 
 _NEXT = np.ones((3, 3), np.uint8)
 _THIN = 1.5  # pixels: a change of one or two pixels' width is never thick, however small the object
-_REDRAWN = (
-    0.25  # share of the refined outline that may run along patches; beyond it little is left to agree about
-)
+# share of the refined outline that may run along patches; beyond it little is left to agree about
+_REDRAWN = 0.25
 
 
 def patches_if_agreed(

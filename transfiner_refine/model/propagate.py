@@ -8,6 +8,7 @@ was not refined.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,7 @@ def propagate_corrections(
     logits: list[Tensor],
     trust: float = 0.0,
     deep_trust: float = 0.0,
-    margin: float = 1.0,
+    margin: float = math.inf,
 ) -> list[LevelMap]:
     """Adds to each level's dense labels what the nodes of this level and of those above correct.
 
