@@ -81,6 +81,14 @@ class DevSet:
             entry for entry in load_results(file, self.whole) if entry.image_id in self.annotations.images
         ]
 
+    def true_masks(self) -> tuple[list[int], list[MaskWindow]]:
+        """The annotations that are large enough to count: their image ids and their masks."""
+        entries = [
+            (entry.image_id, decode(entry.mask)) for entry in self.annotations.instances if not entry.is_crowd
+        ]
+        large = [(image_id, mask) for image_id, mask in entries if mask.area >= MIN_AREA]
+        return [image_id for image_id, _ in large], [mask for _, mask in large]
+
     def photo(self, image_id: int) -> NDArray[np.uint8]:
         """[H, W, 3] uint8 RGB."""
         image = self.annotations.images[image_id]
@@ -307,12 +315,8 @@ def _control_table(dev_sets: Sequence[DevSet], refine: Refine) -> Table:
     rows = []
     for name, spoil in CONTROLS.items():
         for dev_set in dev_sets:
-            instances = [entry for entry in dev_set.annotations.instances if not entry.is_crowd]
-            truth = [decode(entry.mask) for entry in instances]
-            large = [index for index, mask in enumerate(truth) if mask.area >= MIN_AREA]
-            truth, instances = [truth[i] for i in large], [instances[i] for i in large]
+            image_ids, truth = dev_set.true_masks()
             spoilt = [spoil(mask) for mask in truth]
-            image_ids = [entry.image_id for entry in instances]
             after, _ = _refine_windows(dev_set, f"{dev_set.name} {name}", image_ids, spoilt, refine)
             scores = matched_scores(truth, spoilt, after, images=image_ids, min_coarse_iou=0.0)
             rows.append([name, dev_set.name, *_control_cells(name, scores.summary["all"], after)])

@@ -18,9 +18,8 @@ import numpy as np
 from devval import _dev_sets, _refine_windows, _refiner
 from numpy.typing import NDArray
 
-from transfiner_refine.evaluation.coco_files import decode
-from transfiner_refine.evaluation.matched import MIN_AREA, matched_scores
-from transfiner_refine.evaluation.tables import Table
+from transfiner_refine.evaluation.matched import matched_scores
+from transfiner_refine.evaluation.tables import Table, before_after
 from transfiner_refine.refiner import window_of
 from transfiner_refine.types import MaskRefineError
 
@@ -226,16 +225,13 @@ def main(
         raise click.ClickException(str(error)) from error
     for kind in kinds or KINDS:
         for dev_set in dev_sets:
-            instances = [entry for entry in dev_set.annotations.instances if not entry.is_crowd]
-            pairs = [(entry, decode(entry.mask)) for entry in instances]
-            pairs = [(entry, truth) for entry, truth in pairs if truth.area >= MIN_AREA]
-            spoilt = []
-            for number, (entry, truth) in enumerate(pairs):
-                rng = np.random.default_rng(number)
-                spoilt.append(window_of(KINDS[kind](dev_set.photo(entry.image_id), truth.paste(), rng)))
-            image_ids = [entry.image_id for entry, _ in pairs]
+            image_ids, truth = dev_set.true_masks()
+            spoilt = [
+                window_of(KINDS[kind](dev_set.photo(image_id), mask.paste(), np.random.default_rng(number)))
+                for number, (image_id, mask) in enumerate(zip(image_ids, truth, strict=True))
+            ]
             after, _ = _refine_windows(dev_set, f"{dev_set.name} {kind}", image_ids, spoilt, refine)
-            scores = matched_scores([truth for _, truth in pairs], spoilt, after, images=image_ids)
+            scores = matched_scores(truth, spoilt, after, images=image_ids)
             summary = scores.summary["all"]
             assert summary.after is not None
             values = [
@@ -252,8 +248,8 @@ def main(
 
 
 def _cells(values: Sequence[float]) -> list[str]:
-    iou, refined_iou, boundary, refined_boundary, worse = (100 * value for value in values)
-    return [f"{iou:.1f} → {refined_iou:.1f}", f"{boundary:.1f} → {refined_boundary:.1f}", f"{worse:.0f} %"]
+    iou, refined_iou, boundary, refined_boundary, worse = values
+    return [before_after(iou, refined_iou), before_after(boundary, refined_boundary), f"{100 * worse:.0f} %"]
 
 
 if __name__ == "__main__":

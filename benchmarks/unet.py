@@ -28,6 +28,7 @@ from transfiner_refine.model.propagate import halvings
 from transfiner_refine.model.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training import Schedule, open_dataset
 from transfiner_refine.training.loop import train
+from transfiner_refine.training.objective import map_loss
 from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.trainee import split_decay
 from transfiner_refine.types import MaskWindow
@@ -77,10 +78,7 @@ class UNetTrainee:
         side = CONFIG.crop_side
         logits = self.network(halvings(image, side)[side], halvings(coarse, side)[side]).float()
         target = halvings(truth, side // 2)[side // 2]
-        probability = torch.sigmoid(logits)
-        overlap = (probability * target).sum((1, 2, 3))
-        dice = 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2, 3)) + 1)
-        return {"total": F.binary_cross_entropy_with_logits(logits, target) + dice.mean()}
+        return {"total": map_loss(logits.squeeze(1), target.squeeze(1)).mean()}
 
     def export(self, path: Path, about: dict[str, Any]) -> None:
         metadata = {name: str(value) for name, value in about.items()}

@@ -18,7 +18,7 @@ from transfiner_refine.model.checkpoint import is_native, load_network
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.paste import paste_into_roi
 from transfiner_refine.model.quadtree import ThresholdSelector
-from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
+from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around, roi_of
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights
 from transfiner_refine.types import InputError, MaskWindow
 
@@ -156,7 +156,7 @@ class Refiner:
             changed = []
             refined = self._refine_once([images[image_index[i]] for i in waiting], inputs)
             for i, before, after in zip(waiting, inputs, refined, strict=True):
-                values = read_mask(before, _roi_of(after))
+                values = read_mask(before, roi_of(after))
                 given, new = values >= 0.5, after.values >= 0.5
                 patches = patches_if_agreed(given, new, self.config) if number == 0 else None
                 if patches is not None:
@@ -252,12 +252,6 @@ class Refiner:
 def _harden(mask: MaskWindow) -> MaskWindow:
     """The mask cut at 0.5."""
     return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
-
-
-def _roi_of(window: MaskWindow) -> Roi:
-    """The rectangle that a window covers."""
-    height, width = window.values.shape
-    return Roi(window.x, window.y, window.x + width, window.y + height)
 
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:

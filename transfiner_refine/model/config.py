@@ -36,10 +36,10 @@ class RefinerConfig:
         finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
         relabel_threshold: a 28-level cell is labelled anew where the detector's probability that the coarse mask is
             wrong in it reaches this.
-        relabel_margin: such a cell is labelled anew, too, where the new label of some pixel differs from the given mask
-            by this much; otherwise specks too small or too many for the detector would stay.
-        root_threshold: such a cell becomes a root where the probability that it is incoherent reaches this; in the
-            others the dense decoder's labels do.
+        relabel_margin: a 28-level cell is labelled anew, too, where the new label of some pixel differs from the given
+            mask by this much; otherwise specks too small or too many for the detector would stay.
+        root_threshold: a cell that the detector says is wrong becomes a root where the probability that it is
+            incoherent reaches this; in the others that are labelled anew the dense decoder's labels do.
         child_threshold: same for the cells of the finer levels.
         trust: logit that the given mask adds to its own side in the cells that are labelled anew. Where the network is
             of two minds the given mask decides; more of it spares good masks and mends bad ones less.

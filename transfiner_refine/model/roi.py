@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["Roi", "RoiSettings", "crop_roi", "read_mask", "resample", "roi_around"]
+__all__ = ["Roi", "RoiSettings", "crop_roi", "read_mask", "resample", "roi_around", "roi_of"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class Roi:
     def side(self) -> int:
         """The longer side, pixels."""
         return max(self.width, self.height)
+
+
+def roi_of(window: MaskWindow) -> Roi:
+    """The rectangle that a window covers."""
+    height, width = window.values.shape
+    return Roi(window.x, window.y, window.x + width, window.y + height)
 
 
 class RoiSettings(Protocol):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.model.roi import Roi, read_mask, resample
+from transfiner_refine.model.roi import Roi, read_mask, resample, roi_of
 from transfiner_refine.training.simulate import near_side, outline_point
 from transfiner_refine.types import MaskWindow
 
@@ -83,11 +83,7 @@ def occlude(
     y, x = tight.y + point[0] - 1 - h // 2, tight.x + point[1] - 1 - w // 2  # point lies on the padded canvas
     y0, x0, y1, x1 = max(0, y), max(0, x), min(height, y + h), min(width, x + w)
     cut, alpha = cut[y0 - y : y1 - y, x0 - x : x1 - x], alpha[y0 - y : y1 - y, x0 - x : x1 - x]
-    h, w = tight.values.shape
-    hidden = read_mask(
-        MaskWindow(alpha >= 0.5, x0, y0, truth.image_size),
-        Roi(tight.x, tight.y, tight.x + w, tight.y + h),
-    )
+    hidden = read_mask(MaskWindow(alpha >= 0.5, x0, y0, truth.image_size), roi_of(tight))
     seen = tight.values & ~(hidden >= 0.5)
     if np.count_nonzero(seen) < _LEAST_VISIBLE * tight.area:
         return image, truth

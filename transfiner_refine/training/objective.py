@@ -170,10 +170,9 @@ def dice_loss(logit: Tensor, target: Tensor) -> Tensor:
 def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
     """Mean over the nodes of instances whose quadtree reaches this level."""
     number = (level.grid // _ROOT_GRID).bit_length()  # 1-based
-    counts = (depth.index_select(0, level.instance) >= number).to(values.dtype)
-    return (values * counts).sum() / counts.sum().clamp(min=1)
+    return _mean_over(values, depth.index_select(0, level.instance) >= number)
 
 
 def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the instances that count; values [B], counts [B] bool."""
+    """Mean over the values that count; values, counts [n]."""
     return (values * counts).sum() / counts.sum().clamp(min=1)
