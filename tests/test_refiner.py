@@ -130,19 +130,20 @@ def test_specks_vanish_from_a_mask_that_is_right_otherwise(refiner: Refiner) -> 
     assert cv2.connectedComponents(refined.view(np.uint8))[0] == 2  # one piece and the ground
 
 
-def test_an_island_vanishes(refiner: Refiner) -> None:
+def test_an_island_vanishes_from_a_mask_whose_outline_is_kept(refiner: Refiner) -> None:
     image, masks = scene(3)
     good = refiner.refine(image, coarsen(masks[3])[None])[0]
     rows, columns = np.nonzero(good)
-    island = np.zeros(good.shape, np.uint8)
     side = int(np.sqrt(np.ptp(rows) * np.ptp(columns)))
     centre = (int(columns.min()) - side // 8, int(rows.min()) - side // 8)
-    cv2.circle(island, centre, side // 12, 1, -1)
+    island = cv2.circle(np.zeros(good.shape, np.uint8), centre, side // 12, 1, -1).astype(bool)
     assert island.any()
-    assert not (island.astype(bool) & good).any()
-    refined = refiner.refine(image, (good | island.astype(bool))[None])[0]
-    assert not (refined & island.astype(bool)).any()
-    assert iou(refined, good) > 0.96
+    assert not (island & good).any()
+    lenient = load_refiner(device="cpu")
+    lenient.config = replace(lenient.config, keep_shift=0.05)  # so that this outline counts as agreed upon
+    refined = lenient.refine(image, (good | island)[None])[0]
+    assert not (refined & island).any()
+    assert np.count_nonzero(refined != good) < 0.001 * np.count_nonzero(good)
 
 
 def test_an_empty_mask_stays_empty_and_no_masks_give_no_masks(refiner: Refiner) -> None:
