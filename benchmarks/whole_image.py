@@ -186,11 +186,11 @@ class WholeImageRefiner(Refiner):
         self.network.see(stacked([small]).float())
 
     def _refine_batch(
-        self, images: list[Photo], masks: list[MaskWindow]
-    ) -> list[tuple[Roi, NDArray[np.float32]]]:
-        boxes = [scaled_box(roi_around(mask, self.config), self._scale) for mask in masks]
+        self, images: list[Photo], masks: list[MaskWindow], rois: list[Roi]
+    ) -> list[NDArray[np.float32]]:
+        boxes = [scaled_box(roi, self._scale) for roi in rois]
         self.network.place(torch.zeros(len(masks), dtype=torch.int64), torch.tensor(boxes))
-        return super()._refine_batch(images, masks)
+        return super()._refine_batch(images, masks, rois)
 
 
 @click.group(help=__doc__.split("\n")[0])

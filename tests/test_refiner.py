@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine import Refiner, load_refiner
 from transfiner_refine.device import choose_device, choose_precision
+from transfiner_refine.model.roi import roi_around
 from transfiner_refine.refiner import window_of
 from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
@@ -87,12 +88,28 @@ def test_one_pass_over_several_instances_gives_what_each_gets_alone(refiner: Ref
     # what a GPU does; on a CPU the refiner takes one instance at a time, so ask the network directly
     image, masks = scene(5)
     windows = [window_of(coarsen(mask)) for mask in masks]
-    batch = refiner._refine_batch([image] * len(windows), windows)
-    for window, (roi, together) in zip(windows, batch, strict=True):
-        ((own_roi, alone),) = refiner._refine_batch([image], [window])
-        assert roi == own_roi
+    rois = [roi_around(window, refiner.config) for window in windows]
+    batch = refiner._refine_batch([image] * len(windows), windows, rois)
+    for window, roi, together in zip(windows, rois, batch, strict=True):
+        (alone,) = refiner._refine_batch([image], [window], [roi])
         assert np.mean((alone >= 0.5) != (together >= 0.5)) < 1e-3
         np.testing.assert_allclose(alone, together, atol=5e-3)
+
+
+def test_close_ups_sharpen_large_objects_and_leave_small_ones_to_the_passes(refiner: Refiner) -> None:
+    without = load_refiner(device="cpu")
+    without.config = replace(without.config, close_up_from=10_000)
+    image, truth = scene(1)
+    coarse = np.stack([coarsen(mask) for mask in truth])
+    assert np.array_equal(refiner.refine(image, coarse), without.refine(image, coarse))
+    image = cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    truth, coarse = (
+        np.stack([cv2.resize(mask.astype(np.float32), None, fx=3, fy=3) >= 0.5 for mask in masks])
+        for masks in (truth, coarse)
+    )
+    close, far = refiner.refine(image, coarse), without.refine(image, coarse)
+    gain = [iou(c, t) - iou(f, t) for c, f, t in zip(close, far, truth, strict=True)]
+    assert np.mean(gain) > 0.001
 
 
 def test_the_order_of_masks_does_not_matter(refiner: Refiner) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transfiner_refine.device import choose_device, choose_precision
 from transfiner_refine.model.agreement import patches_if_agreed
 from transfiner_refine.model.checkpoint import is_native, load_network
+from transfiner_refine.model.close_up import blend_close_ups, close_up_windows
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.paste import paste_into_roi
 from transfiner_refine.model.quadtree import ThresholdSelector
@@ -151,10 +152,12 @@ class Refiner:
                 result[i] = mask if soft else _harden(mask)
             else:
                 waiting.append(i)
+        latest: dict[int, MaskWindow] = {}
         for number in range(self.config.passes):
-            inputs = [_harden(result[i]) for i in waiting] if number else [masks[i] for i in waiting]
+            inputs = [_harden(latest[i]) for i in waiting] if number else [masks[i] for i in waiting]
             changed = []
-            refined = self._refine_once([images[image_index[i]] for i in waiting], inputs)
+            rois = [roi_around(mask, self.config) for mask in inputs]
+            refined = self._refine_once([images[image_index[i]] for i in waiting], inputs, rois)
             for i, before, after in zip(waiting, inputs, refined, strict=True):
                 values = read_mask(before, roi_of(after))
                 given, new = values >= 0.5, after.values >= 0.5
@@ -164,53 +167,84 @@ class Refiner:
                     kept = replace(after, values=mixed) if patches.any() else masks[i]
                     result[i] = kept if soft else _harden(kept)
                     continue
-                result[i] = after if soft else _harden(after)
+                latest[i] = after
                 if after.area and np.count_nonzero(given != new) >= self.config.repeat_share * masks[i].area:
                     changed.append(i)
             waiting = changed
+        large = [
+            i for i, after in latest.items() if after.area and roi_of(after).side >= self.config.close_up_from
+        ]
+        sharper = self._look_closer([images[image_index[i]] for i in large], [latest[i] for i in large])
+        latest.update(zip(large, sharper, strict=True))
+        for i, after in latest.items():
+            result[i] = after if soft else _harden(after)
         return result
 
-    def _refine_once(self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]) -> list[MaskWindow]:
-        """One pass over any number of instances: probabilities in the RoI of each."""
+    def _look_closer(self, images: list[NDArray[np.uint8]], refined: list[MaskWindow]) -> list[MaskWindow]:
+        """Refined masks, probabilities in their RoIs, after close-ups of the parts that hold a piece of the outline."""
+        masks = [_harden(window) for window in refined]
+        parts = [
+            (number, part)
+            for number, window in enumerate(refined)
+            for part in close_up_windows(roi_of(window))
+            if _has_outline(read_mask(masks[number], part))
+        ]
+        labels = self._refine_once(
+            [images[number] for number, _ in parts],
+            [masks[number] for number, _ in parts],
+            [part for _, part in parts],
+        )
+        found = {part: label.values for part, label in zip(parts, labels, strict=True)}
+        sharper = []
+        for number, window in enumerate(refined):
+            roi = roi_of(window)
+            windows = close_up_windows(roi)
+            values = blend_close_ups(
+                roi, window.values, windows, [found.get((number, part)) for part in windows]
+            )
+            sharper.append(replace(window, values=values))
+        return sharper
+
+    def _refine_once(
+        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
+    ) -> list[MaskWindow]:
+        """One pass over any number of RoIs: probabilities in each."""
         if self.device.type == "cpu":
-            batches = self._one_by_one(images, masks)
+            batches = self._one_by_one(images, masks, rois)
         else:
-            batches = [
-                self._refine_batch(images[i : i + self.batch_size], masks[i : i + self.batch_size])
-                for i in range(0, len(masks), self.batch_size)
-            ]
-        refined = [item for batch in batches for item in batch]
+            parts = [slice(i, i + self.batch_size) for i in range(0, len(masks), self.batch_size)]
+            batches = [self._refine_batch(images[part], masks[part], rois[part]) for part in parts]
+        probabilities = [each for batch in batches for each in batch]
         return [
             MaskWindow(probability, roi.x0, roi.y0, mask.image_size)
-            for mask, (roi, probability) in zip(masks, refined, strict=True)
+            for probability, mask, roi in zip(probabilities, masks, rois, strict=True)
         ]
 
     def _one_by_one(
-        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]
-    ) -> list[list[tuple[Roi, NDArray[np.float32]]]]:
+        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
+    ) -> list[list[NDArray[np.float32]]]:
         """Each instance in a pass of its own, one on each core.
 
         That keeps the cores busier than one pass on all of them, for an instance's tensors are small. And an
         instance that is alone in its pass cannot depend on its neighbours, not even by rounding.
         """
 
-        def alone(image: NDArray[np.uint8], mask: MaskWindow) -> list[tuple[Roi, NDArray[np.float32]]]:
+        def alone(image: NDArray[np.uint8], mask: MaskWindow, roi: Roi) -> list[NDArray[np.float32]]:
             torch.set_num_threads(1)  # some builds of PyTorch keep this number for each thread
-            return self._refine_batch([image], [mask])
+            return self._refine_batch([image], [mask], [roi])
 
         try:
             with ThreadPoolExecutor(self._threads, "transfiner-cpu") as workers:
-                return list(workers.map(alone, images, masks))
+                return list(workers.map(alone, images, masks, rois))
         finally:
             torch.set_num_threads(self._threads)  # and some one for all
 
     @torch.inference_mode()
     def _refine_batch(
-        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow]
-    ) -> list[tuple[Roi, NDArray[np.float32]]]:
-        """One pass: the RoI of each mask and its refined probability there, [height, width]."""
+        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
+    ) -> list[NDArray[np.float32]]:
+        """One pass: the refined probability in each RoI, [height, width]."""
         side = self.config.detail_side
-        rois = [roi_around(mask, self.config) for mask in masks]
         pixels = np.stack([crop_roi(image, roi, side) for image, roi in zip(images, rois, strict=True)])
         soft = np.stack(
             [resample(read_mask(mask, roi), side, side) for mask, roi in zip(masks, rois, strict=True)]
@@ -225,11 +259,8 @@ class Refiner:
         for i, (mask, roi, depth) in enumerate(zip(masks, rois, depths, strict=True)):
             finest = maps[depth - 1]
             refined.append(
-                (
-                    roi,
-                    paste_into_roi(
-                        finest.probability[i].cpu().numpy(), finest.refined[i].cpu().numpy(), mask, roi
-                    ),
+                paste_into_roi(
+                    finest.probability[i].cpu().numpy(), finest.refined[i].cpu().numpy(), mask, roi
                 )
             )
         return refined
@@ -247,6 +278,11 @@ class Refiner:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             output: TreeOutput = self.network(image, coarse, selector, max(depths))
         return output
+
+
+def _has_outline(mask: NDArray[np.float32]) -> bool:
+    """Whether there is foreground as well as background in a part of a mask."""
+    return bool(mask.min() < mask.max())
 
 
 def _harden(mask: MaskWindow) -> MaskWindow:

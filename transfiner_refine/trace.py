@@ -103,17 +103,19 @@ class Trace:
     Attributes:
         coarse_mask: the mask that came in.
         passes: what the network did, in order; more than one where the refiner took another turn.
+        close_ups: what it did after them in the windows of a large object, row by row; none for others.
         result: the refined mask, bool; what ``Refiner.refine`` returns.
     """
 
     coarse_mask: MaskWindow
     passes: tuple[TracePass, ...]
+    close_ups: tuple[TracePass, ...]
     result: MaskWindow
 
     @property
     def labelled_anew(self) -> MaskWindow:
-        """All pixels that did not simply keep the coarse mask's label, in whichever pass."""
-        return _union([step.labelled_anew() for step in self.passes])
+        """All pixels that did not simply keep the coarse mask's label, in whichever pass or close-up."""
+        return _union([step.labelled_anew() for step in (*self.passes, *self.close_ups)])
 
     @property
     def region(self) -> MaskWindow:
@@ -142,9 +144,10 @@ def trace(refiner: Refiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskW
     window = mask if isinstance(mask, MaskWindow) else window_of(mask)
     if window.area == 0:
         raise InputError("the mask is empty", remedy="an empty mask is never refined")
-    recorder = copy.copy(refiner)  # shares the network; only its two stages below are watched
+    recorder = copy.copy(refiner)  # shares the network; only its stages below are watched
     inputs: list[tuple[torch.Tensor, TreeOutput]] = []
     steps: list[TracePass] = []
+    close_ups: list[TracePass] = []
 
     def run(pixels: torch.Tensor, coarse: torch.Tensor, depths: list[int]) -> TreeOutput:
         output = refiner.run(pixels, coarse, depths)
@@ -152,17 +155,34 @@ def trace(refiner: Refiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskW
         return output
 
     def refine_batch(
-        images: list[NDArray[np.uint8]], masks: list[MaskWindow]
-    ) -> list[tuple[Roi, NDArray[np.float32]]]:
-        refined = type(refiner)._refine_batch(recorder, images, masks)
-        ((roi, probability),) = refined
-        steps.append(_pass(refiner, roi, masks[0], *inputs[-1], probability))
+        images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
+    ) -> list[NDArray[np.float32]]:
+        refined = type(refiner)._refine_batch(recorder, images, masks, rois)
+        steps.append(_pass(refiner, rois[0], masks[0], *inputs[-1], refined[0]))
         return refined
 
-    # Whatever the refiner does between its passes stays its own affair, so a trace cannot drift from it.
-    vars(recorder).update(run=run, _refine_batch=refine_batch)
+    def refine_once(
+        images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
+    ) -> list[MaskWindow]:
+        # one after the other, so that it is clear what belongs to which
+        return [
+            type(refiner)._refine_once(recorder, [image], [mask], [roi])[0]
+            for image, mask, roi in zip(images, masks, rois, strict=True)
+        ]
+
+    def look_closer(images: list[NDArray[np.uint8]], refined: list[MaskWindow]) -> list[MaskWindow]:
+        passes = len(steps)
+        sharper = type(refiner)._look_closer(recorder, images, refined)
+        close_ups.extend(steps[passes:])
+        del steps[passes:]
+        return sharper
+
+    # Whatever the refiner does between these stages stays its own affair, so a trace cannot drift from it.
+    vars(recorder).update(
+        run=run, _refine_batch=refine_batch, _refine_once=refine_once, _look_closer=look_closer
+    )
     (result,) = recorder.refine_windows([image], [window], [0])
-    return Trace(window, tuple(steps), result)
+    return Trace(window, tuple(steps), tuple(close_ups), result)
 
 
 def _union(windows: list[MaskWindow]) -> MaskWindow:

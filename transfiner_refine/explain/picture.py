@@ -274,6 +274,12 @@ def _headline(canvas: Canvas, trace: Trace, names: Names, truth: MaskWindow | No
     canvas.text(_MARGIN, _MARGIN - 12, "How Mask Transfiner refines this mask", _TITLE, weight="SemiBold")
     passes = len(trace.passes)
     more = f", shown: the first of {passes} passes" if passes > 1 else ""
+    if trace.close_ups:
+        more += (
+            f", before {len(trace.close_ups)} close-ups"
+            if passes == 1
+            else f" and {len(trace.close_ups)} close-ups"
+        )
     known = ", scored against the truth" if truth is not None else ""
     subtitle = f"{names.mask} on {names.image}, weights {names.weights}{more}{known}"
     canvas.text(_MARGIN, _MARGIN + 58, subtitle, _SUBTITLE, colour=QUIET)

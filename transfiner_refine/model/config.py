@@ -49,6 +49,8 @@ class RefinerConfig:
             start from makes the next one better.
         repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's
             area; masks that were good already are not touched again.
+        close_up_from: side of an RoI, pixels, from which on the object is looked at once more in close-ups
+            (``close_up.py``).
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
             box, keeps the given mask: the two are then as close as this refiner comes to the truth, so the refined
             one is no better evidence.
@@ -81,6 +83,7 @@ class RefinerConfig:
     deep_trust: float = 0.05
     passes: int = 2
     repeat_share: float = 0.15
+    close_up_from: int = 250
     keep_shift: float = 0.005
     keep_patch: float = 0.02
     keep_rest: float = 0.003
