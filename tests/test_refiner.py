@@ -97,8 +97,7 @@ def test_one_pass_over_several_instances_gives_what_each_gets_alone(refiner: Ref
 
 
 def test_close_ups_sharpen_large_objects_and_leave_small_ones_to_the_passes(refiner: Refiner) -> None:
-    without = load_refiner(device="cpu")
-    without.config = replace(without.config, close_up_from=10_000)
+    without = load_refiner(device="cpu", close_ups=False)
     image, truth = scene(1)
     coarse = np.stack([coarsen(mask) for mask in truth])
     assert np.array_equal(refiner.refine(image, coarse), without.refine(image, coarse))

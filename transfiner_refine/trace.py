@@ -162,7 +162,7 @@ def trace(refiner: Refiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskW
         return refined
 
     def refine_once(
-        images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
+        images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi], **_: int
     ) -> list[MaskWindow]:
         # one after the other, so that it is clear what belongs to which
         return [

@@ -173,6 +173,8 @@ def test_an_interrupted_run_is_neither_forgotten_nor_mixed_up(interrupted_job: P
         "is of another run: --precision was float32 and is bfloat16; repeat the command as it was"
         in other.stderr
     )
+    other = refine(job, "--device", "cpu", "--resume", "--no-close-ups")
+    assert "--close-ups was true and is false" in other.stderr
     assert refine(job, "--device", "cpu", "--overwrite").exit_code == 0
 
 

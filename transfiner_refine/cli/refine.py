@@ -77,6 +77,13 @@ _ANY = click.Path(path_type=Path)
     "the device]",
 )
 @click.option(
+    "--close-ups/--no-close-ups",
+    default=True,
+    show_default=True,
+    help="Look at large objects once more, part by part: a little sharper, and they take about two and a half "
+    "times as long.",
+)
+@click.option(
     "--min-area",
     type=click.IntRange(min=0),
     default=0,

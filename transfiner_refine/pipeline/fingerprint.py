@@ -52,7 +52,7 @@ def input_entries(
 
 
 def refiner_entries(refiner: WindowRefiner, weights: Path | None) -> dict[str, str]:
-    """The part that the refiner has in a fingerprint: its weights and the arithmetic it uses.
+    """The part that the refiner has in a fingerprint: its weights and how it uses them.
 
     Args:
         refiner: the refiner in use.
@@ -68,6 +68,9 @@ def refiner_entries(refiner: WindowRefiner, weights: Path | None) -> dict[str, s
     precision = getattr(refiner, "precision", None)
     if precision is not None:
         entries["--precision"] = str(precision).removeprefix("torch.")
+    close_ups = getattr(refiner, "close_ups", None)
+    if close_ups is not None:
+        entries["--close-ups"] = str(close_ups).lower()
     if (torch := sys.modules.get("torch")) is not None and weights is not None:
         entries["the version of PyTorch"] = str(torch.__version__)
     return entries

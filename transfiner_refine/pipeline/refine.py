@@ -36,6 +36,7 @@ def refine_files(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
+    close_ups: bool = True,
     refiner: WindowRefiner | None = None,
     min_area: int = 0,
     score_threshold: float | None = None,
@@ -68,7 +69,8 @@ def refine_files(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: instances a call of the network, None for what suits the device.
-        refiner: used in place of loading ``weights``; the arguments from ``weights`` to ``batch_size`` are
+        close_ups: look at large objects once more, part by part.
+        refiner: used in place of loading ``weights``; the arguments from ``weights`` to ``close_ups`` are
             not looked at then.
         min_area: masks of fewer pixels pass through.
         score_threshold: instances with a lower score pass through.
@@ -128,7 +130,13 @@ def refine_files(
             from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
             weights_file = find_weights(weights)
-            refiner = load_refiner(weights_file, device=device, precision=precision, batch_size=batch_size)
+            refiner = load_refiner(
+                weights_file,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                close_ups=close_ups,
+            )
         reading = {
             "--from": read_as.name,
             "--png-kind": png_kind,
