@@ -19,9 +19,7 @@ from transfiner_refine.training.samples import Augmentation, RefinementSamples
 from transfiner_refine.types import InputError
 
 CONFIG = RefinerConfig()
-PLAIN = Augmentation(
-    paste=0, backdrop=0, occlude=0, shorten=0, join=0, follow_image=0, warp=0, degrade=0, close_up=0
-)
+PLAIN = Augmentation(paste=0, backdrop=0, occlude=0, shorten=0, join=0, follow_image=0, warp=0, degrade=0)
 
 
 def test_a_folder_is_read_with_its_detectors_masks(dataset: Path) -> None:
@@ -114,36 +112,6 @@ def test_a_shortened_object_ends_early_in_both_masks(dataset: Path) -> None:
     short, whole = (areas(data, replace(PLAIN, shorten=shorten)) for shorten in (1.0, 0.0))
     for mask in (0, 1):
         assert 0.6 < short[mask] / whole[mask] < 0.95
-
-
-def test_a_close_up_shows_a_part_of_an_object_with_a_piece_of_its_outline(dataset: Path) -> None:
-    data = open_dataset(dataset)
-    data.instances[:] = [TrainingInstance(0, rectangle(10, 10, 160, 140))]
-    whole, close = (
-        RefinementSamples([data], CONFIG, count=20, seed=2, augmentation=replace(PLAIN, close_up=share))
-        for share in (0.0, 1.0)
-    )
-    for i in range(20):
-        _, masks, side = close[i]
-        assert 0.29 * 160 < float(side) < 0.76 * 200
-        assert float(side) < float(whole[i][2])
-        coarse = masks[0] > 127
-        assert coarse.any()
-        assert not coarse.all()
-    corners = [(close[i][1][1][::447, ::447] > 127).sum() for i in range(20)]
-    assert min(corners) < 4
-    assert max(corners) > 0  # an object that is seen as a whole never reaches the corners
-
-
-def test_a_small_object_is_always_seen_as_a_whole(dataset: Path) -> None:
-    data = open_dataset(dataset)
-    data.instances[:] = [TrainingInstance(0, rectangle(40, 40, 50, 50))]
-    samples = RefinementSamples([data], CONFIG, count=9, seed=2, augmentation=replace(PLAIN, close_up=1.0))
-    for i in range(9):
-        truth = samples[i][1][1] > 127
-        assert truth.any()
-        assert not truth[[0, -1]].any()
-        assert not truth[:, [0, -1]].any()
 
 
 @pytest.mark.parametrize(

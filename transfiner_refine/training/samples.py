@@ -20,16 +20,13 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, decode
-from transfiner_refine.training.simulate import outline_point, simulate_coarse, simulate_refined
+from transfiner_refine.training.simulate import simulate_coarse
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["Augmentation", "RefinementSamples"]
 
 _FULL_SIDE = 64  # square root of the area from which instances are drawn equally often, pixels
 _LEAST_SHARE = 0.2  # of the smallest, compared with those
-_LEAST_FOR_CLOSE_UP = 160  # side of an RoI, pixels
-_CLOSE_UP_SIDES = (0.3, 0.75)  # of a close-up's window, as a share of the RoI's side
-_REFINED_SHARE = 0.75  # of the close-ups start from a mask as a first pass leaves it
 
 
 @dataclass(frozen=True)
@@ -51,25 +48,23 @@ class Augmentation:
         stretch: largest change of the ratio of the sides, as a share.
         shear: largest shear, as a share of the side.
         degrade: share of samples whose pixels are blurred, recompressed, noisy or grey.
-        close_up: share of samples that show a part of a large object, as the windows of ``RefinerConfig.close_up`` do.
         margin: range of the RoI's margin, as a share of the box's side.
         finale: share of the run, at its end, in which what is pasted, warped, degraded and made to follow the image is
             halved: the last steps should see what users bring.
     """
 
     real_coarse: float = 0.4
-    follow_image: float = 0.1
+    follow_image: float = 0.15
     paste: float = 0.15
     backdrop: float = 0.1
     occlude: float = 0.1
-    shorten: float = 0.15
-    join: float = 0.1
+    shorten: float = 0.1
+    join: float = 0.06
     warp: float = 0.5
     degrees: float = 20.0
     stretch: float = 0.2
     shear: float = 0.12
     degrade: float = 0.3
-    close_up: float = 0.3
     margin: tuple[float, float] = (0.15, 0.45)
     finale: float = 0.1
 
@@ -117,10 +112,6 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         augmentation = self.augmentation.at(index / self.count)
         image, truth, coarse = self._draw(augmentation, rng)
         roi = roi_around(coarse, self.config, rng.uniform(*augmentation.margin))
-        if roi.side >= _LEAST_FOR_CLOSE_UP and rng.random() < augmentation.close_up:
-            if rng.random() < _REFINED_SHARE:
-                coarse = simulate_refined(truth, rng)
-            roi = _close_up(roi, coarse, rng)
         side = self.config.detail_side
         pixels = crop_roi(image, roi, side)
         masks = np.stack([self._resized(mask, roi) for mask in (coarse, truth)], 2)
@@ -165,20 +156,6 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
             return image, truth, decode(instance.coarse[int(rng.integers(len(instance.coarse)))])
         follows = rng.random() < augmentation.follow_image
         return image, truth, simulate_coarse(truth, rng, image if follows else None)
-
-
-def _close_up(roi: Roi, mask: MaskWindow, rng: np.random.Generator) -> Roi:
-    """A window of the RoI with a piece of the mask's outline in it."""
-    values = np.pad(mask.values.astype(np.uint8), 1)
-    point = outline_point(values, rng)
-    if point is None:
-        return roi
-    y, x = point[0] - 1 + mask.y, point[1] - 1 + mask.x
-    side = round(rng.uniform(*_CLOSE_UP_SIDES) * roi.side)
-    width, height = min(side, roi.width), min(side, roi.height)
-    x0 = int(np.clip(x - rng.uniform(0.1, 0.9) * width, roi.x0, roi.x1 - width))
-    y0 = int(np.clip(y - rng.uniform(0.1, 0.9) * height, roi.y0, roi.y1 - height))
-    return Roi(x0, y0, x0 + width, y0 + height)
 
 
 def _augmented(

@@ -3,7 +3,7 @@
 Each error is a function (mask, side, random generator) → mask on a padded canvas; ``simulate_coarse`` draws a few.
 The kinds follow what was seen in real outputs: the low resolution of mask heads, boxes that cut, parts missed or
 added, regions of the image missed or added (``image_errors.py``), specks and holes, loose polygons, masks that are
-shifted, too thin or too fat, wobbly outlines, and labels that are unsure pixel by pixel.
+shifted, too thin or too fat, and wobbly outlines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transfiner_refine.training.image_errors import Segments
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["near_side", "outline_point", "simulate_coarse", "simulate_refined"]
+__all__ = ["near_side", "outline_point", "simulate_coarse"]
 
 Mask = NDArray[np.uint8]  # [h, w], 0 or 1
 _PAD = 0.35  # canvas around the object's box, as a share of its longer side
@@ -40,9 +40,12 @@ def simulate_coarse(
         six, so that a refiner also learns to leave a good mask alone.
     """
     tight = truth.tight()
-    true, side, pad = _canvas(tight)
+    h, w = tight.values.shape
+    pad = int(np.ceil(_PAD * max(h, w))) + 2
+    true = np.ascontiguousarray(np.pad(tight.values.astype(np.uint8), pad))  # RLE decodes column-major
+    side = float(np.sqrt(h * w))
     segments = None
-    if image is not None and min(tight.values.shape) >= _LEAST_SEGMENTED:
+    if image is not None and min(h, w) >= _LEAST_SEGMENTED:
         segments = Segments(_patch(image, tight, pad), rng)
     for _ in range(4):
         coarse = _degrade(true, side, pad, rng, segments)
@@ -52,36 +55,6 @@ def simulate_coarse(
     else:
         coarse = true
     return _clip(coarse, tight.x - pad, tight.y - pad, truth.image_size) or truth
-
-
-def simulate_refined(truth: MaskWindow, rng: np.random.Generator) -> MaskWindow:
-    """What a first pass leaves to do: a mask nearly right, with an outline as coarse as that pass's cells.
-
-    Args:
-        truth: a bool mask with at least one foreground pixel.
-        rng: the only source of randomness.
-    """
-    tight = truth.tight()
-    mask, side, pad = _canvas(tight)
-    if rng.random() < 0.6:
-        mask = _deform(mask, side, rng, 0.002, 0.01)
-    if rng.random() < 0.6:
-        mask = _smooth(mask, side, rng, 0.003, 0.015)
-    if rng.random() < 0.7:
-        mask = _quantise(mask, pad, rng, 48, 224)
-    if rng.random() < 0.2:
-        mask = _thin_or_fat(mask, side, rng, 0.003, 0.012)
-    for _ in range(int(rng.choice(5, p=(0.3, 0.2, 0.2, 0.15, 0.15)))):
-        mask = _bump(mask, side, rng, 0.01, 0.06)
-    return _clip(mask, tight.x - pad, tight.y - pad, truth.image_size) or truth
-
-
-def _canvas(tight: MaskWindow) -> tuple[Mask, float, int]:
-    """A mask with room for errors around it, the side of a square as large as its box, and the width of that room."""
-    h, w = tight.values.shape
-    pad = int(np.ceil(_PAD * max(h, w))) + 2
-    canvas = np.ascontiguousarray(np.pad(tight.values.astype(np.uint8), pad))  # RLE decodes column-major
-    return canvas, float(np.sqrt(h * w)), pad
 
 
 def _clip(mask: Mask, x: int, y: int, image_size: tuple[int, int]) -> MaskWindow | None:
@@ -115,8 +88,6 @@ def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator, segmen
             return mask
     if rng.random() < 0.06:
         mask = _speckle(mask, side, rng)
-    if rng.random() < 0.03:
-        mask = _grain(mask, side, rng)
     if rng.random() < 0.06:
         mask = _cut(mask, pad, rng)
     if rng.random() < 0.04:
@@ -140,9 +111,9 @@ def _degrade(true: Mask, side: float, pad: int, rng: np.random.Generator, segmen
     return mask
 
 
-def _quantise(mask: Mask, pad: int, rng: np.random.Generator, least: int = 12, most: int = 64) -> Mask:
+def _quantise(mask: Mask, pad: int, rng: np.random.Generator) -> Mask:
     """A mask head's S×S grid over a box: area average, bilinear back, threshold."""
-    cells = int(np.exp(rng.uniform(np.log(least), np.log(most))))
+    cells = int(np.exp(rng.uniform(np.log(12), np.log(64))))
     h, w = mask.shape
     slack = int(rng.uniform(0.0, 0.6) * pad)  # the head's box seldom fits the object exactly
     y0, y1, x0, x1 = pad - slack, h - pad + slack, pad - slack, w - pad + slack
@@ -179,12 +150,12 @@ def outline_point(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | Non
     return row, column
 
 
-def _bump(mask: Mask, side: float, rng: np.random.Generator, least: float = 0.04, most: float = 0.13) -> Mask:
+def _bump(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     """An ellipse added or bitten off at the outline."""
     point = outline_point(mask, rng)
     if point is None:
         return mask
-    axes = [max(1, int(rng.uniform(least, most) * side)) for _ in range(2)]
+    axes = [max(1, int(rng.uniform(0.04, 0.13) * side)) for _ in range(2)]
     out = mask.copy()
     cv2.ellipse(out, point[::-1], axes, rng.uniform(0, 180), 0, 360, int(rng.random() < 0.5), -1)
     return out
@@ -199,16 +170,6 @@ def _speckle(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
         value = 1 - int(mask[centre[1], centre[0]])
         cv2.ellipse(out, centre, axes, rng.uniform(0, 180), 0, 360, value, -1)
     return out
-
-
-def _grain(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
-    """Labels pixel by pixel that are unsure: some of them are wrong, everywhere or near the outline only."""
-    flipped = rng.random(mask.shape) < rng.uniform(0.01, 0.2)
-    if rng.random() < 0.5:
-        reach = max(1, round(rng.uniform(0.02, 0.1) * side))
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-        flipped &= cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, disc) > 0
-    return mask ^ flipped.astype(np.uint8)
 
 
 def _thin_or_fat(mask: Mask, side: float, rng: np.random.Generator, least: float, most: float) -> Mask:
@@ -264,11 +225,9 @@ def near_side(
     return near
 
 
-def _smooth(
-    mask: Mask, side: float, rng: np.random.Generator, least: float = 0.01, most: float = 0.05
-) -> Mask:
+def _smooth(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     """Thin parts and corners vanish."""
-    blurred = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(0.5, rng.uniform(least, most) * side))
+    blurred = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(0.5, rng.uniform(0.01, 0.05) * side))
     return (blurred >= 0.5).astype(np.uint8)
 
 
@@ -280,12 +239,10 @@ def _field(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float
     return field
 
 
-def _deform(
-    mask: Mask, side: float, rng: np.random.Generator, least: float = 0.01, most: float = 0.03
-) -> Mask:
+def _deform(mask: Mask, side: float, rng: np.random.Generator) -> Mask:
     """An outline drawn from memory: pushed about by a smooth displacement."""
     h, w = mask.shape
-    reach = rng.uniform(least, most) * side
+    reach = rng.uniform(0.01, 0.03) * side
     x = np.arange(w, dtype=np.float32)[None] + reach * _field((h, w), rng)
     y = np.arange(h, dtype=np.float32)[:, None] + reach * _field((h, w), rng)
     moved: Mask = cv2.remap(mask, x, y, cv2.INTER_NEAREST)
