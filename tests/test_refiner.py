@@ -100,7 +100,8 @@ def test_close_ups_sharpen_large_objects_and_leave_small_ones_to_the_passes(refi
     without = load_refiner(device="cpu", close_ups=False)
     image, truth = scene(1)
     coarse = np.stack([coarsen(mask) for mask in truth])
-    assert np.array_equal(refiner.refine(image, coarse), without.refine(image, coarse))
+    small = image[::2, ::2], coarse[:, ::2, ::2]
+    assert np.array_equal(refiner.refine(*small), without.refine(*small))
     image = cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
     truth, coarse = (
         np.stack([cv2.resize(mask.astype(np.float32), None, fx=3, fy=3) >= 0.5 for mask in masks])

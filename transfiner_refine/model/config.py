@@ -83,7 +83,7 @@ class RefinerConfig:
     deep_trust: float = 0.05
     passes: int = 2
     repeat_share: float = 0.15
-    close_up_from: int = 250
+    close_up_from: int = 200
     keep_shift: float = 0.005
     keep_patch: float = 0.02
     keep_rest: float = 0.003
