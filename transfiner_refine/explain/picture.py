@@ -224,7 +224,7 @@ class _Artist:
             _Panel(
                 panels.changes(photo, coarse, refined, window, self.truth),
                 "The difference",
-                "Outside of the quadtree the mask stays, but for slivers that were cut off.",
+                "Cells that were not labelled anew keep the mask that came in.",
                 [(panels.ADDED, good), (panels.REMOVED, bad)],
             ),
         ]
@@ -275,11 +275,7 @@ def _headline(canvas: Canvas, trace: Trace, names: Names, truth: MaskWindow | No
     passes = len(trace.passes)
     more = f", shown: the first of {passes} passes" if passes > 1 else ""
     if trace.close_ups:
-        more += (
-            f", before {len(trace.close_ups)} close-ups"
-            if passes == 1
-            else f" and {len(trace.close_ups)} close-ups"
-        )
+        more += f"; {len(trace.close_ups)} close-ups followed"
     known = ", scored against the truth" if truth is not None else ""
     subtitle = f"{names.mask} on {names.image}, weights {names.weights}{more}{known}"
     canvas.text(_MARGIN, _MARGIN + 58, subtitle, _SUBTITLE, colour=QUIET)
