@@ -193,27 +193,25 @@ class Refiner:
     def _look_closer(self, images: list[NDArray[np.uint8]], refined: list[MaskWindow]) -> list[MaskWindow]:
         """Refined masks, probabilities in their RoIs, after close-ups of the parts that hold a piece of the outline."""
         masks = [_harden(window) for window in refined]
+        windows = [close_up_windows(roi_of(window)) for window in refined]
         parts = [
             (number, part)
-            for number, window in enumerate(refined)
-            for part in close_up_windows(roi_of(window))
+            for number, each in enumerate(windows)
+            for part in each
             if _has_outline(read_mask(masks[number], part))
         ]
-        labels = self._refine_once(
+        looked_at = self._refine_once(
             [images[number] for number, _ in parts],
             [masks[number] for number, _ in parts],
             [part for _, part in parts],
             at_once=len(refined),  # who hands over few instances may have room for few
         )
-        found = {part: label.values for part, label in zip(parts, labels, strict=True)}
+        found = {part: label.values for part, label in zip(parts, looked_at, strict=True)}
         sharper = []
-        for number, window in enumerate(refined):
-            roi = roi_of(window)
-            windows = close_up_windows(roi)
-            values = blend_close_ups(
-                roi, window.values, windows, [found.get((number, part)) for part in windows]
-            )
-            sharper.append(replace(window, values=values))
+        for number, before in enumerate(refined):
+            labels = [found.get((number, part)) for part in windows[number]]
+            values = blend_close_ups(roi_of(before), before.values, windows[number], labels)
+            sharper.append(replace(before, values=values))
         return sharper
 
     def _refine_once(
