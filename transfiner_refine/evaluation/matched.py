@@ -288,7 +288,9 @@ def _in_step(
 ) -> Iterator[tuple[int, Mask, Mask, Mask | None, Hashable]]:
     """The sequences side by side; those that are None give None, or the index for the images."""
     end = object()
-    given = [sequence for sequence in (truth, coarse, refined, images) if sequence is not None]
+    given: list[Iterable[Any]] = [
+        sequence for sequence in (truth, coarse, refined, images) if sequence is not None
+    ]
     for index, entries in enumerate(zip_longest(*given, fillvalue=end)):
         if any(entry is end for entry in entries):
             raise InputError(f"not as many masks to compare as true masks: one list ends at {index}")
