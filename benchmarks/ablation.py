@@ -148,6 +148,32 @@ def _outline_counts_more(logit: Tensor, target: Tensor) -> Tensor:
     return each + objective.dice_loss(logit, target)
 
 
+def _resolution(side: int) -> Callable[[MaskTransfiner], None]:
+    """The backbone sees the RoI at ``side`` pixels; its maps are brought to the quadtree's grids."""
+
+    def change(network: MaskTransfiner) -> None:
+        backbone, config = network.backbone, network.config
+        whole: dict[str, Tensor] = {}
+        extract = backbone.forward
+
+        def remember(_: nn.Module, given: tuple[Any, ...]) -> None:
+            whole["image"], whole["coarse"] = given[:2]
+
+        def resized(_: Tensor, __: Tensor) -> tuple[Tensor, ...]:
+            image, coarse = (functional.interpolate(whole[key], size=side, mode="area") for key in whole)
+            maps = extract(image, coarse)
+            grids = (config.crop_side >> level for level in range(1, len(maps) + 1))
+            return tuple(
+                functional.interpolate(each, size=grid, mode="bilinear", align_corners=False)
+                for each, grid in zip(maps, grids, strict=True)
+            )
+
+        network.register_forward_pre_hook(remember)
+        backbone.forward = resized  # type: ignore[method-assign]
+
+    return change
+
+
 VARIANTS = {
     "full": Variant("full recipe"),
     "dense": Variant(
@@ -159,6 +185,11 @@ VARIANTS = {
     "three-layers": Variant("3 attention layers", config={"layers": 3}),
     "narrow": Variant("nodes 64 wide", config={"width": 64, "feedforward": 128}),
     "wide": Variant("nodes 192 wide", config={"width": 192, "feedforward": 384, "heads": 6}),
+    "narrow-dense": Variant("dense decoder 32, 16, 8 wide", config={"dense_widths": (32, 16, 8)}),
+    "wide-dense": Variant("dense decoder 128, 64, 32 wide", config={"dense_widths": (128, 64, 32)}),
+    "wide-pyramid": Variant("pyramid 192 wide", config={"pyramid_width": 192}),
+    "side-160": Variant("backbone at 160 pixels", change=_resolution(160)),
+    "side-320": Variant("backbone at 320 pixels", change=_resolution(320)),
     "no-feature": Variant("nodes without their own feature", change=_without_cue(0, 0.0)),
     "no-mask": Variant("nodes without the coarse mask", change=_without_cue(1, 0.5)),
     "no-neighbours": Variant("nodes without the 3×3 neighbourhood", change=_without_cue(2, 0.0)),

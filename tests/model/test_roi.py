@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,9 +37,25 @@ def test_the_roi_lies_in_the_image_and_holds_the_mask(mask: MaskWindow) -> None:
 
 
 def test_a_mask_in_the_middle_gets_its_margin_on_every_side() -> None:
-    mask = MaskWindow(np.ones((80, 80), bool), 100, 100, (400, 400))
+    mask = MaskWindow(np.ones((240, 240), bool), 100, 100, (440, 440))
     roi = roi_around(mask, CONFIG)
-    assert (roi.x0, roi.y0, roi.x1, roi.y1) == (90, 90, 190, 190)
+    assert (roi.x0, roi.y0, roi.x1, roi.y1) == (70, 70, 370, 370)
+
+
+def test_a_small_object_is_seen_with_more_of_what_is_around() -> None:
+    config = replace(CONFIG, roi_context=0.5)
+    mask = MaskWindow(np.ones((80, 80), bool), 100, 100, (400, 400))
+    roi = roi_around(mask, config)
+    assert (roi.x0, roi.y0, roi.x1, roi.y1) == (80, 80, 200, 200)
+
+
+@given(side=st.integers(1, 1000), context=st.floats(0, 2))
+def test_more_context_never_costs_resolution(side: int, context: float) -> None:
+    config = replace(CONFIG, roi_context=context)
+    margin = config.margin(side)
+    assert config.roi_margin <= margin <= max(config.roi_margin, context)
+    if margin > config.roi_margin:
+        assert side * (1 + margin) <= config.crop_side + 1e-6
 
 
 def test_a_thin_mask_gets_a_roi_of_limited_aspect() -> None:

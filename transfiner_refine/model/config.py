@@ -23,6 +23,8 @@ class RefinerConfig:
             strides 8, 4 and 2 exactly on the 28, 56 and 112 grids of the paper.
         detail_side: side of the resized RoI that levels beyond 112 read their pixels from.
         roi_margin: width and height added to the coarse mask's box, as a share of its side (both edges together).
+        roi_context: the same around a small object, which an RoI up to ``crop_side`` pixels may show with more of its
+            surroundings at no cost in detail. Training sees margins up to this and a little more.
         roi_min_margin: the least margin on each edge, pixels; keeps context around tiny boxes.
         roi_max_aspect: the short side of an RoI is widened to at least the long one over this.
         pyramid_width: channels of the top-down features at stride 8.
@@ -64,6 +66,7 @@ class RefinerConfig:
     crop_side: int = 224
     detail_side: int = 448
     roi_margin: float = 0.25
+    roi_context: float = 0.4
     roi_min_margin: int = 4
     roi_max_aspect: float = 2.0
     pyramid_width: int = 96
@@ -87,6 +90,10 @@ class RefinerConfig:
     keep_shift: float = 0.005
     keep_patch: float = 0.02
     keep_rest: float = 0.003
+
+    def margin(self, side: float) -> float:
+        """Margin of an RoI around a box whose longer side is ``side`` pixels, as a share of the side."""
+        return max(self.roi_margin, min(self.roi_context, self.crop_side / max(side, 1.0) - 1))
 
     def depth(self, roi_side: float) -> int:
         """Number of quadtree levels for an RoI whose longer side is ``roi_side`` pixels; at least 3."""

@@ -47,8 +47,7 @@ def roi_of(window: MaskWindow) -> Roi:
 class RoiSettings(Protocol):
     """How far an RoI reaches beyond its mask; see ``RefinerConfig`` for what each means."""
 
-    @property
-    def roi_margin(self) -> float: ...
+    def margin(self, side: float, /) -> float: ...
     @property
     def roi_min_margin(self) -> int: ...
     @property
@@ -63,11 +62,11 @@ def roi_around(mask: MaskWindow, config: RoiSettings, margin: float | None = Non
     Args:
         mask: a coarse mask with at least one foreground pixel.
         config: margins and aspect limit.
-        margin: in place of ``config.roi_margin`` (training varies it).
+        margin: in place of ``config.margin`` (training varies it).
     """
     tight = mask.tight()
     h, w = tight.values.shape
-    share = config.roi_margin if margin is None else margin
+    share = config.margin(max(h, w)) if margin is None else margin
     width = w + max(share * w, 2.0 * config.roi_min_margin)
     height = h + max(share * h, 2.0 * config.roi_min_margin)
     width, height = max(width, height / config.roi_max_aspect), max(height, width / config.roi_max_aspect)

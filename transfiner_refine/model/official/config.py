@@ -157,3 +157,7 @@ class RefineOptions:
     roi_max_aspect: float = math.inf
     thresholds: tuple[float, float, float] = NODE_THRESHOLDS
     visit_disagreement: bool = True
+
+    def margin(self, _: float) -> float:
+        """As ``roi_margin``, whatever the side of the box."""
+        return self.roi_margin
