@@ -143,8 +143,9 @@ def test_specks_vanish_from_a_mask_that_is_right_otherwise(refiner: Refiner) -> 
     spoilt = good ^ (near & (rng.random(good.shape) < 0.08))
     refined = refiner.refine(image, spoilt[None])[0]
     assert iou(spoilt, good) < 0.9
-    assert iou(refined, good) > 0.93
-    assert cv2.connectedComponents(refined.view(np.uint8))[0] == 2  # one piece and the ground
+    areas = cv2.connectedComponentsWithStats(refined.view(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+    assert areas.max() >= areas.sum() - 2  # one piece, but for a stray pixel at its outline
+    assert iou(refined, good) > 0.98
 
 
 def test_an_island_vanishes_from_a_mask_whose_outline_is_kept(refiner: Refiner) -> None:
