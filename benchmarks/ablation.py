@@ -212,6 +212,8 @@ VARIANTS = {
     ),
     "true-ends": Variant("every object whole and alone", augmentation={"shorten": 0.0, "join": 0.0}),
     "more-paste": Variant("40 % pasted", augmentation={"paste": 0.4}),
+    "no-finale": Variant("no milder samples at the end", augmentation={"finale": 0.0}),
+    "long-finale": Variant("milder samples in the second half", augmentation={"finale": 0.5}),
     "lite0": Variant("backbone lite0", config={"backbone": "lite0"}),
     "lite1": Variant("backbone lite1", config={"backbone": "lite1"}),
 }
