@@ -25,7 +25,7 @@ from transfiner_refine.cli.train import WeightedFolder
 from transfiner_refine.model.backbone import EfficientNetLite, load_imagenet
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import halvings
-from transfiner_refine.model.roi import crop_roi, read_mask, resample, roi_around
+from transfiner_refine.refine.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training import Schedule, open_dataset
 from transfiner_refine.training.loop import train
 from transfiner_refine.training.objective import map_loss

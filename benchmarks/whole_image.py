@@ -36,7 +36,7 @@ from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import _CONTEXT_GRID, MaskTransfiner, TreeOutput
 from transfiner_refine.model.propagate import halvings
 from transfiner_refine.model.quadtree import NodeSelector
-from transfiner_refine.model.roi import Roi, crop_roi, resample, roi_around
+from transfiner_refine.refine.roi import Roi, crop_roi, resample, roi_around
 from transfiner_refine.refiner import Refiner
 from transfiner_refine.training.datasets import TrainingSet, decode
 from transfiner_refine.training.job import open_dataset

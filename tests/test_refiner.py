@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine import Refiner, load_refiner
 from transfiner_refine.device import choose_device, choose_precision
-from transfiner_refine.model.roi import roi_around
+from transfiner_refine.refine.roi import roi_around
 from transfiner_refine.refiner import window_of
 from transfiner_refine.types import DeviceError, InputError, MaskWindow
 

@@ -16,7 +16,7 @@ from transfiner_refine.types import InputError
 
 @pytest.fixture(scope="module")
 def refiner() -> Refiner:
-    return load_refiner(device="cpu")
+    return load_refiner(device="cpu", engine="torch")
 
 
 @pytest.fixture(scope="module")

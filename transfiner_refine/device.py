@@ -8,9 +8,10 @@ import torch
 
 from transfiner_refine.types import DeviceError
 
-__all__ = ["choose_device", "choose_precision"]
+__all__ = ["choose_device", "choose_precision", "precision_name"]
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FIRST_WITH_BF16 = (8, 0)  # compute capability; older cards only emulate it
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,9 +45,17 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        has_bf16 = torch.cuda.get_device_capability(device) >= _FIRST_WITH_BF16
+        return torch.bfloat16 if has_bf16 else torch.float16
+    if name == "int8":
+        raise DeviceError("PyTorch does not compute in int8 here", remedy="use --engine onnx on a CPU")
     if name not in _PRECISIONS:
-        raise DeviceError(f"unknown precision {name!r}", remedy=f"known: auto, {', '.join(_PRECISIONS)}")
+        raise DeviceError(f"unknown precision {name!r}", remedy=f"known: auto, {', '.join(_PRECISIONS)}, int8")
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 is too slow on a CPU to be of use", remedy="use fp32 or bf16")
     return _PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The name that ``choose_precision`` knows a dtype by."""
+    return next(name for name, known in _PRECISIONS.items() if known == dtype)

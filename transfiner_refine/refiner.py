@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from transfiner_refine.device import choose_device, choose_precision
-from transfiner_refine.model.agreement import patches_if_agreed
-from transfiner_refine.model.checkpoint import is_native, load_network
-from transfiner_refine.model.close_up import blend_close_ups, close_up_windows
-from transfiner_refine.model.network import MaskTransfiner, TreeOutput
-from transfiner_refine.model.paste import paste_into_roi
-from transfiner_refine.model.quadtree import ThresholdSelector
-from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around, roi_of
-from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights
+from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
+from transfiner_refine.refine.engine import Engine, engine_name
+from transfiner_refine.refine.instance import Look, harden, refine_instance
 from transfiner_refine.types import InputError, MaskWindow
 
-__all__ = ["Refiner", "load_refiner"]
+__all__ = ["Refiner", "WindowRefining", "check_image", "load_refiner", "window_of"]
 
 _DEFAULT_BATCH = 32
 
@@ -32,65 +26,64 @@ def load_refiner(
     weights: str | Path = DEFAULT_WEIGHTS,
     *,
     device: str = "auto",
+    engine: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
     close_ups: bool = True,
-) -> Refiner:
+) -> WindowRefining:
     """Loads a refiner.
 
     Args:
         weights: name of a built-in model, or a path to a checkpoint: of this package, or of the authors
             (``.pth``, ``.pkl`` or converted), told apart by content.
         device: ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``; ``auto`` is half precision on a GPU that has it and
-            fp32 elsewhere.
+        engine: ``onnx`` (onnxruntime, on a CPU, needs no PyTorch), ``torch``, or ``auto``: ``onnx`` on a CPU for weights
+            that were exported (the built-in ones are), ``torch`` otherwise.
+        precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``. ``auto`` is ``int8`` on the ``onnx`` engine where the
+            processor has instructions for it, half precision on a GPU that has it, and ``fp32`` elsewhere.
         batch_size: instances handed to the device at once; masks do not depend on it.
         close_ups: look at large objects once more, part by part. Sharper, and they take about two and a half times
             as long. The authors' networks have no close-ups.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another kind.
-        DeviceError: the device or the precision is not available.
+        DeviceError: the device, the engine or the precision is not available.
     """
     path = find_weights(weights)
     if not is_native(path):
-        from transfiner_refine.model.official import (
-            load_official_refiner,  # here, because it builds on this module
+        from transfiner_refine.model.official import load_official_refiner  # here, because it builds on this module
+
+        return load_official_refiner(
+            path, device=device, engine=engine, precision=precision, batch_size=batch_size
         )
+    chosen = engine_name(engine, device, precision, path)
+    runs: Engine
+    if chosen == "onnx":
+        from transfiner_refine.refine.onnx_engine import OnnxEngine  # without PyTorch
 
-        return load_official_refiner(path, device=device, precision=precision, batch_size=batch_size)
-    return Refiner(
-        load_network(path), device=device, precision=precision, batch_size=batch_size, close_ups=close_ups
-    )
+        runs = OnnxEngine(path, read_config(path), precision)
+    else:
+        from transfiner_refine.model.checkpoint import load_network
+        from transfiner_refine.refine.torch_engine import TorchEngine
+
+        runs = TorchEngine(load_network(path), device, precision)
+    return Refiner(runs, batch_size=batch_size, close_ups=close_ups)
 
 
-class Refiner:
-    """Refines coarse instance masks (Mask Transfiner, CVPR 2022, applied after the fact).
+class WindowRefining:
+    """What every refiner offers: masks of one image, on top of ``refine_windows``.
 
-    Args:
-        network: a native refiner network.
-        device, precision, batch_size, close_ups: as in ``load_refiner``.
+    Attributes:
+        device: "cpu", "cuda", "cuda:N" or "mps".
+        engine: "onnx" or "torch".
+        precision: "fp32", "bf16", "fp16" or "int8".
+        batch_size: instances it wants at a time.
     """
 
-    def __init__(
-        self,
-        network: MaskTransfiner,
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_size: int | None = None,
-        close_ups: bool = True,
-    ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
-        self.batch_size = batch_size or _DEFAULT_BATCH
-        self.close_ups = close_ups
-        self.config = network.config
-        self._threads = torch.get_num_threads()
-        network.backbone.fuse()
-        self.network = network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device: str
+    engine: str
+    precision: str
+    batch_size: int
 
     def refine(self, image: NDArray[np.uint8], masks: NDArray[Any], *, soft: bool = False) -> NDArray[Any]:
         """Refines all masks of one image.
@@ -111,7 +104,7 @@ class Refiner:
             raise InputError(
                 f"masks of shape {masks.shape}", remedy="expected N×H×W; use masks[None] for one mask"
             )
-        _check_image(image)
+        check_image(image)
         if masks.shape[1:] != image.shape[:2]:
             raise InputError(
                 f"masks of {masks.shape[1]}×{masks.shape[2]} pixels for an image of "
@@ -147,161 +140,73 @@ class Refiner:
         Raises:
             InputError: a mask belongs to an image of another size.
         """
-        result = list(masks)
-        waiting: list[int] = []
+        raise NotImplementedError
+
+
+class Refiner(WindowRefining):
+    """Refines coarse instance masks (Mask Transfiner, CVPR 2022, applied after the fact).
+
+    Args:
+        engine: runs the network.
+        batch_size, close_ups: as in ``load_refiner``.
+    """
+
+    def __init__(self, engine: Engine, *, batch_size: int | None = None, close_ups: bool = True) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
+        self.device, self.engine, self.precision = engine.device, engine.name, engine.precision
+        self.batch_size = batch_size or _DEFAULT_BATCH
+        self.close_ups, self.config, self.runs = close_ups, engine.config, engine
+
+    def refine_windows(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[MaskWindow],
+        image_index: Sequence[int],
+        *,
+        soft: bool = False,
+    ) -> list[MaskWindow]:
+        """See ``WindowRefining``."""
         for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
-            _check_image(images[index])
+            check_image(images[index])
             if mask.image_size != images[index].shape[:2]:
                 raise InputError(
                     f"mask {i} is for an image of {mask.image_size}, its image is {images[index].shape[:2]}"
                 )
-            if mask.area == 0:
-                result[i] = mask if soft else _harden(mask)
-            else:
-                waiting.append(i)
-        latest: dict[int, MaskWindow] = {}
-        for number in range(self.config.passes):
-            inputs = [_harden(latest[i]) for i in waiting] if number else [masks[i] for i in waiting]
-            changed = []
-            rois = [roi_around(mask, self.config) for mask in inputs]
-            refined = self._refine_once([images[image_index[i]] for i in waiting], inputs, rois)
-            for i, before, after in zip(waiting, inputs, refined, strict=True):
-                values = read_mask(before, roi_of(after))
-                given, new = values >= 0.5, after.values >= 0.5
-                patches = patches_if_agreed(given, new, self.config) if number == 0 else None
-                if patches is not None:
-                    mixed = np.where(patches, after.values, values)
-                    kept = replace(after, values=mixed) if patches.any() else masks[i]
-                    result[i] = kept if soft else _harden(kept)
-                    continue
-                latest[i] = after
-                if after.area and np.count_nonzero(given != new) >= self.config.repeat_share * masks[i].area:
-                    changed.append(i)
-            waiting = changed
-        if self.close_ups:
-            large = [
-                i
-                for i, after in latest.items()
-                if after.area and roi_of(after).side >= self.config.close_up_from
-            ]
-            sharper = self._look_closer([images[image_index[i]] for i in large], [latest[i] for i in large])
-            latest.update(zip(large, sharper, strict=True))
-        for i, after in latest.items():
-            result[i] = after if soft else _harden(after)
-        return result
 
-    def _look_closer(self, images: list[NDArray[np.uint8]], refined: list[MaskWindow]) -> list[MaskWindow]:
-        """Refined masks, probabilities in their RoIs, after close-ups of the parts that hold a piece of the outline."""
-        masks = [_harden(window) for window in refined]
-        windows = [close_up_windows(roi_of(window)) for window in refined]
-        parts = [
-            (number, part)
-            for number, each in enumerate(windows)
-            for part in each
-            if _has_outline(read_mask(masks[number], part))
-        ]
-        looked_at = self._refine_once(
-            [images[number] for number, _ in parts],
-            [masks[number] for number, _ in parts],
-            [part for _, part in parts],
-            at_once=len(refined),  # who hands over few instances may have room for few
-        )
-        found = {part: label.values for part, label in zip(parts, looked_at, strict=True)}
-        sharper = []
-        for number, before in enumerate(refined):
-            labels = [found.get((number, part)) for part in windows[number]]
-            values = blend_close_ups(roi_of(before), before.values, windows[number], labels)
-            sharper.append(replace(before, values=values))
-        return sharper
+        def refine(mask: MaskWindow, index: int) -> MaskWindow:
+            if mask.area:
+                mask = refine_instance(self.runs, images[index], mask, close_ups=self.close_ups)
+            return mask if soft else harden(mask)
 
-    def _refine_once(
-        self,
-        images: list[NDArray[np.uint8]],
-        masks: list[MaskWindow],
-        rois: list[Roi],
-        at_once: int | None = None,
-    ) -> list[MaskWindow]:
-        """One pass over any number of RoIs, at most so many at once: probabilities in each."""
-        if self.device.type == "cpu":
-            batches = self._one_by_one(images, masks, rois)
-        else:
-            size = min(self.batch_size, at_once or self.batch_size)
-            parts = [slice(i, i + size) for i in range(0, len(masks), size)]
-            batches = [self._refine_batch(images[part], masks[part], rois[part]) for part in parts]
-        probabilities = [each for batch in batches for each in batch]
-        return [
-            MaskWindow(probability, roi.x0, roi.y0, mask.image_size)
-            for probability, mask, roi in zip(probabilities, masks, rois, strict=True)
-        ]
-
-    def _one_by_one(
-        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
-    ) -> list[list[NDArray[np.float32]]]:
-        """Each instance in a pass of its own, one on each core.
-
-        That keeps the cores busier than one pass on all of them, for an instance's tensors are small. And an
-        instance that is alone in its pass cannot depend on its neighbours, not even by rounding.
-        """
-
-        def alone(image: NDArray[np.uint8], mask: MaskWindow, roi: Roi) -> list[NDArray[np.float32]]:
-            torch.set_num_threads(1)  # some builds of PyTorch keep this number for each thread
-            return self._refine_batch([image], [mask], [roi])
-
+        waiting = [self._workers.submit(refine, *each) for each in zip(masks, image_index, strict=True)]
         try:
-            with ThreadPoolExecutor(self._threads, "transfiner-cpu") as workers:
-                return list(workers.map(alone, images, masks, rois))
-        finally:
-            torch.set_num_threads(self._threads)  # and some one for all
+            return [each.result() for each in waiting]
+        finally:  # after Ctrl-C nobody waits for the rest
+            for each in waiting:
+                each.cancel()
 
-    @torch.inference_mode()
-    def _refine_batch(
-        self, images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
-    ) -> list[NDArray[np.float32]]:
-        """One pass: the refined probability in each RoI, [height, width]."""
-        side = self.config.detail_side
-        pixels = np.stack([crop_roi(image, roi, side) for image, roi in zip(images, rois, strict=True)])
-        soft = np.stack(
-            [resample(read_mask(mask, roi), side, side) for mask, roi in zip(masks, rois, strict=True)]
-        )
-        depths = [self.config.depth(roi.side) for roi in rois]
-        coarse = torch.from_numpy(soft).to(self.device)[:, None]
-        output = self.run(
-            torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float(), coarse, depths
-        )
-        maps = self.network.maps(output, coarse, self.config)
-        refined = []
-        for i, (mask, roi, depth) in enumerate(zip(masks, rois, depths, strict=True)):
-            finest = maps[depth - 1]
-            refined.append(
-                paste_into_roi(
-                    finest.probability[i].cpu().numpy(), finest.refined[i].cpu().numpy(), mask, roi
-                )
-            )
-        return refined
+    def looks(self, image: NDArray[np.uint8], mask: MaskWindow) -> tuple[MaskWindow, list[Look]]:
+        """The refined mask of one instance, bool, and the steps that led to it."""
+        found: list[Look] = []
+        refined = refine_instance(self.runs, image, mask, close_ups=self.close_ups, looks=found)
+        return harden(refined), found
 
-    def run(self, image: torch.Tensor, coarse: torch.Tensor, depths: list[int]) -> TreeOutput:
-        """The network on prepared RoIs: image [B, 3, S, S] in [0, 255], coarse [B, 1, S, S] in [0, 1]."""
-        selector = ThresholdSelector(
-            torch.tensor(depths, device=self.device),
-            self.config.relabel_threshold,
-            self.config.root_threshold,
-            self.config.child_threshold,
-            28,
-        )
-        image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            output: TreeOutput = self.network(image, coarse, selector, max(depths))
-        return output
+    @cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        """A thread a core, each with an instance of its own.
+
+        That keeps the cores busier than one instance on all of them, for its tensors are small. And an instance that
+        is alone in its step cannot depend on others, not even by rounding.
+        """
+        return ThreadPoolExecutor(_cores(), "transfiner-refine", initializer=self.runs.prepare_thread)
 
 
-def _has_outline(mask: NDArray[np.float32]) -> bool:
-    """Whether there is foreground as well as background in a part of a mask."""
-    return bool(mask.min() < mask.max())
-
-
-def _harden(mask: MaskWindow) -> MaskWindow:
-    """The mask cut at 0.5."""
-    return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
+def _cores() -> int:
+    """Cores that this process may use, no more than OMP_NUM_THREADS where that is set."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(limit))) if limit.isdigit() else cores
 
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:
@@ -324,7 +229,7 @@ def window_of(mask: NDArray[Any]) -> MaskWindow:
     return MaskWindow(mask[y0:y1, x0:x1], x0, y0, (mask.shape[0], mask.shape[1]))
 
 
-def _check_image(image: NDArray[Any]) -> None:
+def check_image(image: NDArray[Any]) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(
             f"an image of shape {image.shape} and type {image.dtype}", remedy="expected H×W×3 uint8 RGB"

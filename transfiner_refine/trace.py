@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transfiner_refine.model.network import TreeOutput
-from transfiner_refine.model.propagate import LevelMap, halvings
-from transfiner_refine.model.roi import Roi
-from transfiner_refine.refiner import Refiner, window_of
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.refine.instance import Look, step_input
+from transfiner_refine.refine.roi import Roi
+from transfiner_refine.refiner import Refiner, WindowRefining, window_of
+from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
-__all__ = ["Trace", "TraceLevel", "TracePass", "trace"]
+if TYPE_CHECKING:
+    from transfiner_refine.refine.torch_engine import TorchEngine
+
+__all__ = ["Trace", "TraceLevel", "TracePass", "as_array", "trace"]
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,11 @@ class Trace:
         )
 
 
-def trace(refiner: Refiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskWindow) -> Trace:
+def trace(refiner: WindowRefining, image: NDArray[np.uint8], mask: NDArray[Any] | MaskWindow) -> Trace:
     """Refines one mask and keeps what happened on the way.
 
     Args:
-        refiner: a loaded refiner.
+        refiner: a loaded refiner; a native one with the ``torch`` engine.
         image: H×W×3 uint8 RGB.
         mask: the coarse mask, [H, W] bool or float in [0, 1], or a window of it.
 
@@ -140,49 +141,36 @@ def trace(refiner: Refiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskW
 
     Raises:
         InputError: the mask is empty, or does not fit the image.
+        DeviceError: the refiner runs in another engine.
     """
     window = mask if isinstance(mask, MaskWindow) else window_of(mask)
     if window.area == 0:
         raise InputError("the mask is empty", remedy="an empty mask is never refined")
-    recorder = copy.copy(refiner)  # shares the network; only its stages below are watched
-    inputs: list[tuple[torch.Tensor, TreeOutput]] = []
-    steps: list[TracePass] = []
-    close_ups: list[TracePass] = []
+    if isinstance(refiner, Refiner):
+        return _native_trace(refiner, image, window)
+    from transfiner_refine.model.official import OfficialRefiner
 
-    def run(pixels: torch.Tensor, coarse: torch.Tensor, depths: list[int]) -> TreeOutput:
-        output = refiner.run(pixels, coarse, depths)
-        inputs.append((coarse, output))
-        return output
+    if not isinstance(refiner, OfficialRefiner):
+        raise InputError(f"a {type(refiner).__name__} keeps no trace")
+    return refiner.trace(image, window)
 
-    def refine_batch(
-        images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi]
-    ) -> list[NDArray[np.float32]]:
-        refined = type(refiner)._refine_batch(recorder, images, masks, rois)
-        steps.append(_pass(refiner, rois[0], masks[0], *inputs[-1], refined[0]))
-        return refined
 
-    def refine_once(
-        images: list[NDArray[np.uint8]], masks: list[MaskWindow], rois: list[Roi], **_: int
-    ) -> list[MaskWindow]:
-        # one after the other, so that it is clear what belongs to which
-        return [
-            type(refiner)._refine_once(recorder, [image], [mask], [roi])[0]
-            for image, mask, roi in zip(images, masks, rois, strict=True)
-        ]
+def _native_trace(refiner: Refiner, image: NDArray[np.uint8], window: MaskWindow) -> Trace:
+    from transfiner_refine.refine.torch_engine import TorchEngine
 
-    def look_closer(images: list[NDArray[np.uint8]], refined: list[MaskWindow]) -> list[MaskWindow]:
-        passes = len(steps)
-        sharper = type(refiner)._look_closer(recorder, images, refined)
-        close_ups.extend(steps[passes:])
-        del steps[passes:]
-        return sharper
-
-    # Whatever the refiner does between these stages stays its own affair, so a trace cannot drift from it.
-    vars(recorder).update(
-        run=run, _refine_batch=refine_batch, _refine_once=refine_once, _look_closer=look_closer
+    engine = refiner.runs
+    if not isinstance(engine, TorchEngine):
+        raise DeviceError(
+            f"the {engine.name} engine keeps no trace", remedy='load the refiner with engine="torch"'
+        )
+    result, looks = refiner.looks(image, window)
+    passes = [(look.close_up, _pass(engine, image, look)) for look in looks]
+    return Trace(
+        window,
+        tuple(step for close_up, step in passes if not close_up),
+        tuple(step for close_up, step in passes if close_up),
+        result,
     )
-    (result,) = recorder.refine_windows([image], [window], [0])
-    return Trace(window, tuple(steps), tuple(close_ups), result)
 
 
 def _union(windows: list[MaskWindow]) -> MaskWindow:
@@ -204,50 +192,38 @@ def to_pixels(cells: NDArray[np.bool_], roi: Roi) -> NDArray[np.bool_]:
     return np.asarray(pixels) > 0
 
 
-@torch.inference_mode()
-def _pass(
-    refiner: Refiner,
-    roi: Roi,
-    mask: MaskWindow,
-    coarse: torch.Tensor,
-    output: TreeOutput,
-    probability: NDArray[np.float32],
-) -> TracePass:
-    """The arrays of one pass over a single instance; levels without any node at the end are left out."""
-    averages = halvings(coarse, output.levels[0].grid)
-    labels = [torch.sigmoid(logit.float()) for logit in output.logits]
-    maps = refiner.network.maps(output, coarse, refiner.config)
-    depth = max((i + 1 for i, level in enumerate(output.levels) if len(level)), default=1)
-    levels = tuple(_level(i, output, labels[i], averages, maps[i]) for i in range(depth))
-    incoherent = torch.sigmoid(output.roots.incoherent.float())[0]
-    relabelled = maps[0].refined[0].cpu().numpy()
-    return TracePass(roi, mask, levels, _array(incoherent), relabelled, probability)
-
-
-def _level(
-    index: int, output: TreeOutput, label: torch.Tensor, averages: dict[int, torch.Tensor], after: LevelMap
-) -> TraceLevel:
-    nodes = output.levels[index]
-    if index == 0:
-        suspicion = _array(output.roots.wrong_probability()[0])
-    else:
-        judged = output.candidates[index - 1]
-        suspicion = np.full((nodes.grid, nodes.grid), np.nan, np.float32)
-        suspicion[judged.y.cpu().numpy(), judged.x.cpu().numpy()] = _array(
-            torch.sigmoid(output.candidate_logits[index - 1].float())
-        )
-    return TraceLevel(
-        nodes.grid,
-        nodes.y.cpu().numpy(),
-        nodes.x.cpu().numpy(),
-        nodes.parent.cpu().numpy(),
-        _array(label),
-        suspicion,
-        _array(averages[nodes.grid][0, 0]),
-        _array(after.probability[0]),
+def _pass(engine: TorchEngine, image: NDArray[np.uint8], look: Look) -> TracePass:
+    """The arrays of one look; levels without any node at the end are left out."""
+    output, coarse, maps = engine.stages(
+        look.size, *step_input(image, look.coarse_mask, look.roi, look.size.side(engine.config))
+    )
+    levels: list[TraceLevel] = []
+    place = None  # of each node of the level above among its valid ones
+    for i, nodes in enumerate(output.levels):
+        assert nodes.valid is not None
+        valid = nodes.valid[0].cpu().numpy()
+        y, x, parent = (each[0].cpu().numpy()[valid] for each in (nodes.y, nodes.x, nodes.parent))
+        if i == 0:
+            wrong = as_array(output.roots.wrong_probability()[0])
+        else:
+            judged, logit = output.candidates[i - 1], output.candidate_logits[i - 1]
+            assert judged.valid is not None
+            exist = judged.valid[0].cpu().numpy()
+            wrong = np.full((nodes.grid, nodes.grid), np.nan, np.float32)
+            cells = judged.cell[0].cpu().numpy()[exist]
+            wrong.flat[cells] = as_array(torch.sigmoid(logit[0].float()))[exist]
+            parent = place[parent] if place is not None else parent
+        place = np.cumsum(valid) - 1
+        label = as_array(torch.sigmoid(output.logits[i][0].float()))[valid]
+        given, after = as_array(coarse[nodes.grid][0, 0]), as_array(maps[i].probability[0])
+        levels.append(TraceLevel(nodes.grid, y, x, parent, label, wrong, given, after))
+    depth = max((i + 1 for i, level in enumerate(levels) if len(level)), default=1)
+    incoherent = as_array(output.roots.incoherent_probability()[0])
+    return TracePass(
+        look.roi, look.coarse_mask, tuple(levels[:depth]), incoherent, look.relabelled, look.refined.values
     )
 
 
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.float().cpu().numpy()
     return array

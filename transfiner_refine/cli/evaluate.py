@@ -111,7 +111,7 @@ def command(
     if error_analysis and images is not None:
         from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
-        analysis = Analysis(images, load_refiner(weights, device=device), Path(weights).name)
+        analysis = Analysis(images, load_refiner(weights, device=device, engine="torch"), Path(weights).name)
     evaluation = evaluate(
         annotations,
         results,

@@ -108,7 +108,7 @@ def command(
     if nodes and output is not None:
         from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
-        refiner = load_refiner(weights, device=device)
+        refiner = load_refiner(weights, device=device, engine="torch")
     built = build_report(
         images,
         before,

@@ -57,7 +57,7 @@ def explain_files(
         )
     if coarse.area == 0:
         raise InputError("has no foreground", file=mask, remedy="an empty mask is never refined")
-    refiner = load_refiner(weights, device=device)
+    refiner = load_refiner(weights, device=device, engine="torch")
     names = Names(image.name, mask.name, Path(weights).name)
     sheet = explain(photo, trace(refiner, photo, coarse), names, real)
     with atomic_binary_file(output) as file:

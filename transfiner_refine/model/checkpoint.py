@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.model.weights import KIND, read_config
 from transfiner_refine.types import CheckpointError
 
-__all__ = ["KIND", "is_native", "load_network", "save_network"]
-
-#: Written to every checkpoint of this package; tells a native refiner from any other safetensors file.
-KIND = "transfiner-refine/native"
+__all__ = ["load_network", "save_network"]
 
 
 def save_network(
@@ -52,38 +49,19 @@ def save_network(
     temporary.replace(side)
 
 
-def is_native(path: Path) -> bool:
-    """Whether the file says of itself that it is a native refiner of this package; it may be damaged all the same."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("kind") == KIND
-    except (SafetensorError, OSError, ValueError):
-        return False
-
-
 def load_network(path: Path) -> MaskTransfiner:
     """The network stored in ``path``, in float32 on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a native refiner of this package.
     """
-    if not path.is_file():
-        raise CheckpointError("there is no such weights file", file=path, remedy="check --weights")
+    network = MaskTransfiner(read_config(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
         ) from error
-    if metadata.get("kind") != KIND:
-        raise CheckpointError(
-            f"a checkpoint of another kind ({metadata.get('kind') or 'no kind is stated'})",
-            file=path,
-            remedy=f"expected a file written by transfiner-refine ({KIND})",
-        )
-    network = MaskTransfiner(RefinerConfig.from_json(json.loads(metadata["config"]), str(path)))
     expected = {
         name: value
         for name, value in network.state_dict().items()

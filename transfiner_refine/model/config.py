@@ -47,10 +47,14 @@ class RefinerConfig:
             of two minds the given mask decides; more of it spares good masks and mends bad ones less.
         deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline. Which
             things belong to an object the given mask knows better than where they end.
-        passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
+        node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. The cost of a pass does not
+            depend on how many there are.
+    passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
             start from makes the next one better.
         repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's
             area; masks that were good already are not touched again.
+        repeat_overlap: a large object, which close-ups follow, has a further pass only where the RoI of the new mask
+            overlaps that of the old one by less than this (intersection over union).
         close_up_from: side of an RoI, pixels, from which on the object is looked at once more in close-ups
             (``close_up.py``).
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
@@ -84,8 +88,10 @@ class RefinerConfig:
     child_threshold: float = 0.5
     trust: float = 0.1
     deep_trust: float = 0.05
+    node_budget: tuple[int, ...] = (192, 288, 416, 512, 768)
     passes: int = 2
     repeat_share: float = 0.15
+    repeat_overlap: float = 0.8
     close_up_from: int = 200
     keep_shift: float = 0.005
     keep_patch: float = 0.02
@@ -120,7 +126,7 @@ class RefinerConfig:
                 file=file or None,
                 remedy="the checkpoint was made by a newer version; update transfiner-refine",
             )
-        if "dense_widths" in values:
-            values = {**values, "dense_widths": tuple(values["dense_widths"])}  # JSON has lists only
+        # JSON has lists only
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         # files from before there was trust were made without it
         return cls(**{"trust": 0.0, "deep_trust": 0.0, **values})

@@ -9,7 +9,7 @@ __all__ = ["Inheritance", "PixelDecoder"]
 
 
 class PixelDecoder(nn.Module):
-    """Two-layer perceptron, query [n, width] → logit [n]."""
+    """Two-layer perceptron, query [..., width] → logit [...]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class PixelDecoder(nn.Module):
 
     def forward(self, query: Tensor) -> Tensor:
         logit: Tensor = self.classify(F.relu(self.hidden(query)))
-        return logit.squeeze(1)
+        return logit.squeeze(-1)
 
 
 class Inheritance(nn.Module):
@@ -33,6 +33,6 @@ class Inheritance(nn.Module):
         self.widen, self.narrow = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
 
     def forward(self, own: Tensor, parent: Tensor) -> Tensor:
-        """own [n, width], parent [n, width] → [n, width]."""
+        """own, parent [..., width] → [..., width]."""
         x = own + parent
         return x + self.narrow(F.relu(self.widen(self.norm(x))))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from transfiner_refine.model.checkpoint import is_native, load_network
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.weights import is_native
 from transfiner_refine.model.official.checkpoint import fit, groups
 from transfiner_refine.model.official.read import read_tensors
 

@@ -78,13 +78,13 @@ class IncoherenceDetector(nn.Module):
 
         Args:
             level: 0-based level of the cells (1 = 56, 2 = 112, deeper levels share their weights).
-            above: [n, width] the detector's output one level up, at the cell.
-            features: [n, C] the finer features at the cell.
-            coarse: [n, 9] the coarse mask around the cell.
+            above: [B, K, width] the detector's output one level up, at the cell.
+            features: [B, K, C] the finer features at the cell.
+            coarse: [B, K, 9] the coarse mask around the cell.
 
         Returns:
-            logits [n], and the output [n, width] for the next level.
+            logits [B, K], and the output [B, K, width] for the next level.
         """
         i = min(level, len(self.join)) - 1
-        hidden = F.relu(self.join[i](torch.cat((above, features, coarse * 2 - 1), 1)))
-        return self.classify[i](hidden).squeeze(1), hidden
+        hidden = F.relu(self.join[i](torch.cat((above, features, coarse * 2 - 1), 2)))
+        return self.classify[i](hidden).squeeze(2), hidden

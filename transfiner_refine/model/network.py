@@ -16,10 +16,10 @@ from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.decoder import Inheritance, PixelDecoder
 from transfiner_refine.model.dense_decoder import DenseDecoder
 from transfiner_refine.model.incoherence import IncoherenceDetector, RootMaps
-from transfiner_refine.model.node_encoder import NodeEncoder, sinusoidal_position
-from transfiner_refine.model.propagate import LevelMap, halvings, propagate_corrections
-from transfiner_refine.model.pyramid import FeatureMap, TopDown, roi_align_at_nodes
-from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, children_of
+from transfiner_refine.model.node_encoder import NodeEncoder, axis_position
+from transfiner_refine.model.propagate import LevelMap, corrected_labels, halvings, propagate_corrections
+from transfiner_refine.model.pyramid import FeatureMap, TopDown
+from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, children_of
 from transfiner_refine.model.sequence_encoder import SequenceEncoder
 
 __all__ = ["MaskTransfiner", "TreeOutput"]
@@ -34,20 +34,20 @@ class TreeOutput:
     """What one pass over a batch of RoIs yields.
 
     Attributes:
-        levels: the quadtree's nodes, coarse to fine.
-        logits: [n] foreground logit of each level's nodes.
-        dense: grid → [B, grid, grid], foreground logit of every cell of the levels 28 to 112, and of 224 if any
-            instance goes that deep.
+        levels: the quadtree's nodes, coarse to fine; none without a selector.
+        logits: [B, K] foreground logit of each level's nodes.
+        dense: grid → [B, grid, grid], foreground logit of every cell of the levels 28 to 112, and of 224 if the
+            quadtree goes that deep.
         roots: the detector's maps on the 28 level.
         candidates: the children the detector judged, one entry per level below the first.
-        candidate_logits: [m] its incoherence logit for each of them.
+        candidate_logits: [B, 4 K] its incoherence logit for each of them.
     """
 
-    levels: list[QuadtreeLevel]
+    levels: list[QuadtreeNodes]
     logits: list[Tensor]
     dense: dict[int, Tensor]
     roots: RootMaps
-    candidates: list[QuadtreeLevel]
+    candidates: list[QuadtreeNodes]
     candidate_logits: list[Tensor]
 
 
@@ -83,14 +83,15 @@ class MaskTransfiner(nn.Module):
         self.inherit = Inheritance(config.width, config.width)
         self.decoder = PixelDecoder(config.width)
 
-    def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector, depth: int) -> TreeOutput:
+    def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector | None, depth: int) -> TreeOutput:
         """One pass.
 
         Args:
-            image: [B, 3, S, S] float in [0, 255], the RoIs' pixels; S = ``config.detail_side``.
+            image: [B, 3, S, S] float in [0, 255], the RoIs' pixels; S = ``config.detail_side``, or
+                ``config.crop_side`` if ``depth`` is 3.
             coarse: [B, 1, S, S] float in [0, 1], the coarse masks.
-            selector: chooses the nodes.
-            depth: most levels any instance of the batch needs.
+            selector: chooses the nodes; None for dense labels alone.
+            depth: levels of the quadtree.
         """
         pixels = halvings(image, self.config.crop_side)
         masks = halvings(coarse, _CONTEXT_GRID)
@@ -103,7 +104,7 @@ class MaskTransfiner(nn.Module):
         finer: tuple[Tensor, Tensor],
         pixels: dict[int, Tensor],
         masks: dict[int, Tensor],
-        selector: NodeSelector,
+        selector: NodeSelector | None,
         depth: int,
     ) -> TreeOutput:
         """All that comes after the features.
@@ -120,54 +121,52 @@ class MaskTransfiner(nn.Module):
         detail = _normalised(pixels[self.config.detail_side]) if depth > len(ATTENTION_GRIDS) else None
         decoded = self.dense(base, finer, detail, masks)
         dense = [roots.mask, *(level.logit for level in decoded)]
-        features = [base, *(level.features for level in decoded)]
-        tables = [_with_label(each, logit) for each, logit in zip(features, dense, strict=True)]
+        output = TreeOutput([], [], {logit.shape[-1]: logit for logit in dense}, roots, [], [])
+        if selector is None:
+            return output
+        # the last channel is the dense label
+        features = [
+            torch.cat((each, torch.tanh(logit.detach() / 2)[:, None].to(each.dtype)), 1)
+            for each, logit in zip((base, *(level.features for level in decoded)), dense, strict=True)
+        ]
+        tables = [FeatureMap.of(each) for each in features]
+        tables += [FeatureMap.of(pixels[_grid(level)]) for level in range(len(tables), depth)]
         labels = [FeatureMap.of(logit[:, None]) for logit in dense]
 
         wrong, incoherent = roots.wrong_probability().detach(), roots.incoherent_probability().detach()
-        levels = [selector.roots(wrong, incoherent)]
+        levels = output.levels
+        levels.append(selector.roots(wrong, incoherent))
         queries = [self._encode(0, levels[0], tables, masks)]
-        candidates: list[QuadtreeLevel] = []
-        candidate_logits: list[Tensor] = []
         above = None
         for level in range(1, depth):
             children = children_of(levels[-1])
-            if level >= len(tables):
-                tables.append(FeatureMap.of(pixels[children.grid]))
             logit, hidden = self._detect(level, children, tables, masks, above)
-            kept = selector.keep(children, torch.sigmoid(logit.detach()))
-            candidates.append(children)
-            candidate_logits.append(logit)
-            levels.append(children.take(kept))
-            above = hidden.index_select(0, kept)
+            index, valid = selector.keep(children, torch.sigmoid(logit.detach().float()))
+            output.candidates.append(children)
+            output.candidate_logits.append(logit)
+            levels.append(children.take(index, valid))
+            above = _rows_at(hidden, index)
             queries.append(self._encode(level, levels[-1], tables, masks))
 
         count = min(depth, len(ATTENTION_GRIDS))
         attended = self._attend(queries[:count], levels[:count], base, masks[_CONTEXT_GRID])
         for level in range(count, depth):
-            attended.append(self.inherit(queries[level], attended[-1].index_select(0, levels[level].parent)))
-        # a node's logit is what the decoder adds to the dense label
-        logits = [
-            _sample(labels[min(i, len(labels) - 1)], level).squeeze(1) + self.decoder(query)
-            for i, (level, query) in enumerate(zip(levels, attended, strict=True))
-        ]
-        return TreeOutput(
-            levels,
-            logits,
-            {logit.shape[-1]: logit for logit in dense},
-            roots,
-            candidates,
-            candidate_logits,
-        )
+            attended.append(self.inherit(queries[level], _rows_at(attended[-1], levels[level].parent)))
+        for i, (level, query) in enumerate(zip(levels, attended, strict=True)):
+            label = labels[min(i, len(labels) - 1)].sample(level.grid, level.y, level.x).squeeze(2)
+            output.logits.append(label + self.decoder(query))  # the decoder adds to the dense label
+        return output
 
     def maps(self, output: TreeOutput, coarse: Tensor, config: RefinerConfig) -> list[LevelMap]:
         """The mask on each level, from a pass over ``coarse`` [B, 1, S, S], with the settings of ``config``."""
+        if output.levels:
+            labels = corrected_labels(output.dense, output.levels, output.logits)
+        else:
+            labels = [logit.float() for logit in output.dense.values()]
         return propagate_corrections(
             halvings(coarse, ATTENTION_GRIDS[0]),
-            output.dense,
+            labels,
             output.roots.wrong_probability() >= config.relabel_threshold,
-            output.levels,
-            output.logits,
             config.trust,
             config.deep_trust,
             config.relabel_margin,
@@ -176,73 +175,72 @@ class MaskTransfiner(nn.Module):
     def _detect(
         self,
         level: int,
-        nodes: QuadtreeLevel,
+        nodes: QuadtreeNodes,
         tables: list[FeatureMap],
         masks: dict[int, Tensor],
         above: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """One step of the detector's cascade at the children of the level above."""
         if above is None:  # below the 28 level: its dense output, upsampled
-            inherited = _sample(tables[0], nodes)[:, -self.config.incoherence_width - 1 : -1]
+            sampled = tables[0].sample(nodes.grid, nodes.y, nodes.x)
+            inherited = sampled[:, :, -self.config.incoherence_width - 1 : -1]
         else:
-            inherited = above.index_select(0, nodes.parent)
+            inherited = _rows_at(above, nodes.parent)
         table = tables[level]
-        where = (nodes.instance, nodes.y, nodes.x)
-        deep = level >= _PIXEL_LEVEL
-        # the last channel is the dense label, which the detector need not see
-        features = _normalised(table.neighbourhood(*where)) if deep else table.at(*where)[:, :-1]
-        around = FeatureMap.of(masks[nodes.grid]).neighbourhood(*where)
+        if level >= _PIXEL_LEVEL:
+            features = _normalised(table.neighbourhood(nodes.y, nodes.x).flatten(2))
+        else:
+            features = table.read(nodes.y, nodes.x)[:, :, :-1]  # the detector does not see the dense label
+        around = FeatureMap.of(masks[nodes.grid]).neighbourhood(nodes.y, nodes.x).flatten(2)
         logit, hidden = self.detector.finer(level, inherited, features, around)
         return logit, hidden
 
     def _encode(
-        self, level: int, nodes: QuadtreeLevel, tables: list[FeatureMap], masks: dict[int, Tensor]
+        self, level: int, nodes: QuadtreeNodes, tables: list[FeatureMap], masks: dict[int, Tensor]
     ) -> Tensor:
-        """Queries of one level's nodes from the four cues: [n, width]."""
-        where = (nodes.instance, nodes.y, nodes.x)
-        neighbours = tables[level].neighbourhood(*where)
+        """Queries of one level's nodes from the four cues: [B, K, width]."""
+        neighbours = tables[level].neighbourhood(nodes.y, nodes.x)
         if level >= _PIXEL_LEVEL:
             neighbours = _normalised(neighbours)
-        channels = tables[level].rows.shape[1]
-        own = neighbours[:, 4 * channels : 5 * channels]  # the middle of the 3×3
-        around = FeatureMap.of(masks[nodes.grid]).neighbourhood(*where)
-        coarser = [_sample(tables[min(level, _PIXEL_LEVEL) - 1], nodes)] if level else []
-        features = torch.cat([own, *coarser], 1)
+        around = FeatureMap.of(masks[nodes.grid]).neighbourhood(nodes.y, nodes.x).flatten(2)
+        features = neighbours[:, :, 4]  # the middle of the 3×3
+        if level:
+            coarser = tables[min(level, _PIXEL_LEVEL) - 1].sample(nodes.grid, nodes.y, nodes.x)
+            features = torch.cat((features, coarser), 2)
         encoder = self.encoders[min(level, len(self.encoders) - 1)]
-        query: Tensor = encoder(features, around, neighbours, nodes.y, nodes.x, nodes.grid)
+        query: Tensor = encoder(features, around, neighbours.flatten(2), nodes.y, nodes.x, nodes.grid)
         return query + self.level_embedding.weight[level]
 
     def _attend(
-        self, queries: list[Tensor], levels: list[QuadtreeLevel], base: Tensor, coarse: Tensor
+        self, queries: list[Tensor], levels: list[QuadtreeNodes], base: Tensor, coarse: Tensor
     ) -> list[Tensor]:
         """The sequence encoder over the nodes of the first three levels and the RoI's context tokens."""
-        batch, device = base.shape[0], base.device
-        cells = torch.arange(_CONTEXT_GRID, device=device)
-        y, x = torch.meshgrid(cells, cells, indexing="ij")
-        pooled = torch.cat((F.adaptive_avg_pool2d(base, _CONTEXT_GRID), coarse), 1)
+        pooled = torch.cat((F.adaptive_avg_pool2d(base, _CONTEXT_GRID), coarse.to(base.dtype)), 1)
         context = self.context(pooled.flatten(2).transpose(1, 2))  # [B, 49, width]
-        position = sinusoidal_position(y.flatten(), x.flatten(), _CONTEXT_GRID, self.config.width)
-        context = context + position.to(context.dtype) + self.level_embedding.weight[-1]
-        owner = torch.arange(batch, device=device).repeat_interleave(_CONTEXT_GRID**2)
-        tokens = torch.cat([context.flatten(0, 1), *queries])
-        instance = torch.cat([owner, *(level.instance for level in levels)])
-        attended = self.sequence(tokens, instance, batch, keys=len(tokens) - len(queries[-1]))
-        return list(attended.split([len(owner), *(len(q) for q in queries)])[1:])
+        axis = axis_position(_CONTEXT_GRID, self.config.width, context)
+        rows = axis[:, None].expand(-1, _CONTEXT_GRID, -1)
+        position = torch.cat((rows, rows.transpose(0, 1)), 2).flatten(0, 1)
+        context = context + position + self.level_embedding.weight[-1]
+        tokens = torch.cat([context, *queries], 1)
+        keys = tokens.shape[1] - queries[-1].shape[1]
+        valid = None
+        if levels[0].valid is not None:
+            always = torch.ones_like(context[:, :, 0], dtype=torch.bool)
+            valid = torch.cat([always, *(v for level in levels[:-1] if (v := level.valid) is not None)], 1)
+        attended = self.sequence(tokens, keys, valid)
+        return list(attended.split([context.shape[1], *(q.shape[1] for q in queries)], 1)[1:])
 
 
-def _sample(table: FeatureMap, nodes: QuadtreeLevel) -> Tensor:
-    """The features of a map that spans the RoI, bilinearly at the nodes' centres: [n, C]."""
-    if table.height == nodes.grid:
-        return table.at(nodes.instance, nodes.y, nodes.x)
-    box = torch.tensor([0.0, 0.0, table.width, table.height], device=nodes.y.device)
-    return roi_align_at_nodes(table, nodes.instance, box.expand(len(nodes), 4), nodes.grid, nodes.y, nodes.x)
+def _grid(level: int) -> int:
+    """Cells a side on a level, 0-based."""
+    return ATTENTION_GRIDS[0] << level
 
 
-def _with_label(features: Tensor, logit: Tensor) -> FeatureMap:
-    """A level's features [B, C, grid, grid] with the dense label in [-1, 1] as the last channel."""
-    table = FeatureMap.of(features)
-    label = torch.tanh(logit.detach() / 2).reshape(-1, 1).to(table.rows.dtype)
-    return FeatureMap(torch.cat((table.rows, label), 1), table.height, table.width)
+def _rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows of each instance: rows [B, N, C], index [B, K] → [B, K, C]."""
+    first = torch.arange(rows.shape[0], device=index.device)[:, None] * rows.shape[1]
+    flat = rows.flatten(0, 1).index_select(0, (index + first).flatten())
+    return flat.view(*index.shape, rows.shape[2])
 
 
 def _normalised(pixels: Tensor) -> Tensor:

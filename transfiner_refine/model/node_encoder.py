@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NodeEncoder", "sinusoidal_position"]
+__all__ = ["NodeEncoder", "axis_position"]
 
 
-def sinusoidal_position(y: Tensor, x: Tensor, grid: int, width: int) -> Tensor:
-    """Sine and cosine of the cell's centre at ``width // 4`` frequencies a axis: y, x [n] → [n, width].
+def axis_position(grid: int, width: int, like: Tensor) -> Tensor:
+    """Sine and cosine of the centres of an axis' cells at ``width // 4`` frequencies: [grid, width // 2].
 
-    Positions are relative to the RoI, so the cells of all levels share one frame.
+    Positions are relative to the RoI, so the cells of all levels share one frame. Device and type are those of ``like``.
     """
-    count = width // 4
-    # wavelengths from four RoI sides down to about one 224-level cell
-    frequency = 2 * math.pi * torch.logspace(-2, 7, count, base=2.0, device=y.device)
-    py = ((y.to(frequency.dtype) + 0.5) / grid)[:, None] * frequency
-    px = ((x.to(frequency.dtype) + 0.5) / grid)[:, None] * frequency
-    return torch.cat((py.sin(), py.cos(), px.sin(), px.cos()), 1)
+    # wavelengths from four RoI sides down to about one 224-level cell; torch.logspace has no MPS kernel
+    frequency = 2 * math.pi * 2.0 ** torch.linspace(-2, 7, width // 4, device=like.device)
+    centre = (torch.arange(grid, device=like.device) + 0.5) / grid
+    angle = centre[:, None] * frequency
+    return torch.cat((angle.sin(), angle.cos()), 1).to(like.dtype)
 
 
 class NodeEncoder(nn.Module):
@@ -40,7 +39,6 @@ class NodeEncoder(nn.Module):
 
     def __init__(self, feature_channels: int, neighbour_channels: int, width: int) -> None:
         super().__init__()
-        self.width = width
         self.context = nn.Linear(9 * (neighbour_channels + 1), width // 2)
         self.fuse = nn.Linear(feature_channels + 1 + width // 2, width)
         self.position = nn.Linear(width, width)
@@ -51,17 +49,25 @@ class NodeEncoder(nn.Module):
         """Queries from the cues.
 
         Args:
-            features: [n, C] at the node's level.
-            coarse: [n, 9] the coarse mask's 3×3 values, the cell's own in the middle.
-            neighbours: [n, 9 · C'] the 3×3 features.
-            y, x: [n] the node's cell.
+            features: [B, K, C] at the node's level.
+            coarse: [B, K, 9] the coarse mask's 3×3 values, the cell's own in the middle.
+            neighbours: [B, K, 9 · C'] the 3×3 features.
+            y, x: [B, K] the node's cell.
             grid: cells a side on the node's level.
 
         Returns:
-            [n, width].
+            [B, K, width].
         """
         coarse = coarse * 2 - 1
-        context = F.relu(self.context(torch.cat((neighbours, coarse), 1)))
-        query: Tensor = self.fuse(torch.cat((features, coarse[:, 4:5], context), 1))
-        position = sinusoidal_position(y, x, grid, self.width).to(query.dtype)
-        return query + self.position(position)
+        context = F.relu(self.context(torch.cat((neighbours, coarse), 2)))
+        query: Tensor = self.fuse(torch.cat((features, coarse[:, :, 4:5], context), 2))
+        return query + self._position(y, x, grid)
+
+    def _position(self, y: Tensor, x: Tensor, grid: int) -> Tensor:
+        """``position`` of the encoded centres; linear, so row and column may be looked up apart: [B, K, width]."""
+        weight = self.position.weight
+        axis = axis_position(grid, weight.shape[1], weight)
+        rows = F.linear(axis, weight[:, : axis.shape[1]], self.position.bias)
+        columns = F.linear(axis, weight[:, axis.shape[1] :])
+        both = rows.index_select(0, y.flatten()) + columns.index_select(0, x.flatten())
+        return both.view(*y.shape, -1)

@@ -1,9 +1,8 @@
 """Quadtree propagation: refined labels travel from the coarse level to the fine ones (Ke et al. 2022, §3.4).
 
-The paper's way (``propagate``): write the nodes of the 28 level, upsample, write those of the 56 level, and so on.
-Where cells have a dense label (``propagate_corrections``) it is what the nodes add to it that travels. Either way the
-coarse mask stays where nothing was labelled anew: such cells take its value on each level, so nothing is blurred that
-was not refined.
+The paper writes the nodes of the 28 level, upsamples, writes those of the 56 level, and so on. Here every cell has a
+dense label, and it is what the nodes add to it that travels. The coarse mask stays where nothing was relabelled: such
+cells take its value on each level, so nothing is blurred that was not refined.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transfiner_refine.model.quadtree import QuadtreeLevel
+from transfiner_refine.model.quadtree import QuadtreeNodes
 
-__all__ = ["LevelMap", "corrected_labels", "halvings", "propagate", "propagate_corrections", "signed_depth"]
+__all__ = ["LevelMap", "corrected_labels", "halvings", "propagate_corrections", "signed_depth"]
 
 _DEPTH_GRID = 56
 _SHARED_LEVELS = 3  # that every instance has; a result must not depend on which others its batch holds
@@ -45,56 +44,20 @@ def halvings(maps: Tensor, last: int) -> dict[int, Tensor]:
     return averages
 
 
-def propagate(
-    coarse: dict[int, Tensor], levels: list[QuadtreeLevel], probabilities: list[Tensor]
-) -> list[LevelMap]:
-    """Propagates node labels through all levels.
-
-    Args:
-        coarse: grid → [B, 1, grid, grid] coarse mask, from ``halvings``.
-        levels: the nodes of each level, coarse to fine.
-        probabilities: [n] foreground probability of each level's nodes.
-
-    Returns:
-        the map of each level.
-    """
-    maps: list[LevelMap] = []
-    for level, probability in zip(levels, probabilities, strict=True):
-        current = coarse[level.grid].squeeze(1).clone()  # [B, grid, grid]
-        if maps:
-            above = maps[-1]
-            finer = F.interpolate(above.probability[:, None], scale_factor=2, mode="bilinear")[:, 0]
-            refined = above.refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
-            current = torch.where(refined, finer, current)
-        else:
-            refined = torch.zeros_like(current, dtype=torch.bool)
-            refined.view(-1)[level.cell] = True
-        current.view(-1)[level.cell] = probability.to(current.dtype)
-        maps.append(LevelMap(current, refined))
-    return maps
-
-
 def propagate_corrections(
     coarse: dict[int, Tensor],
-    dense: dict[int, Tensor],
+    labels: list[Tensor],
     relabelled: Tensor,
-    levels: list[QuadtreeLevel],
-    logits: list[Tensor],
     trust: float = 0.0,
     deep_trust: float = 0.0,
     margin: float = math.inf,
 ) -> list[LevelMap]:
-    """Adds to each level's dense labels what the nodes of this level and of those above correct.
-
-    A node's correction holds for its whole cell until a node below it says otherwise, and sharp dense labels stay
-    sharp; to upsample the labels themselves, as ``propagate`` does, would blur them wherever the tree ends early.
+    """The mask on each level from labels of all its cells.
 
     Args:
         coarse: grid → [B, 1, grid, grid] coarse mask, from ``halvings``.
-        dense: grid → [B, grid, grid] foreground logit of every cell; levels beyond take the finest, upsampled.
+        labels: [B, grid, grid] foreground logits of each level, from ``corrected_labels``.
         relabelled: [B, 28, 28] bool, cells that are labelled anew; all others keep the coarse mask.
-        levels: the nodes of each level, coarse to fine.
-        logits: [n] foreground logit of each level's nodes.
         trust: logit that the coarse mask adds to its own side.
         deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline.
         margin: a 28-level cell is labelled anew, too, where its new labels differ from the coarse mask by this much.
@@ -102,10 +65,9 @@ def propagate_corrections(
     Returns:
         the map of each level.
     """
-    maps: list[LevelMap] = []
     depth = 100 / _DEPTH_GRID * signed_depth(coarse[_DEPTH_GRID], _DEEPEST)
     anew, given = [], []
-    for label in corrected_labels(dense, levels, logits):
+    for label in labels:
         mask = coarse[label.shape[-1]].squeeze(1)
         deep = F.interpolate(depth, mask.shape[-2:], mode="bilinear").squeeze(1)
         anew.append(torch.sigmoid(label + trust * (2 * mask - 1) + deep_trust * deep))
@@ -113,10 +75,11 @@ def propagate_corrections(
     refined = relabelled | _contradicted(
         anew[:_SHARED_LEVELS][-1], coarse[max(coarse)], margin, relabelled.shape[-1]
     )
-    for new, mask in zip(anew, given, strict=True):
-        if maps:
-            refined = refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        maps.append(LevelMap(torch.where(refined, new, mask), refined))
+    maps = [LevelMap(torch.where(refined, anew[0], given[0]), refined)]
+    for new, mask in zip(anew[1:], given[1:], strict=True):
+        times = mask.shape[-1] // refined.shape[-1]
+        finer = refined[:, :, None, :, None].expand(-1, -1, times, -1, times).flatten(3).flatten(1, 2)
+        maps.append(LevelMap(torch.where(finer, new, mask), finer))
     return maps
 
 
@@ -143,9 +106,17 @@ def signed_depth(mask: Tensor, most: int) -> Tensor:
 
 
 def corrected_labels(
-    dense: dict[int, Tensor], levels: list[QuadtreeLevel], logits: list[Tensor]
+    dense: dict[int, Tensor], levels: list[QuadtreeNodes], logits: list[Tensor]
 ) -> list[Tensor]:
-    """What ``propagate_corrections`` makes of every cell, were all labelled anew; arguments as there.
+    """Each level's dense labels with what the nodes of this level and of those above correct.
+
+    A node's correction holds for its whole cell until a node below it says otherwise, and sharp dense labels stay
+    sharp; to upsample the labels themselves would blur them wherever the tree ends early.
+
+    Args:
+        dense: grid → [B, grid, grid] foreground logit of every cell; levels beyond take the finest, upsampled.
+        levels: the nodes of each level, coarse to fine.
+        logits: [B, K] foreground logit of each level's nodes.
 
     Returns:
         [B, grid, grid] float32 foreground logit of each level's cells; gradients flow to the dense labels and, by way
@@ -157,8 +128,11 @@ def corrected_labels(
         # [B, grid, grid]
         label = dense[level.grid].float() if level.grid in dense else _doubled(label)
         correction = _doubled(correction) if corrected else torch.zeros_like(label)
-        own = logit.float() - label.flatten().index_select(0, level.cell)
-        correction = correction.flatten().index_copy(0, level.cell, own).view_as(label)
+        own = logit.float() - label.flatten(1).gather(1, level.cell)
+        inherited = correction.flatten(1)
+        if level.valid is not None:
+            own = torch.where(level.valid, own, inherited.gather(1, level.cell))
+        correction = inherited.scatter(1, level.cell, own).view_as(label)
         corrected.append(label + correction)
     return corrected
 

@@ -6,14 +6,13 @@ rows of the feature map under it. A feature map is kept as a table of rows, one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FeatureMap", "FeaturePyramid", "TopDown", "roi_align_at_nodes", "roi_align_on_levels"]
+__all__ = ["FeatureMap", "TopDown"]
 
 
 @dataclass(frozen=True)
@@ -36,187 +35,48 @@ class FeatureMap:
         _, channels, height, width = maps.shape
         return cls(maps.permute(0, 2, 3, 1).reshape(-1, channels), height, width)
 
-    def at(self, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """The features of cells: batch, y, x [n] → [n, C]."""
-        return self.rows.index_select(0, (batch * self.height + y) * self.width + x)
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """The features at cells of each instance: y, x [B, ...] int64 → [B, ..., C]."""
+        instances = torch.arange(y.shape[0], device=y.device) * (self.height * self.width)
+        index = y * self.width + x + instances.view(-1, *[1] * (y.dim() - 1))
+        return self.rows.index_select(0, index.flatten()).view(*index.shape, self.rows.shape[1])
 
-    def neighbourhood(self, batch: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """The 3×3 cells around each cell, edge cells repeated: batch, y, x [n] → [n, 9 · C]."""
+    def neighbourhood(self, y: Tensor, x: Tensor) -> Tensor:
+        """The 3×3 cells around each cell, edge cells repeated: y, x [B, K] → [B, K, 9, C]."""
         offset = torch.arange(-1, 2, device=y.device)
-        ys = (y[:, None] + offset).clamp(0, self.height - 1)  # [n, 3]
-        xs = (x[:, None] + offset).clamp(0, self.width - 1)  # [n, 3]
-        index = ((batch[:, None] * self.height + ys) * self.width)[:, :, None] + xs[:, None, :]  # [n, 3, 3]
-        return self.rows.index_select(0, index.flatten()).reshape(len(y), 9 * self.rows.shape[1])
+        ys = (y[:, :, None] + offset).clamp(0, self.height - 1)[:, :, :, None].expand(-1, -1, -1, 3)
+        xs = (x[:, :, None] + offset).clamp(0, self.width - 1)[:, :, None, :].expand(-1, -1, 3, -1)
+        return self.read(ys.flatten(2), xs.flatten(2))
 
+    def sample(self, grid: int, y: Tensor, x: Tensor) -> Tensor:
+        """The features at cells of a grid × grid division of the map, bilinearly at the cells' centres.
 
-def roi_align_at_nodes(
-    features: FeatureMap,
-    batch: Tensor,
-    boxes: Tensor,
-    grid: int,
-    y: Tensor,
-    x: Tensor,
-    sampling_ratio: int = 1,
-) -> Tensor:
-    """RoIAlign (aligned, as in torchvision and detectron2) at single cells of an RoI's grid.
+        Args:
+            grid: cells a side; the map's own grid or a multiple of it.
+            y, x: [B, K] int64.
 
-    Args:
-        features: the maps to read.
-        batch: [n] which map of the batch each node reads.
-        boxes: [n, 4] XYXY of each node's RoI, in cells of the feature map.
-        grid: the RoI is divided in grid × grid cells.
-        y, x: [n] the node's cell in that grid.
-        sampling_ratio: sampling points a side in each cell; 0 for as many as the RoI's side has feature cells
-            per cell of the grid, rounded up, box by box and axis by axis.
-
-    Returns:
-        [n, C], equal to ``torchvision.ops.roi_align(..., grid, sampling_ratio=sampling_ratio, aligned=True)``
-        at cell (y, x).
-    """
-    if sampling_ratio == 0:
-        first = batch * (features.height * features.width)
-        height, width = (
-            torch.full_like(batch, size, dtype=boxes.dtype) for size in (features.height, features.width)
+        Returns:
+            [B, K, C], equal to ``torchvision.ops.roi_align`` of the whole map with one sample a cell.
+        """
+        if grid == self.height:
+            return self.read(y, x)
+        sides = [_taps(v, size, grid) for v, size in ((y, self.height), (x, self.width))]
+        (y_taps, y_weight), (x_taps, x_weight) = sides  # [B, K, 2] each
+        taken = self.read(
+            y_taps[:, :, :, None].expand(-1, -1, -1, 2).flatten(2),
+            x_taps[:, :, None, :].expand(-1, -1, 2, -1).flatten(2),
         )
-        return _align_adaptively(features.rows, first, height, width, boxes, grid, y, x)
-    points = (torch.arange(sampling_ratio, device=y.device, dtype=boxes.dtype) + 0.5) / sampling_ratio
-    cell = (boxes[:, 2:] - boxes[:, :2]) / grid  # [n, 2] as (width, height)
-    py = boxes[:, 1, None] - 0.5 + (y[:, None] + points) * cell[:, 1, None]  # [n, s]
-    px = boxes[:, 0, None] - 0.5 + (x[:, None] + points) * cell[:, 0, None]  # [n, s]
-    result = features.rows.new_zeros(len(y), features.rows.shape[1])
-    base = batch * features.height
-    for i in range(sampling_ratio):
-        y_low, y_high, y_part, y_in = _axis(py[:, i], features.height)
-        for j in range(sampling_ratio):
-            x_low, x_high, x_part, x_in = _axis(px[:, j], features.width)
-            inside = (y_in & x_in).to(features.rows.dtype) / sampling_ratio**2
-            for row, row_weight in ((y_low, 1 - y_part), (y_high, y_part)):
-                for column, column_weight in ((x_low, 1 - x_part), (x_high, x_part)):
-                    weight = (row_weight * column_weight).to(features.rows.dtype) * inside
-                    taken = features.rows.index_select(0, (base + row) * features.width + column)
-                    result = result + taken * weight[:, None]
-    return result
+        weight = (y_weight[:, :, :, None] * x_weight[:, :, None, :]).flatten(2)  # [B, K, 4]
+        return (taken * weight[..., None].to(taken.dtype)).sum(2)
 
 
-@dataclass(frozen=True)
-class FeaturePyramid:
-    """Feature maps of several resolutions as one table of rows, so that one gather serves nodes of all levels.
-
-    Attributes:
-        rows: [Σ batch · height · width, channels], map after map.
-        first: [maps] int64, the first row of each map.
-        height, width: [maps] float32, size of each map in cells.
-        scale: [maps] float32, cells per pixel of the frame that boxes are given in.
-    """
-
-    rows: Tensor
-    first: Tensor
-    height: Tensor
-    width: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, maps: Sequence[Tensor], scales: Sequence[float]) -> FeaturePyramid:
-        """maps [B, C, H_i, W_i] with the cells per pixel of each."""
-        tables = [FeatureMap.of(each).rows for each in maps]
-        lengths = [len(table) for table in tables]
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        device = maps[0].device
-
-        def per_map(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        return cls(
-            torch.cat(tables),
-            torch.tensor(starts, device=device),
-            per_map([each.shape[2] for each in maps]),
-            per_map([each.shape[3] for each in maps]),
-            per_map(scales),
-        )
-
-
-def roi_align_on_levels(
-    pyramid: FeaturePyramid, level: Tensor, batch: Tensor, boxes: Tensor, grid: int, y: Tensor, x: Tensor
-) -> Tensor:
-    """RoIAlign at single cells as in ``roi_align_at_nodes``, every node on its own map of a pyramid.
-
-    Args:
-        pyramid: the maps to read.
-        level: [n] int64, which map each node reads.
-        batch: [n] int64, which image of the batch.
-        boxes: [n, 4] XYXY float32 of each node's RoI, pixels.
-        grid: the RoI is divided in grid × grid cells.
-        y, x: [n] the node's cell in that grid.
-
-    Returns:
-        [n, C], with sampling ratio 0: as many samples a side as the RoI has feature cells per cell, rounded up.
-    """
-    height, width = pyramid.height.index_select(0, level), pyramid.width.index_select(0, level)
-    first = pyramid.first.index_select(0, level) + batch * (height * width).long()
-    scaled = boxes * pyramid.scale.index_select(0, level)[:, None]
-    return _align_adaptively(pyramid.rows, first, height, width, scaled, grid, y, x)
-
-
-def _align_adaptively(
-    rows: Tensor, first: Tensor, height: Tensor, width: Tensor, boxes: Tensor, grid: int, y: Tensor, x: Tensor
-) -> Tensor:
-    """RoIAlign with sampling ratio 0 as one weighted sum of table rows per node.
-
-    Args:
-        rows: [positions, C] the table.
-        first: [n] int64, row of the table where the node's map begins.
-        height, width: [n] float32, size of that map, cells.
-        boxes: [n, 4] XYXY of the node's RoI, in cells of that map.
-        grid, y, x: the node's cell, as above.
-
-    Returns:
-        [n, C].
-    """
-    if len(y) == 0:
-        return rows.new_zeros(0, rows.shape[1])
-    # sides are differences of shifted corners because RoIAlign rounds them so, and the ceiling is not continuous
-    start, end = boxes[:, :2] - 0.5, boxes[:, 2:] - 0.5  # [n, 2] as (x, y)
-    cell = (end - start) / grid
-    counts = cell.ceil().long().clamp(min=0)
-    total = counts[:, 0] * counts[:, 1]  # [n] samples of each node
-    offset = total.cumsum(0) - total
-    node = torch.repeat_interleave(torch.arange(len(y), device=y.device), total)  # [samples]
-    rank = torch.arange(len(node), device=y.device) - offset.index_select(0, node)
-    columns = counts[:, 0].index_select(0, node)
-
-    def taps(axis: int, index: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-        """``_axis`` of the samples on one axis, from the node's cell and the sample's place in it."""
-        begin = start[:, axis] + index * cell[:, axis]  # [n]
-        spacing = cell[:, axis] / counts[:, axis]
-        position = begin.index_select(0, node) + (step + 0.5) * spacing.index_select(0, node)
-        return _axis(position, size.index_select(0, node))
-
-    row_step = torch.div(rank, columns, rounding_mode="floor")
-    y_low, y_high, y_part, y_in = taps(1, y, row_step, height)
-    x_low, x_high, x_part, x_in = taps(0, x, rank - row_step * columns, width)
-    share = (y_in & x_in).to(cell.dtype) / total.index_select(0, node)  # [samples]
-    base, stride = first.index_select(0, node), width.index_select(0, node).long()
-    low, high = base + y_low * stride, base + y_high * stride
-    index = torch.stack((low + x_low, low + x_high, high + x_low, high + x_high), 1)  # [samples, 4]
-    row_weight = torch.stack((1 - y_part, y_part), 1) * share[:, None]  # [samples, 2]
-    weight = row_weight[:, :, None] * torch.stack((1 - x_part, x_part), 1)[:, None, :]  # [samples, 2, 2]
-    return F.embedding_bag(
-        index.flatten(), rows, offset * 4, mode="sum", per_sample_weights=weight.flatten().to(rows.dtype)
-    )
-
-
-def _axis(position: Tensor, size: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bilinear taps on one axis: (low index, high index, weight of high, inside?), as RoIAlign clamps them."""
-    inside = (position >= -1.0) & (position <= size)
-    if isinstance(size, Tensor):  # [n], each node on a map of its own
-        position = position.clamp(min=0).minimum(size - 1)
-        low = position.floor()
-        high = (low + 1).minimum(size - 1)
-    else:
-        position = position.clamp(0, size - 1)
-        low = position.floor()
-        high = (low + 1).clamp(max=size - 1)
-    return low.long(), high.long(), position - low, inside
+def _taps(cell: Tensor, size: int, grid: int) -> tuple[Tensor, Tensor]:
+    """The two places on one axis between which a cell's centre lies, and their weights: [B, K, 2] each."""
+    position = ((cell + 0.5) * (size / grid) - 0.5).clamp(0, size - 1)
+    low = position.floor()
+    part = position - low
+    taps = torch.stack((low, (low + 1).clamp(max=size - 1)), 2)
+    return taps.long(), torch.stack((1 - part, part), 2)
 
 
 class TopDown(nn.Module):

@@ -1,7 +1,9 @@
-"""The quadtree over the incoherent regions, as flat arrays: no objects, no per-instance loop.
+"""The quadtree over the incoherent regions, with a fixed number of places for nodes on every level.
 
-Ke et al. 2022, §3.1: roots are incoherent cells of the 28 level; each splits in four quadrants on the next
-level, kept where that level's detector fires.
+Ke et al. 2022, §3.1: roots are incoherent cells of the 28 level; each splits in four quadrants on the next level,
+kept where that level's detector fires. A level has room for as many nodes as its budget says; where fewer cells reach
+the threshold the rest of the places is marked as not valid, and where more do the least probable are left out. So no
+shape depends on data, and the whole step is one program (``torch.export``, ONNX, CUDA graphs).
 """
 
 from __future__ import annotations
@@ -12,101 +14,98 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["NodeSelector", "QuadtreeLevel", "ThresholdSelector", "children_of", "roots_of"]
+from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
+
+__all__ = ["BudgetSelector", "NodeSelector", "QuadtreeNodes", "children_of", "root_cells"]
 
 
 @dataclass(frozen=True)
-class QuadtreeLevel:
-    """The nodes of all instances on one level, ordered by instance.
+class QuadtreeNodes:
+    """The nodes of one level.
 
     Attributes:
         grid: cells a side of the RoI on this level (28, 56, 112, …).
-        instance: [n] int64, the instance each node belongs to, ascending.
-        y: [n] int64, row of the node's cell.
-        x: [n] int64, column of the node's cell.
-        parent: [n] int64, index of the parent in the level above; -1 for roots.
+        y: [B, K] int64, row of each node's cell.
+        x: [B, K] int64, column of each node's cell.
+        parent: [B, K] int64, index of the parent in the level above; -1 for roots.
+        valid: [B, K] bool, False for places without a node; None if there are none.
     """
 
     grid: int
-    instance: Tensor
     y: Tensor
     x: Tensor
     parent: Tensor
-
-    def __len__(self) -> int:
-        return len(self.instance)
-
-    def take(self, index: Tensor) -> QuadtreeLevel:
-        """The nodes at ``index`` ([m] int64, ascending, so the order by instance stays)."""
-        return QuadtreeLevel(
-            self.grid,
-            self.instance.index_select(0, index),
-            self.y.index_select(0, index),
-            self.x.index_select(0, index),
-            self.parent.index_select(0, index),
-        )
+    valid: Tensor | None = None
 
     @property
     def cell(self) -> Tensor:
-        """[n] int64, flat index into a [instances, grid, grid] map."""
-        return (self.instance * self.grid + self.y) * self.grid + self.x
+        """[B, K] int64, flat index into a [grid, grid] map."""
+        return self.y * self.grid + self.x
+
+    def take(self, index: Tensor, valid: Tensor | None) -> QuadtreeNodes:
+        """The nodes at ``index`` [B, K'] int64, of which ``valid`` [B, K'] exist."""
+        return QuadtreeNodes(
+            self.grid, self.y.gather(1, index), self.x.gather(1, index), self.parent.gather(1, index), valid
+        )
 
 
-def roots_of(selected: Tensor) -> QuadtreeLevel:
-    """Roots from a [B, grid, grid] bool map, in order of instance, row, column."""
-    instance, y, x = selected.nonzero(as_tuple=True)
-    return QuadtreeLevel(selected.shape[-1], instance, y, x, torch.full_like(instance, -1))
+def root_cells(grid: int, instances: Tensor) -> QuadtreeNodes:
+    """All cells of the first level as candidates, row by row, for as many instances as ``instances`` is long."""
+    cell = torch.arange(grid * grid, device=instances.device).expand(instances.shape[0], -1)
+    return QuadtreeNodes(
+        grid, cell.div(grid, rounding_mode="floor"), cell.remainder(grid), torch.full_like(cell, -1)
+    )
 
 
-def children_of(level: QuadtreeLevel) -> QuadtreeLevel:
+def children_of(level: QuadtreeNodes) -> QuadtreeNodes:
     """The four quadrants of every node, those of one node in a row: (top left, top right, bottom left, …)."""
     quadrant = torch.arange(4, device=level.y.device)
-    parent = torch.arange(len(level), device=level.y.device)
-    return QuadtreeLevel(
+    parent = torch.arange(level.y.shape[1], device=level.y.device)[:, None].expand(-1, 4).flatten()
+    valid = level.valid
+    return QuadtreeNodes(
         level.grid * 2,
-        level.instance.repeat_interleave(4),
-        (level.y[:, None] * 2 + quadrant // 2).flatten(),
-        (level.x[:, None] * 2 + quadrant % 2).flatten(),
-        parent.repeat_interleave(4),
+        (level.y[:, :, None] * 2 + quadrant // 2).flatten(1),
+        (level.x[:, :, None] * 2 + quadrant % 2).flatten(1),
+        parent.expand(level.y.shape[0], -1),
+        None if valid is None else valid[:, :, None].expand(-1, -1, 4).flatten(1),
     )
 
 
 class NodeSelector(Protocol):
-    """Decides which cells become nodes; inference thresholds, training samples."""
+    """Decides which cells become nodes: inference takes the most probable, training draws."""
 
-    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
+    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeNodes:
         """The roots, from the detector's two [B, grid, grid] probabilities."""
 
-    def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
-        """Ascending indices of the candidates that become nodes, from the detector's [n] probabilities."""
+    def keep(self, candidates: QuadtreeNodes, probability: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Which candidates become nodes, from the detector's [B, K] probabilities.
+
+        Returns:
+            their indices [B, K'], and [B, K'] bool, which of these exist; None if all do.
+        """
 
 
-class ThresholdSelector(NodeSelector):
-    """Keeps the cells whose probability reaches a threshold, down to each instance's own depth.
+class BudgetSelector(NodeSelector):
+    """Takes the most probable cells of each level, of those that reach the threshold.
 
     Args:
-        depth: [B] int64, number of levels of each instance's quadtree.
-        relabel_threshold: least probability that the coarse mask is wrong in a root.
-        root_threshold: least probability that a root is incoherent.
-        child_threshold: least probability of a node on the finer levels.
-        root_grid: grid of the first level.
+        config: with the thresholds and the budgets.
     """
 
-    def __init__(
-        self,
-        depth: Tensor,
-        relabel_threshold: float,
-        root_threshold: float,
-        child_threshold: float,
-        root_grid: int,
-    ) -> None:
-        self.depth, self.root_grid, self.relabel_threshold = depth, root_grid, relabel_threshold
-        self.root_threshold, self.child_threshold = root_threshold, child_threshold
+    def __init__(self, config: RefinerConfig) -> None:
+        self.config = config
 
-    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
-        return roots_of((wrong >= self.relabel_threshold) & (incoherent >= self.root_threshold))
+    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeNodes:
+        score = torch.where(wrong >= self.config.relabel_threshold, incoherent, 0.0).flatten(1)
+        cells = root_cells(wrong.shape[-1], wrong)
+        return cells.take(*self._most_probable(0, score, self.config.root_threshold))
 
-    def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
-        level = (candidates.grid // self.root_grid).bit_length()  # 1-based: 28 → 1, 56 → 2, …
-        deep_enough = self.depth.index_select(0, candidates.instance) >= level
-        return ((probability >= self.child_threshold) & deep_enough).nonzero().squeeze(1)
+    def keep(self, candidates: QuadtreeNodes, probability: Tensor) -> tuple[Tensor, Tensor | None]:
+        if candidates.valid is not None:
+            probability = torch.where(candidates.valid, probability, -1.0)
+        level = (candidates.grid // ATTENTION_GRIDS[0]).bit_length() - 1
+        return self._most_probable(level, probability, self.config.child_threshold)
+
+    def _most_probable(self, level: int, score: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        best, index = score.topk(min(self.config.node_budget[level], score.shape[1]), 1)
+        return index, best >= threshold

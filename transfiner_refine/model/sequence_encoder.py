@@ -1,7 +1,7 @@
 """The sequence encoder: the nodes of an instance attend to each other across levels.
 
-Ke et al. 2022, §3.3: a transformer over one sequence per instance. Sequences of different lengths share a batch;
-padding is masked, so an instance sees its own nodes only. Every node asks, but only the tokens of the coarser
+Ke et al. 2022, §3.3: a transformer over one sequence per instance. Places without a node are masked out of the keys.
+Every node asks, but only the tokens of the coarser
 levels answer (they are the keys): the finest attended level has two thirds of the nodes, and letting it answer too
 more than doubles the cost.
 """
@@ -12,28 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SequenceEncoder", "pack"]
+__all__ = ["SequenceEncoder"]
 
-
-def pack(instance: Tensor, instances: int) -> tuple[Tensor, Tensor, int]:
-    """Places flat tokens in a padded [instances, longest] layout; a sequence keeps the order of its tokens.
-
-    Args:
-        instance: [t] int64, the instance of each token, in any order.
-        instances: number of instances.
-
-    Returns:
-        slot [t] int64: index of each token in the flattened [instances · longest] layout;
-        counts [instances] int64: tokens of each sequence;
-        longest: the largest count.
-    """
-    counts = torch.bincount(instance, minlength=instances)
-    longest = int(counts.max())
-    order = torch.argsort(instance, stable=True)
-    first = counts.cumsum(0) - counts
-    rank = torch.empty_like(instance)
-    rank[order] = torch.arange(len(instance), device=instance.device) - first.index_select(0, instance[order])
-    return instance * longest + rank, counts, longest
+_MASKED = -1e4  # added to the score of a key that does not exist; within the range of half precision
 
 
 class _Layer(nn.Module):
@@ -53,8 +34,8 @@ class _Layer(nn.Module):
         q = self._heads(F.linear(normed, self.qkv.weight[:width], self.qkv.bias[:width]))
         kv = F.linear(normed[:, :keys], self.qkv.weight[width:], self.qkv.bias[width:])
         k, v = self._heads(kv[..., :width]), self._heads(kv[..., width:])
-        if torch.is_grad_enabled() and x.device.type == "cpu" and mask is None:
-            attended = _plain_attention(q, k, v)
+        if x.device.type == "cpu":
+            attended = _plain_attention(q, k, v, mask)
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.project(attended.transpose(1, 2).reshape(batch, tokens, width))
@@ -65,15 +46,16 @@ class _Layer(nn.Module):
         return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention as matrix products: q, k, v [batch, heads, tokens, channels], the same as the fused kernel.
 
-    For training on a CPU only, where its backward pass is about twice as fast at a few hundred tokens.
+    For CPUs, where its backward pass is about twice as fast at a few hundred tokens, and where an exported program of
+    it is free of the fused kernel's handling of rows without any key, which do not occur.
     """
-    batch, heads, tokens, channels = q.shape
-    q, k, v = (x.reshape(batch * heads, -1, channels) for x in (q * channels**-0.5, k, v))
-    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)), 2, dtype=q.dtype)
-    return torch.bmm(weights, v).view(batch, heads, tokens, channels)
+    score = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))
+    if mask is not None:
+        score = score + torch.where(mask, 0.0, _MASKED).to(score.dtype)
+    return torch.matmul(torch.softmax(score, 3, dtype=q.dtype), v)
 
 
 class SequenceEncoder(nn.Module):
@@ -84,27 +66,19 @@ class SequenceEncoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(width, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, queries: Tensor, instance: Tensor, instances: int, keys: int | None = None) -> Tensor:
+    def forward(self, queries: Tensor, keys: int, valid: Tensor | None = None) -> Tensor:
         """Attends within each instance.
 
         Args:
-            queries: [t, width].
-            instance: [t] int64, the instance of each query, in any order.
-            instances: number of instances.
-            keys: only the first ``keys`` of the flat queries are attended to; None for all.
+            queries: [B, T, width].
+            keys: only the first ``keys`` tokens of each sequence are attended to.
+            valid: [B, keys] bool, the keys that exist; None if all do.
 
         Returns:
-            [t, width].
+            [B, T, width].
         """
-        slot, _, longest = pack(instance, instances)
-        counts = torch.bincount(instance[:keys], minlength=instances)
-        most = int(counts.max())
-        # keys come first in the flat order, so they come first in every sequence
-        mask = None
-        if not bool((counts == most).all()):
-            mask = (torch.arange(most, device=counts.device) < counts[:, None])[:, None, None, :]
-        padded = queries.new_zeros(instances * longest, queries.shape[1]).index_copy(0, slot, queries)
-        x = padded.view(instances, longest, -1)
+        mask = None if valid is None else valid[:, None, None, :]
         for layer in self.layers:
-            x = layer(x, most, mask)
-        return self.norm(x).reshape(instances * longest, -1).index_select(0, slot)
+            queries = layer(queries, keys, mask)
+        normed: Tensor = self.norm(queries)
+        return normed

@@ -1,13 +1,29 @@
-"""Where weights come from: the built-in models by name, or a file."""
+"""Where weights come from, and what a weights file says of itself; without PyTorch."""
 
 from __future__ import annotations
 
+import json
 import os
+from hashlib import sha256
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.types import CheckpointError
 
-__all__ = ["DEFAULT_WEIGHTS", "built_in_weights", "find_weights"]
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "KIND",
+    "built_in_weights",
+    "find_weights",
+    "is_native",
+    "read_config",
+    "weights_digest",
+]
+
+#: Written to every checkpoint of this package; tells a native refiner from any other safetensors file.
+KIND = "transfiner-refine/native"
 
 DEFAULT_WEIGHTS = "lite"
 _PREFIX = "transfiner-"
@@ -49,3 +65,45 @@ def find_weights(weights: str | Path) -> Path:
         file=weights,
         remedy=f"built-in models: {names}",
     )
+
+
+def is_native(path: Path) -> bool:
+    """Whether the file says of itself that it is a native refiner of this package; it may be damaged all the same."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("kind") == KIND
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def read_config(path: Path) -> RefinerConfig:
+    """The configuration in a native refiner's weights file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a native refiner of this package.
+    """
+    if not path.is_file():
+        raise CheckpointError("there is no such weights file", file=path, remedy="check --weights")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
+        ) from error
+    if metadata.get("kind") != KIND:
+        raise CheckpointError(
+            f"a checkpoint of another kind ({metadata.get('kind') or 'no kind is stated'})",
+            file=path,
+            remedy=f"expected a file written by transfiner-refine ({KIND})",
+        )
+    return RefinerConfig.from_json(json.loads(metadata["config"]), str(path))
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a weights file, hexadecimal; exported programs carry it."""
+    with path.open("rb") as file:
+        digest = sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

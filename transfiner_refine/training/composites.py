@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.model.roi import Roi, read_mask, resample, roi_of
+from transfiner_refine.refine.roi import Roi, read_mask, resample, roi_of
 from transfiner_refine.training.simulate import near_side, outline_point
 from transfiner_refine.types import MaskWindow
 

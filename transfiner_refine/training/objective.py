@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import TreeOutput
 from transfiner_refine.model.propagate import corrected_labels, halvings
-from transfiner_refine.model.quadtree import NodeSelector, QuadtreeLevel, roots_of
+from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, root_cells
 
 __all__ = ["SamplingSelector", "Targets", "make_targets", "refinement_loss"]
 
@@ -74,19 +74,14 @@ class SamplingSelector(NodeSelector):
     def __init__(self, quota: tuple[int, ...], config: RefinerConfig) -> None:
         self.quota, self.config = quota, config
 
-    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeLevel:
+    def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeNodes:
         marked = (wrong >= self.config.relabel_threshold) & (incoherent >= self.config.root_threshold)
-        index = _draw(marked.flatten(1), self.quota[0])
-        selected = torch.zeros_like(marked).flatten(1).scatter_(1, index, True)
-        return roots_of(selected.view_as(marked))
+        return root_cells(_ROOT_GRID, marked).take(_draw(marked.flatten(1), self.quota[0]), None)
 
-    def keep(self, candidates: QuadtreeLevel, probability: Tensor) -> Tensor:
+    def keep(self, candidates: QuadtreeNodes, probability: Tensor) -> tuple[Tensor, None]:
         level = (candidates.grid // _ROOT_GRID).bit_length() - 1
-        instances = int(candidates.instance[-1]) + 1
-        marked = (probability >= self.config.child_threshold).view(instances, -1)
-        index = _draw(marked, min(self.quota[level], marked.shape[1]))
-        first = torch.arange(instances, device=index.device)[:, None] * marked.shape[1]
-        return (index + first).flatten()
+        marked = probability >= self.config.child_threshold
+        return _draw(marked, min(self.quota[level], marked.shape[1])), None
 
 
 def _draw(marked: Tensor, quota: int) -> Tensor:
@@ -118,7 +113,7 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
     labels = []
     for level, logit in zip(output.levels, output.logits, strict=True):
         logit = logit.float()
-        target = targets.truth[level.grid].flatten().index_select(0, level.cell)
+        target = targets.truth[level.grid].flatten(1).gather(1, level.cell)
         labels.append(_mean_where(label_loss(logit, target), level, depth))
     roots = output.roots
     detections = [
@@ -126,7 +121,7 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
         F.binary_cross_entropy_with_logits(roots.incoherent.float(), targets.incoherent[_ROOT_GRID].float()),
     ]
     for level, logit in zip(output.candidates, output.candidate_logits, strict=True):
-        target = targets.incoherent[level.grid].flatten().index_select(0, level.cell).float()
+        target = targets.incoherent[level.grid].flatten(1).gather(1, level.cell).float()
         each = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
         detections.append(_mean_where(each, level, depth))
     refine, incoherence = torch.stack(labels).mean(), torch.stack(detections).mean()
@@ -149,7 +144,7 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
 
 
 def label_loss(logit: Tensor, target: Tensor) -> Tensor:
-    """Of each node: cross entropy against the foreground share, plus the paper's L1; logit, target [n] → [n]."""
+    """Of each node: cross entropy against the foreground share, plus the paper's L1; logit, target [...] → [...]."""
     each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
     return each + (torch.sigmoid(logit) - target).abs()
 
@@ -167,12 +162,12 @@ def dice_loss(logit: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2)) + 1)
 
 
-def _mean_where(values: Tensor, level: QuadtreeLevel, depth: Tensor) -> Tensor:
-    """Mean over the nodes of instances whose quadtree reaches this level."""
+def _mean_where(values: Tensor, level: QuadtreeNodes, depth: Tensor) -> Tensor:
+    """Mean over the nodes [B, K] of instances whose quadtree reaches this level."""
     number = (level.grid // _ROOT_GRID).bit_length()  # 1-based
-    return _mean_over(values, depth.index_select(0, level.instance) >= number)
+    return _mean_over(values, (depth >= number)[:, None].expand_as(values))
 
 
 def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the values that count; values, counts [n]."""
+    """Mean over the values that count; of equal shape."""
     return (values * counts).sum() / counts.sum().clamp(min=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from transfiner_refine.model.config import RefinerConfig
-from transfiner_refine.model.roi import Roi, crop_roi, read_mask, resample, roi_around
+from transfiner_refine.refine.roi import Roi, crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, decode
 from transfiner_refine.training.simulate import simulate_coarse

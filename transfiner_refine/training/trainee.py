@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfiner_refine.model.checkpoint import save_network
-from transfiner_refine.model.config import ATTENTION_GRIDS
 from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.model.quadtree import ThresholdSelector
 from transfiner_refine.training.objective import SamplingSelector, make_targets, refinement_loss
 
 __all__ = ["RefinerTrainee", "split_decay"]
@@ -57,11 +55,9 @@ class RefinerTrainee:
     def _own_masks(self, image: Tensor, coarse: Tensor, depths: Tensor) -> Tensor:
         """What the network now makes of the coarse masks: [B, 1, S, S], 0 or 1."""
         config, side = self.network.config, coarse.shape[-1]
-        # dense labels alone, for a detector that has not learned yet would make nodes of nearly all cells
-        no_roots = ThresholdSelector(depths, config.relabel_threshold, 2.0, 2.0, ATTENTION_GRIDS[0])
-        output = self.network(image, coarse, no_roots, int(depths.max()))
+        output = self.network(image, coarse, None, int(depths.max()))  # dense labels alone
         maps = self.network.maps(output, coarse, config)
-        finest = [maps[depth - 1].probability[i] for i, depth in enumerate(depths.tolist())]
+        finest = [maps[min(depth, len(maps)) - 1].probability[i] for i, depth in enumerate(depths.tolist())]
         own = [F.interpolate(p[None, None], (side, side), mode="bilinear") for p in finest]
         return (torch.cat(own) >= 0.5).float()
 

@@ -50,7 +50,7 @@ class Validation:
 
     def __call__(self, weights: Path) -> dict[str, float]:
         """Name → gain in points, for the checkpoint ``weights``."""
-        refiner = load_refiner(weights, device=self.device)
+        refiner = load_refiner(weights, device=self.device, engine="torch")
         scores: dict[str, float] = {}
         for data, chosen in zip(self.sets, self.chosen, strict=True):
             gains = []

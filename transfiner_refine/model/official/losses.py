@@ -17,7 +17,7 @@ from transfiner_refine.model.official.network import ImageFeatures, OfficialNetw
 from transfiner_refine.model.official.nodes import select_nodes
 from transfiner_refine.model.official.regions import Regions
 from transfiner_refine.model.official.sequence import gather_tokens
-from transfiner_refine.model.quadtree import QuadtreeLevel
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 
 __all__ = ["TrainingHeads", "TrainingOutput", "TrainingTargets", "dice_loss", "training_losses"]
 

@@ -14,8 +14,8 @@ from transfiner_refine.model.official.regions import Regions, feature_table
 from transfiner_refine.model.official.resnet import ResNet
 from transfiner_refine.model.official.sequence import NodeTransformer, gather_tokens
 from transfiner_refine.model.official.swin import Swin
-from transfiner_refine.model.pyramid import FeaturePyramid
-from transfiner_refine.model.quadtree import QuadtreeLevel
+from transfiner_refine.model.official.pyramid import FeaturePyramid
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 
 __all__ = ["ImageFeatures", "OfficialNetwork"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transfiner_refine.model.official.config import NODE_GRIDS, NODE_THRESHOLDS
-from transfiner_refine.model.quadtree import QuadtreeLevel, roots_of
+from transfiner_refine.model.official.quadtree import QuadtreeLevel, roots_of
 
 __all__ = ["select_nodes"]
 

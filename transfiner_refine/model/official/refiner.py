@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transfiner_refine.device import choose_device, choose_precision
+from transfiner_refine.device import choose_device, choose_precision, precision_name
 from transfiner_refine.model.official.checkpoint import load_official_network
 from transfiner_refine.model.official.config import NODE_GRIDS, Preparation, RefineOptions
 from transfiner_refine.model.official.images import Batch, prepare
@@ -19,11 +20,14 @@ from transfiner_refine.model.official.network import ImageFeatures, OfficialNetw
 from transfiner_refine.model.official.nodes import select_nodes
 from transfiner_refine.model.official.read import read_tensors
 from transfiner_refine.model.official.regions import Regions
-from transfiner_refine.model.paste import paste_into_roi
-from transfiner_refine.model.propagate import halvings, propagate
-from transfiner_refine.model.roi import Roi, read_mask, resample, roi_around
-from transfiner_refine.refiner import Refiner
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.refine.roi import paste_into_roi
+from transfiner_refine.model.official.quadtree import QuadtreeLevel, propagate
+from transfiner_refine.model.propagate import LevelMap, halvings
+from transfiner_refine.refine.roi import Roi, read_mask, resample, roi_around
+from transfiner_refine.refine.instance import harden
+from transfiner_refine.refiner import WindowRefining, check_image
+from transfiner_refine.trace import Trace, TraceLevel, TracePass, as_array
+from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
 __all__ = ["OfficialRefiner", "load_official_refiner"]
 
@@ -32,19 +36,46 @@ _FINEST, _COARSEST = NODE_GRIDS[-1], NODE_GRIDS[0]
 
 
 def load_official_refiner(
-    path: Path, *, device: str = "auto", precision: str = "auto", batch_size: int | None = None
+    path: Path,
+    *,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
 ) -> OfficialRefiner:
     """A refiner from one of the authors' checkpoints; arguments as in ``load_refiner``.
 
     Raises:
         CheckpointError: the file is damaged or holds something else.
-        DeviceError: the device or the precision is not available.
+        DeviceError: the device, the engine or the precision is not available.
     """
+    if engine == "onnx":
+        raise DeviceError("the authors' networks run in PyTorch only", remedy="leave --engine out")
     network = load_official_network(read_tensors(path))
     return OfficialRefiner(network, device=device, precision=precision, batch_size=batch_size)
 
 
-class OfficialRefiner(Refiner):
+@dataclass(frozen=True)
+class _Stages:
+    """Instances of one image on their way through the network.
+
+    Attributes:
+        rois: their rectangles.
+        coarse: grid → [n, 1, grid, grid], the given masks.
+        incoherence: [n, 28, 28] probabilities.
+        levels, labels: the nodes of each level and their foreground probabilities.
+        maps: the mask on each level.
+    """
+
+    rois: list[Roi]
+    coarse: dict[int, Tensor]
+    incoherence: Tensor
+    levels: list[QuadtreeLevel]
+    labels: list[Tensor]
+    maps: list[LevelMap]
+
+
+class OfficialRefiner(WindowRefining):
     """Refines masks of any detector with the authors' network.
 
     The given mask takes the place of the network's own coarse mask. Every instance is refined, each by itself:
@@ -67,15 +98,15 @@ class OfficialRefiner(Refiner):
         options: RefineOptions | None = None,
         preparation: Preparation | None = None,
     ) -> None:
-        # not the base's: that one prepares a native network
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        self._device = choose_device(device)
+        self._dtype = choose_precision(precision, self._device)
+        self.device, self.engine, self.precision = str(self._device), "torch", precision_name(self._dtype)
         self.batch_size = batch_size or _DEFAULT_BATCH
         self.options = options or RefineOptions()
         self.preparation = preparation or Preparation.of(official.architecture)
-        self.official = official.eval().to(self.device)
+        self.official = official.eval().to(self._device)
         self.official.sequence.pack()
         self._last: tuple[bytes, Batch, ImageFeatures] | None = None
 
@@ -106,19 +137,19 @@ class OfficialRefiner(Refiner):
             InputError: a mask belongs to an image of another size, or a class is unknown to the network.
         """
         classes = self._check(images, masks, image_index, class_ids)
-        result = [mask if soft else _harden(mask) for mask in masks]
+        result = [mask if soft else harden(mask) for mask in masks]
         waiting: dict[int, list[int]] = {}
         for i, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
             if mask.area:
                 waiting.setdefault(image, []).append(i)
         # On a CPU one instance at a time is as fast, and the result cannot depend on its neighbours.
-        step = 1 if self.device.type == "cpu" else self.batch_size
+        step = 1 if self._device.type == "cpu" else self.batch_size
         for image, members in waiting.items():
             for first in range(0, len(members), step):
                 group = members[first : first + step]
                 refined = self._refine(images[image], [masks[i] for i in group], [classes[i] for i in group])
                 for i, window in zip(group, refined, strict=True):
-                    result[i] = window if soft else _harden(window)
+                    result[i] = window if soft else harden(window)
         return result
 
     def _check(
@@ -132,11 +163,7 @@ class OfficialRefiner(Refiner):
         known = self.official.architecture.classes
         for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
             image = images[index]
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise InputError(
-                    f"an image of shape {image.shape} and type {image.dtype}",
-                    remedy="expected H×W×3 uint8 RGB",
-                )
+            check_image(image)
             if mask.image_size != image.shape[:2]:
                 raise InputError(
                     f"mask {i} is for an image of {mask.image_size}, its image is {image.shape[:2]}"
@@ -157,41 +184,67 @@ class OfficialRefiner(Refiner):
         )
         if self._last is None or self._last[0] != digest:
             self._last = None  # free before allocating
-            batch = prepare([image], self.preparation, self.device)
+            batch = prepare([image], self.preparation, self._device)
             self._last = (digest, batch, self.official.features(batch.input))
         return self._last[1], self._last[2]
 
-    @torch.inference_mode()
     def _refine(
         self, image: NDArray[np.uint8], masks: list[MaskWindow], classes: list[int]
     ) -> list[MaskWindow]:
         """Probabilities of some instances of one image, each in its RoI."""
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        stages = self._stages(image, masks, classes)
+        finest = stages.maps[-1]
+        probability, refined = finest.probability.cpu().numpy(), finest.refined.cpu().numpy()
+        return [
+            MaskWindow(paste_into_roi(p, r, mask, roi), roi.x0, roi.y0, mask.image_size)
+            for p, r, mask, roi in zip(probability, refined, masks, stages.rois, strict=True)
+        ]
+
+    def trace(self, image: NDArray[np.uint8], mask: MaskWindow) -> Trace:
+        """Refines one mask and keeps what happened on the way; see ``transfiner_refine.trace``."""
+        (unknown,) = self._check([image], [mask], [0], None)
+        stages = self._stages(image, [mask], [unknown])
+        levels = []
+        for nodes, label, level in zip(stages.levels, stages.labels, stages.maps, strict=True):
+            repeat = nodes.grid // _COARSEST
+            wrong = np.kron(as_array(stages.incoherence[0]), np.ones((repeat, repeat), np.float32))
+            y, x, parent = (each.cpu().numpy() for each in (nodes.y, nodes.x, nodes.parent))
+            given = as_array(stages.coarse[nodes.grid][0, 0])
+            levels.append(
+                TraceLevel(nodes.grid, y, x, parent, as_array(label), wrong, given, as_array(level.probability[0]))
+            )
+        (refined,) = self._refine(image, [mask], [unknown])
+        relabelled = stages.maps[0].refined[0].cpu().numpy()
+        incoherent = as_array(stages.incoherence[0])
+        step = TracePass(stages.rois[0], mask, tuple(levels), incoherent, relabelled, refined.values)
+        return Trace(mask, (step,), (), harden(refined))
+
+    @torch.inference_mode()
+    def _stages(
+        self, image: NDArray[np.uint8], masks: list[MaskWindow], classes: list[int]
+    ) -> _Stages:
+        """Some instances of one image through the network."""
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             batch, features = self._features(image)
             rois = [roi_around(mask, self.options) for mask in masks]
             boxes = torch.tensor([[roi.x0, roi.y0, roi.x1, roi.y1] for roi in rois], dtype=torch.float32)
-            boxes = (boxes * batch.to_network(0)).to(self.device)
+            boxes = (boxes * batch.to_network(0)).to(self._device)
             regions = Regions.of(
-                features.table, boxes, torch.zeros(len(rois), dtype=torch.long, device=self.device)
+                features.table, boxes, torch.zeros(len(rois), dtype=torch.long, device=self._device)
             )
             values = [_on_grid(mask, roi) for mask, roi in zip(masks, rois, strict=True)]
-            given = halvings(torch.from_numpy(np.stack(values)).to(self.device)[:, None], _COARSEST)
+            given = halvings(torch.from_numpy(np.stack(values)).to(self._device)[:, None], _COARSEST)
             coarse = given[_COARSEST][:, 0]  # [n, 28, 28]
             context = regions.context()
             hidden = self.official.coarse.hidden(context)
             incoherence = torch.sigmoid(self.official.incoherence(context, hidden))
             always = None
             if self.options.visit_disagreement:
-                own = self._own_mask(hidden, coarse, torch.tensor(classes, device=self.device))
+                own = self._own_mask(hidden, coarse, torch.tensor(classes, device=self._device))
                 always = (own >= 0.5) != (coarse >= 0.5)
             levels = select_nodes(incoherence, always=always, thresholds=self.options.thresholds)
             labels = self.official.label(regions, context, coarse, levels)
-        finest = propagate(given, levels, labels)[-1]
-        probability, refined = finest.probability.cpu().numpy(), finest.refined.cpu().numpy()
-        return [
-            MaskWindow(paste_into_roi(p, r, mask, roi), roi.x0, roi.y0, mask.image_size)
-            for p, r, mask, roi in zip(probability, refined, masks, rois, strict=True)
-        ]
+        return _Stages(rois, given, incoherence, levels, labels, propagate(given, levels, labels))
 
     def _own_mask(self, hidden: Tensor, coarse: Tensor, classes: Tensor) -> Tensor:
         """The network's own coarse probability [n, 28, 28], of the given class (-1: of the best fitting one)."""
@@ -206,10 +259,3 @@ def _on_grid(mask: MaskWindow, roi: Roi) -> NDArray[np.float32]:
     """The mask inside the RoI as [112, 112] float32."""
     values: NDArray[np.float32] = resample(read_mask(mask, roi), _FINEST, _FINEST)
     return values
-
-
-def _harden(mask: MaskWindow) -> MaskWindow:
-    """The mask cut at 0.5."""
-    if mask.values.dtype == bool:
-        return mask
-    return MaskWindow(mask.values >= 0.5, mask.x, mask.y, mask.image_size)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from transfiner_refine.model.official.config import CONTEXT_GRID, NODE_GRIDS
-from transfiner_refine.model.pyramid import FeaturePyramid, roi_align_on_levels
-from transfiner_refine.model.quadtree import QuadtreeLevel
+from transfiner_refine.model.official.pyramid import FeaturePyramid, roi_align_on_levels
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 
 __all__ = ["Regions", "box_level", "feature_table"]
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.official.config import CONTEXT_GRID
 from transfiner_refine.model.official.regions import Regions
-from transfiner_refine.model.quadtree import QuadtreeLevel
-from transfiner_refine.model.sequence_encoder import pack
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
+from transfiner_refine.model.official.quadtree import pack
 
 __all__ = ["NodeTransformer", "Tokens", "axis_embedding", "gather_tokens"]
 

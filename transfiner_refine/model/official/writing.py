@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transfiner_refine.model.quadtree import QuadtreeLevel
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 
 __all__ = ["BLUR", "blur", "clip_boxes", "paste_masks", "write_back"]
 

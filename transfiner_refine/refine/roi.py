@@ -1,4 +1,4 @@
-"""From an instance to the network's input: the RoI around a coarse mask, and its resized pixels."""
+"""Between an image and the network: the RoI around a coarse mask, its resized pixels, and the labels' way back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["Roi", "RoiSettings", "crop_roi", "read_mask", "resample", "roi_around", "roi_of"]
+__all__ = ["Roi", "RoiSettings", "crop_roi", "paste_into_roi", "read_mask", "resample", "roi_around", "roi_of"]
 
 
 @dataclass(frozen=True)
@@ -114,3 +114,24 @@ def read_mask(mask: MaskWindow, roi: Roi) -> NDArray[np.float32]:
             y0 - mask.y : y1 - mask.y, x0 - mask.x : x1 - mask.x
         ]
     return out
+
+
+def paste_into_roi(
+    probability: NDArray[np.float32], refined: NDArray[np.bool_], coarse_mask: MaskWindow, roi: Roi
+) -> NDArray[np.float32]:
+    """The refined probability at the image's resolution inside the RoI.
+
+    Args:
+        probability: [grid, grid] from the finest level.
+        refined: [grid, grid], cells labelled anew; all other pixels keep the coarse mask's value.
+        coarse_mask: the mask that was refined.
+        roi: where the grid lies in the image.
+
+    Returns:
+        [roi.height, roi.width] float32 in [0, 1].
+    """
+    values = resample(probability, roi.width, roi.height)
+    inside = cv2.resize(
+        refined.view(np.uint8), (roi.width, roi.height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return np.where(inside.astype(bool), values, read_mask(coarse_mask, roi))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.model.roi import Roi
+from transfiner_refine.refine.roi import Roi
 
 __all__ = ["blend_close_ups", "close_up_windows"]
 

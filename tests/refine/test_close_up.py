@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfiner_refine.model.close_up import blend_close_ups, close_up_windows
-from transfiner_refine.model.roi import Roi
+from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
+from transfiner_refine.refine.roi import Roi
 
 ROIS = st.builds(
     lambda x0, y0, width, height: Roi(x0, y0, x0 + width, y0 + height),

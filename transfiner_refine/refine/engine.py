@@ -1,0 +1,125 @@
+"""What runs the refine step: PyTorch on any device, or onnxruntime on a CPU."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
+from transfiner_refine.types import DeviceError
+
+__all__ = ["ENGINES", "PRECISIONS", "Engine", "SizeClass", "engine_name", "has_nvidia_card", "size_class"]
+
+ENGINES = ("auto", "torch", "onnx")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
+
+class SizeClass(NamedTuple):
+    """One static program of the refine step.
+
+    Attributes:
+        depth: levels of the quadtree, 3 to 5.
+        nodes: whether the quadtree is built; without it the dense labels count, which end at 224 cells.
+    """
+
+    depth: int
+    nodes: bool
+
+    def side(self, config: RefinerConfig) -> int:
+        """Side of the resized RoI, pixels."""
+        return config.crop_side if self.depth == len(ATTENTION_GRIDS) else config.detail_side
+
+    @property
+    def grid(self) -> int:
+        """Cells a side of the probability map that comes out."""
+        return ATTENTION_GRIDS[0] << (self.depth - 1)
+
+    @property
+    def label(self) -> str:
+        """Part of an exported program's file name."""
+        return f"{self.grid}" if self.nodes else f"{self.grid}-dense"
+
+
+def size_class(config: RefinerConfig, roi_side: int, *, nodes: bool) -> SizeClass:
+    """The class of an RoI whose longer side is ``roi_side`` pixels."""
+    depth = config.depth(roi_side)
+    # a step without nodes ends at 224 cells, the finest dense labels
+    return SizeClass(depth if nodes else min(depth, len(ATTENTION_GRIDS) + 1), nodes)
+
+
+class Engine(Protocol):
+    """Runs the refine step of any size class.
+
+    Attributes:
+        name: "torch" or "onnx".
+        device: "cpu", "cuda", "cuda:N" or "mps".
+        precision: of ``PRECISIONS``, but "auto".
+        config: the network's configuration.
+    """
+
+    name: str
+    device: str
+    precision: str
+    config: RefinerConfig
+
+    def step(
+        self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Refines a batch of resized RoIs.
+
+        Args:
+            size: the size class of all of them.
+            pixels: [B, 3, S, S] RGB; S = ``size.side(config)``.
+            coarse: [B, 1, S, S] in [0, 1].
+
+        Returns:
+            probability [B, G, G] and relabelled [B, 28, 28]; see ``model.step.StepOutput``.
+        """
+
+    def prepare_thread(self) -> Any:
+        """Called once in each thread that will call ``step``, which it may do beside others."""
+
+
+def engine_name(engine: str, device: str, precision: str, weights: Path) -> str:
+    """The engine that is to run: "torch" or "onnx".
+
+    Args:
+        engine: of ``ENGINES``.
+        device, precision: as for ``load_refiner``.
+        weights: the weights file; exported programs lie beside it.
+
+    Raises:
+        DeviceError: the engine is unknown, or does not fit the device.
+    """
+    if engine not in ENGINES:
+        raise DeviceError(f"unknown engine {engine!r}", remedy=f"known: {', '.join(ENGINES)}")
+    if engine == "onnx" and device not in ("auto", "cpu"):
+        raise DeviceError(f"the onnx engine does not run on {device}", remedy="leave --device out")
+    if engine != "auto":
+        return engine
+    from transfiner_refine.refine.onnx_engine import is_exported
+
+    if precision == "int8":
+        return "onnx"
+    on_cpu = device == "cpu" or (device == "auto" and not _may_have_gpu())
+    return "onnx" if on_cpu and precision in ("auto", "fp32") and is_exported(weights) else "torch"
+
+
+def _may_have_gpu() -> bool:
+    """Whether it is worth importing PyTorch, which takes seconds, to ask for a GPU."""
+    if find_spec("torch") is None:
+        return False
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    return sys.platform == "win32" or has_nvidia_card()
+
+
+def has_nvidia_card() -> bool:
+    """Whether Linux shows an NVIDIA driver."""
+    return any(Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"))

@@ -1,0 +1,211 @@
+"""Exported programs of the refine step: ``torch.export``, then ONNX, for every size class.
+
+A program in fp32 holds no weights: it names those in the weights file beside it (ONNX's external data), which are stored
+in half precision. Programs in int8 share one file of weights among them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
+from transfiner_refine.model.network import MaskTransfiner
+from transfiner_refine.model.step import RefineStep, StepOutput
+from transfiner_refine.model.weights import weights_digest
+from transfiner_refine.refine.engine import SizeClass
+from transfiner_refine.refine.onnx_engine import program_path
+
+__all__ = ["export_program", "export_weights", "size_classes"]
+
+_OPSET = 20
+_MAX_BATCH = 1024
+_INLINE, _ALIGNMENT = 1024, 64  # bytes: smaller tensors stay in the program
+_QUANTISED = ["Conv", "Clip", "Relu", "Add", "Concat", "Resize", "MatMul", "Gemm", "MaxPool", "AveragePool", "Mul"]
+StepInput = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+def size_classes(config: RefinerConfig) -> list[SizeClass]:
+    """All programs that refining with a configuration may ask for."""
+    shallow = len(ATTENTION_GRIDS)
+    with_nodes = [SizeClass(depth, True) for depth in range(shallow, config.max_depth + 1)]
+    return with_nodes + [SizeClass(depth, False) for depth in (shallow, shallow + 1)]
+
+
+def export_program(network: MaskTransfiner, size: SizeClass, *, strict: bool = True) -> torch.export.ExportedProgram:
+    """The step of one size class as one graph, for any batch size.
+
+    Args:
+        network: a native network; it is left as it is.
+        size: the size class.
+        strict: trace the Python code rather than run it, so that nothing that depends on data can slip in.
+    """
+    step = RefineStep(copy.deepcopy(network).eval(), size.depth, nodes=size.nodes)
+    pixels = torch.zeros(2, 3, step.side, step.side, dtype=torch.uint8)
+    coarse = torch.zeros(2, 1, step.side, step.side)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    shapes = {"pixels": {0: batch}, "coarse": {0: batch}}
+    with torch.no_grad():
+        return torch.export.export(step, (pixels, coarse), dynamic_shapes=shapes, strict=strict)
+
+
+def export_weights(
+    weights: Path,
+    folder: Path,
+    *,
+    calibration: Mapping[SizeClass, Sequence[StepInput]] | None = None,
+    classes: Iterable[SizeClass] | None = None,
+) -> list[Path]:
+    """Writes the programs of a weights file, in fp32 or, with calibration data, in int8.
+
+    Args:
+        weights: a native weights file; programs in fp32 read their weights from it, so it has to lie beside them.
+        folder: where to write.
+        calibration: inputs of the step for every size class, whose ranges of activations int8 programs are made for.
+        classes: which size classes; all by default.
+
+    Returns:
+        the files written.
+    """
+    network = load_network(weights)
+    digest = weights_digest(weights)
+    programs = {}
+    for size in classes or size_classes(network.config):
+        exported = export_program(network, size)
+        if calibration is None:
+            model = _with_weights_of(_to_onnx(exported, fold=False), weights)
+        else:
+            model = _quantised(_to_onnx(exported, fold=True), calibration[size])
+        model.metadata_props.add(key="weights", value=digest)
+        programs[size] = model
+    written = []
+    if calibration is not None:
+        shared = folder / weights.with_suffix(".int8.bin").name
+        shared.write_bytes(_shared_data(programs.values(), shared.name))
+        written.append(shared)
+    for size, model in programs.items():
+        path = program_path(folder / weights.name, "fp32" if calibration is None else "int8", size)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        written.append(path)
+    return written
+
+
+def _to_onnx(exported: torch.export.ExportedProgram, *, fold: bool) -> Any:
+    """A program as an ONNX model.
+
+    Args:
+        exported: of a step.
+        fold: compute beforehand what depends on weights alone; without it every weight keeps its name and value.
+    """
+    import onnxscript.optimizer
+
+    program = torch.onnx.export(
+        exported,
+        dynamo=True,
+        optimize=False,
+        opset_version=_OPSET,
+        input_names=["pixels", "coarse"],
+        output_names=list(StepOutput._fields),
+        verbose=False,
+    )
+    assert program is not None
+    graph = program.model.graph
+    inputs = len(graph.inputs)
+    if not fold:  # the optimiser does not fold what might come from outside
+        graph.inputs.extend(graph.initializers.values())
+    onnxscript.optimizer.optimize(program.model, input_size_limit=1 << 30, output_size_limit=1 << 30)
+    while len(graph.inputs) > inputs:
+        graph.inputs.pop()
+    model = program.model_proto
+    for node in model.graph.node:  # where in the Python code each came from
+        del node.metadata_props[:]
+    del model.graph.value_info[:]
+    return model
+
+
+def _with_weights_of(model: Any, weights: Path) -> Any:
+    """The model with its weights read from a safetensors file in half precision."""
+    from onnx import TensorProto, helper
+
+    with weights.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    casts = []
+    for tensor in model.graph.initializer:
+        stored = header.get(tensor.name.removeprefix("network."))
+        if stored is None or stored["dtype"] != "F16" or tensor.data_type != TensorProto.FLOAT:
+            continue
+        first, last = stored["data_offsets"]
+        half = f"{tensor.name}.half"
+        casts.append(helper.make_node("Cast", [half], [tensor.name], to=TensorProto.FLOAT))
+        tensor.name, tensor.data_type = half, TensorProto.FLOAT16
+        _refer(tensor, weights.name, start + first, last - first)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
+    """The model with weights and activations in 8 bits, wherever that is faster."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(inputs)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            pair = next(self.rest, None)
+            return None if pair is None else {"pixels": pair[0], "coarse": pair[1]}
+
+    with TemporaryDirectory() as folder:
+        before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, before)
+        quantize_static(
+            before,
+            after,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=_QUANTISED,
+        )
+        return onnx.load(after)
+
+
+def _shared_data(models: Iterable[Any], name: str) -> bytes:
+    """Moves the large tensors of models into one file, where equal ones are stored once: its bytes."""
+    data, places = bytearray(), {}
+    for model in models:
+        for tensor in model.graph.initializer:
+            raw = tensor.raw_data
+            if len(raw) < _INLINE:
+                continue
+            if raw not in places:
+                places[raw] = len(data)
+                data += raw + bytes(-len(raw) % _ALIGNMENT)
+            _refer(tensor, name, places[raw], len(raw))
+    return bytes(data)
+
+
+def _refer(tensor: Any, location: str, offset: int, length: int) -> None:
+    """Makes a tensor of a model refer to bytes of another file."""
+    from onnx import TensorProto
+
+    for field in ("raw_data", "float_data", "int32_data"):
+        tensor.ClearField(field)
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
