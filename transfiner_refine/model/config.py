@@ -88,7 +88,7 @@ class RefinerConfig:
     child_threshold: float = 0.5
     trust: float = 0.1
     deep_trust: float = 0.05
-    node_budget: tuple[int, ...] = (192, 288, 416, 512, 768)
+    node_budget: tuple[int, ...] = (128, 224, 320, 384, 512)
     passes: int = 2
     repeat_share: float = 0.15
     repeat_overlap: float = 0.8

@@ -26,6 +26,8 @@ __all__ = ["MaskTransfiner", "TreeOutput"]
 
 _PIXEL_LEVEL = 4  # from this level on (448) a node's own map is the pixels
 _DROPOUT = 0.1  # share of the 28 level's channels that training blanks: there are few photos to learn from
+_LABELS = 3  # channels of a table after its features, see ``_table``
+_CENTRE = 4  # of the 3×3 cells around a node
 _CONTEXT_GRID = 7  # tokens of the whole RoI beside the nodes; the official code has 14 × 14
 
 
@@ -124,37 +126,40 @@ class MaskTransfiner(nn.Module):
         output = TreeOutput([], [], {logit.shape[-1]: logit for logit in dense}, roots, [], [])
         if selector is None:
             return output
-        # the last channel is the dense label
-        features = [
-            torch.cat((each, torch.tanh(logit.detach() / 2)[:, None].to(each.dtype)), 1)
+        tables = [
+            _table(each, logit, masks)
             for each, logit in zip((base, *(level.features for level in decoded)), dense, strict=True)
         ]
-        tables = [FeatureMap.of(each) for each in features]
-        tables += [FeatureMap.of(pixels[_grid(level)]) for level in range(len(tables), depth)]
-        labels = [FeatureMap.of(logit[:, None]) for logit in dense]
+        for level in range(len(tables), depth):  # beyond the dense labels there are the pixels
+            grid = ATTENTION_GRIDS[0] << level
+            tables.append(FeatureMap.of(torch.cat((_normalised(pixels[grid]), masks[grid]), 1)))
 
         wrong, incoherent = roots.wrong_probability().detach(), roots.incoherent_probability().detach()
         levels = output.levels
         levels.append(selector.roots(wrong, incoherent))
-        queries = [self._encode(0, levels[0], tables, masks)]
+        around = levels[0].around()
+        encoded = [self._encode(0, levels[0], around, tables)]
         above = None
         for level in range(1, depth):
             children = children_of(levels[-1])
-            logit, hidden = self._detect(level, children, tables, masks, above)
+            around = children.around()
+            logit, hidden = self._detect(level, children, around, tables, masks, above)
             index, valid = selector.keep(children, torch.sigmoid(logit.detach().float()))
             output.candidates.append(children)
             output.candidate_logits.append(logit)
             levels.append(children.take(index, valid))
             above = _rows_at(hidden, index)
-            queries.append(self._encode(level, levels[-1], tables, masks))
+            encoded.append(self._encode(level, levels[-1], _rows_at(around, index), tables))
 
+        queries = [query for query, _ in encoded]
         count = min(depth, len(ATTENTION_GRIDS))
         attended = self._attend(queries[:count], levels[:count], base, masks[_CONTEXT_GRID])
         for level in range(count, depth):
             attended.append(self.inherit(queries[level], _rows_at(attended[-1], levels[level].parent)))
-        for i, (level, query) in enumerate(zip(levels, attended, strict=True)):
-            label = labels[min(i, len(labels) - 1)].sample(level.grid, level.y, level.x).squeeze(2)
-            output.logits.append(label + self.decoder(query))  # the decoder adds to the dense label
+        # the decoder adds to the dense label
+        output.logits.extend(
+            label + self.decoder(query) for query, (_, label) in zip(attended, encoded, strict=True)
+        )
         return output
 
     def maps(self, output: TreeOutput, coarse: Tensor, config: RefinerConfig) -> list[LevelMap]:
@@ -176,40 +181,44 @@ class MaskTransfiner(nn.Module):
         self,
         level: int,
         nodes: QuadtreeNodes,
+        around: Tensor,
         tables: list[FeatureMap],
         masks: dict[int, Tensor],
         above: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One step of the detector's cascade at the children of the level above."""
+        """One step of the detector's cascade at the children of the level above; ``around`` are their cells."""
         if above is None:  # below the 28 level: its dense output, upsampled
-            sampled = tables[0].sample(nodes.grid, nodes.y, nodes.x)
-            inherited = sampled[:, :, -self.config.incoherence_width - 1 : -1]
+            sampled = tables[0].sample(nodes.y, nodes.x)
+            inherited = sampled[:, :, self.config.pyramid_width : -_LABELS]
         else:
             inherited = _rows_at(above, nodes.parent)
-        table = tables[level]
         if level >= _PIXEL_LEVEL:
-            features = _normalised(table.neighbourhood(nodes.y, nodes.x).flatten(2))
+            features = tables[level].read(around)[..., :3].flatten(2)
         else:
-            features = table.read(nodes.y, nodes.x)[:, :, :-1]  # the detector does not see the dense label
-        around = FeatureMap.of(masks[nodes.grid]).neighbourhood(nodes.y, nodes.x).flatten(2)
-        logit, hidden = self.detector.finer(level, inherited, features, around)
+            features = tables[level].read(around[:, :, _CENTRE])[:, :, :-_LABELS]
+        coarse = FeatureMap.of(masks[nodes.grid]).read(around).squeeze(3)
+        logit, hidden = self.detector.finer(level, inherited, features, coarse)
         return logit, hidden
 
     def _encode(
-        self, level: int, nodes: QuadtreeNodes, tables: list[FeatureMap], masks: dict[int, Tensor]
-    ) -> Tensor:
-        """Queries of one level's nodes from the four cues: [B, K, width]."""
-        neighbours = tables[level].neighbourhood(nodes.y, nodes.x)
-        if level >= _PIXEL_LEVEL:
-            neighbours = _normalised(neighbours)
-        around = FeatureMap.of(masks[nodes.grid]).neighbourhood(nodes.y, nodes.x).flatten(2)
-        features = neighbours[:, :, 4]  # the middle of the 3×3
+        self, level: int, nodes: QuadtreeNodes, around: Tensor, tables: list[FeatureMap]
+    ) -> tuple[Tensor, Tensor]:
+        """Queries of one level's nodes from the four cues, and their dense labels: [B, K, width], [B, K]."""
+        rows = tables[level].read(around)  # [B, K, 9, C]
+        coarse, own = rows[..., -1], rows[:, :, _CENTRE]
         if level:
-            coarser = tables[min(level, _PIXEL_LEVEL) - 1].sample(nodes.grid, nodes.y, nodes.x)
-            features = torch.cat((features, coarser), 2)
-        encoder = self.encoders[min(level, len(self.encoders) - 1)]
-        query: Tensor = encoder(features, around, neighbours.flatten(2), nodes.y, nodes.x, nodes.grid)
-        return query + self.level_embedding.weight[level]
+            above = tables[level - 1].sample(nodes.y, nodes.x)
+        if level < _PIXEL_LEVEL:
+            neighbours, label = rows[..., :-2], own[..., -2]
+            features = own[..., :-2]
+        else:
+            neighbours, label = rows[..., :-1], above[..., -2]
+            features = own[..., :-1]
+        if level:
+            features = torch.cat((features, above[..., :-2]), 2)
+        encoder = self.encoders[level]
+        query: Tensor = encoder(features, coarse, neighbours.flatten(2), nodes.y, nodes.x, nodes.grid)
+        return query + self.level_embedding.weight[level], label
 
     def _attend(
         self, queries: list[Tensor], levels: list[QuadtreeNodes], base: Tensor, coarse: Tensor
@@ -231,9 +240,11 @@ class MaskTransfiner(nn.Module):
         return list(attended.split([context.shape[1], *(q.shape[1] for q in queries)], 1)[1:])
 
 
-def _grid(level: int) -> int:
-    """Cells a side on a level, 0-based."""
-    return ATTENTION_GRIDS[0] << level
+def _table(features: Tensor, logit: Tensor, masks: dict[int, Tensor]) -> FeatureMap:
+    """What nodes read of a level: features, dense label in [-1, 1], its logit, coarse mask."""
+    label = logit[:, None].to(features.dtype)
+    squashed = torch.tanh(label.detach() / 2)
+    return FeatureMap.of(torch.cat((features, squashed, label, masks[logit.shape[-1]].to(features.dtype)), 1))
 
 
 def _rows_at(rows: Tensor, index: Tensor) -> Tensor:

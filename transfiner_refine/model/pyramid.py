@@ -12,71 +12,58 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FeatureMap", "TopDown"]
+__all__ = ["FeatureMap", "TopDown", "first_rows"]
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Feature maps of a batch as a table of rows.
+    """Square feature maps of a batch as a table of rows.
 
     Attributes:
-        rows: [batch · height · width, channels].
-        height: rows of each map.
-        width: columns of each map.
+        rows: [batch · grid · grid, channels].
+        grid: cells a side of each map.
     """
 
     rows: Tensor
-    height: int
-    width: int
+    grid: int
 
     @classmethod
     def of(cls, maps: Tensor) -> FeatureMap:
-        """maps [B, C, H, W]; costs nothing where they are stored channels last."""
-        _, channels, height, width = maps.shape
-        return cls(maps.permute(0, 2, 3, 1).reshape(-1, channels), height, width)
+        """maps [B, C, grid, grid]; costs nothing where they are stored channels last."""
+        return cls(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]), maps.shape[-1])
 
-    def read(self, y: Tensor, x: Tensor) -> Tensor:
-        """The features at cells of each instance: y, x [B, ...] int64 → [B, ..., C]."""
-        instances = torch.arange(y.shape[0], device=y.device) * (self.height * self.width)
-        index = y * self.width + x + instances.view(-1, *[1] * (y.dim() - 1))
+    def read(self, index: Tensor) -> Tensor:
+        """Rows at ``index`` [B, ...] int64 of the table → [B, ..., C]."""
         return self.rows.index_select(0, index.flatten()).view(*index.shape, self.rows.shape[1])
 
-    def neighbourhood(self, y: Tensor, x: Tensor) -> Tensor:
-        """The 3×3 cells around each cell, edge cells repeated: y, x [B, K] → [B, K, 9, C]."""
-        offset = torch.arange(-1, 2, device=y.device)
-        ys = (y[:, :, None] + offset).clamp(0, self.height - 1)[:, :, :, None].expand(-1, -1, -1, 3)
-        xs = (x[:, :, None] + offset).clamp(0, self.width - 1)[:, :, None, :].expand(-1, -1, 3, -1)
-        return self.read(ys.flatten(2), xs.flatten(2))
-
-    def sample(self, grid: int, y: Tensor, x: Tensor) -> Tensor:
-        """The features at cells of a grid × grid division of the map, bilinearly at the cells' centres.
+    def sample(self, y: Tensor, x: Tensor) -> Tensor:
+        """The features under cells of the grid twice as fine, bilinearly at the cells' centres.
 
         Args:
-            grid: cells a side; the map's own grid or a multiple of it.
             y, x: [B, K] int64.
 
         Returns:
             [B, K, C], equal to ``torchvision.ops.roi_align`` of the whole map with one sample a cell.
         """
-        if grid == self.height:
-            return self.read(y, x)
-        sides = [_taps(v, size, grid) for v, size in ((y, self.height), (x, self.width))]
-        (y_taps, y_weight), (x_taps, x_weight) = sides  # [B, K, 2] each
-        taken = self.read(
-            y_taps[:, :, :, None].expand(-1, -1, -1, 2).flatten(2),
-            x_taps[:, :, None, :].expand(-1, -1, 2, -1).flatten(2),
-        )
-        weight = (y_weight[:, :, :, None] * x_weight[:, :, None, :]).flatten(2)  # [B, K, 4]
+        (y_low, y_high, y_weight), (x_low, x_high, x_weight) = _taps(y, self.grid), _taps(x, self.grid)
+        first = first_rows(y, self.grid)
+        low, high = y_low * self.grid + first, y_high * self.grid + first
+        index = torch.stack((low + x_low, low + x_high, high + x_low, high + x_high), 2)  # [B, K, 4]
+        top, bottom = torch.stack((x_weight, 1 - x_weight), 2), torch.stack((y_weight, 1 - y_weight), 2)
+        weight = (bottom[:, :, :, None] * top[:, :, None, :]).flatten(2)
+        taken = self.read(index)
         return (taken * weight[..., None].to(taken.dtype)).sum(2)
 
 
-def _taps(cell: Tensor, size: int, grid: int) -> tuple[Tensor, Tensor]:
-    """The two places on one axis between which a cell's centre lies, and their weights: [B, K, 2] each."""
-    position = ((cell + 0.5) * (size / grid) - 0.5).clamp(0, size - 1)
-    low = position.floor()
-    part = position - low
-    taps = torch.stack((low, (low + 1).clamp(max=size - 1)), 2)
-    return taps.long(), torch.stack((1 - part, part), 2)
+def first_rows(cells: Tensor, grid: int) -> Tensor:
+    """[B, 1] int64: the first row of each instance in a table; ``cells`` [B, K] says how many there are, and where."""
+    return torch.arange(cells.shape[0], device=cells.device)[:, None] * (grid * grid)
+
+
+def _taps(cell: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis: the two coarse cells between which a fine cell's centre lies, and the weight of the first."""
+    low = (cell - 1).div(2, rounding_mode="floor")
+    return low.clamp(min=0), (low + 1).clamp(max=grid - 1), 0.25 + 0.5 * cell.remainder(2)
 
 
 class TopDown(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
+from transfiner_refine.model.pyramid import first_rows
 
 __all__ = ["BudgetSelector", "NodeSelector", "QuadtreeNodes", "children_of", "root_cells"]
 
@@ -41,6 +42,14 @@ class QuadtreeNodes:
     def cell(self) -> Tensor:
         """[B, K] int64, flat index into a [grid, grid] map."""
         return self.y * self.grid + self.x
+
+    def around(self) -> Tensor:
+        """[B, K, 9] int64, rows of the 3×3 cells around each in a ``FeatureMap`` of the grid, edge cells repeated."""
+        offset = torch.arange(-1, 2, device=self.y.device)
+        rows = (self.y[:, :, None] + offset).clamp(0, self.grid - 1) * self.grid
+        columns = (self.x[:, :, None] + offset).clamp(0, self.grid - 1)
+        rows = rows + first_rows(self.y, self.grid)[:, :, None]
+        return (rows[:, :, :, None] + columns[:, :, None, :]).flatten(2)
 
     def take(self, index: Tensor, valid: Tensor | None) -> QuadtreeNodes:
         """The nodes at ``index`` [B, K'] int64, of which ``valid`` [B, K'] exist."""

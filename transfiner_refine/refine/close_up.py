@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from transfiner_refine.refine.roi import Roi
 
-__all__ = ["blend_close_ups", "close_up_windows"]
+__all__ = ["OVERLAP", "blend_close_ups", "close_up_windows"]
 
 _UNDIVIDED = 0.7  # an axis up to this long, relative to the RoI's longer side, stays whole
 _SHARE = 0.6  # of a longer axis that each of its two windows covers
+#: Share of a window that overlaps with the other one of its axis.
+OVERLAP = 2 - 1 / _SHARE
 
 
 def close_up_windows(roi: Roi) -> list[Roi]:
@@ -70,7 +72,7 @@ def blend_close_ups(
 def _weights(start: int, stop: int, first: int, last: int) -> NDArray[np.float32]:
     """Along one axis of a window: 1, falling towards an edge that is not the RoI's: [stop - start]."""
     length = stop - start
-    slope = max(1.0, length * (2 - 1 / _SHARE))  # as long as two windows overlap
+    slope = max(1.0, length * OVERLAP)
     place = np.arange(length, dtype=np.float32) + 0.5
     weight = np.ones(length, np.float32)
     if start > first:

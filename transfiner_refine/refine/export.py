@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +31,8 @@ __all__ = ["export_program", "export_weights", "size_classes"]
 _OPSET = 20
 _MAX_BATCH = 1024
 _INLINE, _ALIGNMENT = 1024, 64  # bytes: smaller tensors stay in the program
-_QUANTISED = ["Conv", "Clip", "Relu", "Add", "Concat", "Resize", "MatMul", "Gemm", "MaxPool", "AveragePool", "Mul"]
+_PRODUCTS = {"MatMul", "Gemm"}
+_ON_MAPS = {"Conv", "Clip", "Relu", "Add", "Concat", "Resize", "MaxPool", "AveragePool", "Mul"}
 StepInput = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
@@ -65,49 +67,40 @@ def export_weights(
     calibration: Mapping[SizeClass, Sequence[StepInput]] | None = None,
     classes: Iterable[SizeClass] | None = None,
 ) -> list[Path]:
-    """Writes the programs of a weights file, in fp32 or, with calibration data, in int8.
+    """Writes the programs of a weights file: in fp32 and, with calibration data, in int8.
 
     Args:
         weights: a native weights file; programs in fp32 read their weights from it, so it has to lie beside them.
         folder: where to write.
-        calibration: inputs of the step for every size class, whose ranges of activations int8 programs are made for.
+        calibration: inputs of the step for every size class; the ranges of their activations are those of int8.
         classes: which size classes; all by default.
 
     Returns:
         the files written.
     """
-    network = load_network(weights)
-    digest = weights_digest(weights)
-    programs = {}
+    network, digest = load_network(weights), weights_digest(weights)
+    fp32, int8 = {}, {}
     for size in classes or size_classes(network.config):
-        exported = export_program(network, size)
-        if calibration is None:
-            model = _with_weights_of(_to_onnx(exported, fold=False), weights)
-        else:
-            model = _quantised(_to_onnx(exported, fold=True), calibration[size])
-        model.metadata_props.add(key="weights", value=digest)
-        programs[size] = model
+        raw = _to_onnx(export_program(network, size, strict=False))
+        fp32[size] = _with_weights_of(_optimised(raw, fold=False), weights)
+        if calibration is not None:
+            int8[size] = _quantised(_optimised(raw, fold=True), calibration[size])
     written = []
-    if calibration is not None:
-        shared = folder / weights.with_suffix(".int8.bin").name
-        shared.write_bytes(_shared_data(programs.values(), shared.name))
-        written.append(shared)
-    for size, model in programs.items():
-        path = program_path(folder / weights.name, "fp32" if calibration is None else "int8", size)
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        written.append(path)
+    for precision, programs in (("fp32", fp32), ("int8", int8)):
+        if precision == "int8" and programs:
+            shared = folder / f"{weights.stem}.int8.bin"
+            shared.write_bytes(_shared_data(programs.values(), shared.name))
+            written.append(shared)
+        for size, model in programs.items():
+            model.metadata_props.add(key="weights", value=digest)
+            path = program_path(folder / weights.name, precision, size)
+            path.write_bytes(model.SerializeToString(deterministic=True))
+            written.append(path)
     return written
 
 
-def _to_onnx(exported: torch.export.ExportedProgram, *, fold: bool) -> Any:
-    """A program as an ONNX model.
-
-    Args:
-        exported: of a step.
-        fold: compute beforehand what depends on weights alone; without it every weight keeps its name and value.
-    """
-    import onnxscript.optimizer
-
+def _to_onnx(exported: torch.export.ExportedProgram) -> Any:
+    """A program as an ONNX model, operator by operator."""
     program = torch.onnx.export(
         exported,
         dynamo=True,
@@ -118,18 +111,34 @@ def _to_onnx(exported: torch.export.ExportedProgram, *, fold: bool) -> Any:
         verbose=False,
     )
     assert program is not None
-    graph = program.model.graph
-    inputs = len(graph.inputs)
+    return program.model_proto
+
+
+def _optimised(model: Any, *, fold: bool) -> Any:
+    """A model without what is superfluous.
+
+    Args:
+        model: from ``_to_onnx``; it is left as it is.
+        fold: compute beforehand what depends on weights alone; without it every weight keeps its name and value.
+    """
+    import onnx_ir
+    import onnxscript.optimizer
+
+    copied = onnx_ir.from_proto(model)
+    inputs = len(copied.graph.inputs)
     if not fold:  # the optimiser does not fold what might come from outside
-        graph.inputs.extend(graph.initializers.values())
-    onnxscript.optimizer.optimize(program.model, input_size_limit=1 << 30, output_size_limit=1 << 30)
-    while len(graph.inputs) > inputs:
-        graph.inputs.pop()
-    model = program.model_proto
-    for node in model.graph.node:  # where in the Python code each came from
+        copied.graph.inputs.extend(copied.graph.initializers.values())
+    level = logging.getLogger("onnx_ir").level
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of each of these inputs
+    onnxscript.optimizer.optimize_ir(copied, input_size_limit=1 << 30, output_size_limit=1 << 30)
+    logging.getLogger("onnx_ir").setLevel(level)
+    while len(copied.graph.inputs) > inputs:
+        copied.graph.inputs.pop()
+    optimised = onnx_ir.to_proto(copied)
+    for node in optimised.graph.node:  # where in the Python code each came from
         del node.metadata_props[:]
-    del model.graph.value_info[:]
-    return model
+    del optimised.graph.value_info[:]
+    return optimised
 
 
 def _with_weights_of(model: Any, weights: Path) -> Any:
@@ -179,9 +188,28 @@ def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=_QUANTISED,
+            nodes_to_quantize=_worth_quantising(model),
         )
         return onnx.load(after)
+
+
+def _worth_quantising(model: Any) -> list[str]:
+    """Names of the operators to run in 8 bits: those that make the feature maps, and products with weights.
+
+    What is made of the labels stays in floats: at the threshold of 0.5 a label has to be exact.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    labels: set[str] = set()
+    chosen = []
+    for node in model.graph.node:  # in the order of computing
+        is_label = node.op_type == "Conv" and ".classify" in node.input[1]
+        if is_label or labels.intersection(node.input):
+            labels.update(node.output)
+            if node.op_type in _PRODUCTS and node.input[1] in weights:
+                chosen.append(node.name)
+        elif node.op_type in _ON_MAPS | _PRODUCTS:
+            chosen.append(node.name)
+    return chosen
 
 
 def _shared_data(models: Iterable[Any], name: str) -> bytes:

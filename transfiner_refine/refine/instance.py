@@ -17,7 +17,7 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
 from transfiner_refine.refine.engine import Engine, SizeClass, size_class
 from transfiner_refine.refine.keep import patches_if_agreed
-from transfiner_refine.refine.roi import Roi, crop_roi, paste_into_roi, read_mask, resample, roi_around
+from transfiner_refine.refine.roi import Roi, crop_roi, overlap, paste_into_roi, read_mask, resample, roi_around
 from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
 from transfiner_refine.types import MaskWindow
 
@@ -90,7 +90,7 @@ def refine_instance(
         coarse = harden(refined)
         moved = roi_around(coarse, config)
         # close-ups do what a second pass would, unless they would miss a part that the first one found
-        if not is_large or _overlap(roi, moved) < config.repeat_overlap:
+        if not is_large or overlap(roi, moved) < config.repeat_overlap:
             roi, refined = moved, look(coarse, moved)
     if not close_ups or roi.side < config.close_up_from or refined.area == 0:
         return refined
@@ -119,10 +119,3 @@ def harden(mask: MaskWindow) -> MaskWindow:
 def _has_outline(mask: NDArray[np.float32]) -> bool:
     """Whether there is foreground as well as background in a part of a mask."""
     return bool(mask.min() < mask.max())
-
-
-def _overlap(a: Roi, b: Roi) -> float:
-    """Intersection over union of two rectangles."""
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    common = max(width, 0) * max(height, 0)
-    return common / (a.width * a.height + b.width * b.height - common)

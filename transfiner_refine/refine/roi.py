@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["Roi", "RoiSettings", "crop_roi", "paste_into_roi", "read_mask", "resample", "roi_around", "roi_of"]
+__all__ = [
+    "Roi",
+    "RoiSettings",
+    "crop_roi",
+    "overlap",
+    "paste_into_roi",
+    "read_mask",
+    "resample",
+    "roi_around",
+    "roi_around_box",
+    "roi_of",
+]
 
 
 @dataclass(frozen=True)
@@ -55,29 +66,49 @@ class RoiSettings(Protocol):
 
 
 def roi_around(mask: MaskWindow, config: RoiSettings, margin: float | None = None) -> Roi:
-    """The box of the mask's foreground with a margin, widened towards a square, clipped to the image.
+    """``roi_around_box`` of a coarse mask with at least one foreground pixel."""
+    tight = mask.tight()
+    h, w = tight.values.shape
+    return roi_around_box((tight.x, tight.y, tight.x + w, tight.y + h), mask.image_size, config, margin)
+
+
+def roi_around_box(
+    box: tuple[int, int, int, int],
+    image_size: tuple[int, int],
+    config: RoiSettings,
+    margin: float | None = None,
+) -> Roi:
+    """The box of a mask's foreground with a margin, widened towards a square, clipped to the image.
 
     What a detector's box cut off can only be recovered inside the RoI, hence the margin.
 
     Args:
-        mask: a coarse mask with at least one foreground pixel.
+        box: (x0, y0, x1, y1) in pixels.
+        image_size: (height, width), pixels.
         config: margins and aspect limit.
         margin: in place of ``config.margin`` (training varies it).
     """
-    tight = mask.tight()
-    h, w = tight.values.shape
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
     share = config.margin(max(h, w)) if margin is None else margin
     width = w + max(share * w, 2.0 * config.roi_min_margin)
     height = h + max(share * h, 2.0 * config.roi_min_margin)
     width, height = max(width, height / config.roi_max_aspect), max(height, width / config.roi_max_aspect)
-    cx, cy = tight.x + w / 2, tight.y + h / 2
-    image_height, image_width = mask.image_size
+    cx, cy = x0 + w / 2, y0 + h / 2
+    image_height, image_width = image_size
     return Roi(
         max(0, math.floor(cx - width / 2)),
         max(0, math.floor(cy - height / 2)),
         min(image_width, math.ceil(cx + width / 2)),
         min(image_height, math.ceil(cy + height / 2)),
     )
+
+
+def overlap(a: Roi, b: Roi) -> float:
+    """Intersection over union of two rectangles."""
+    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+    common = max(width, 0) * max(height, 0)
+    return common / (a.width * a.height + b.width * b.height - common)
 
 
 def resample(values: NDArray[Any], width: int, height: int) -> NDArray[Any]:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transfiner_refine.model.pyramid import FeatureMap
-
 __all__ = ["FeaturePyramid", "roi_align_on_levels"]
 
 
@@ -34,7 +32,7 @@ class FeaturePyramid:
     @classmethod
     def of(cls, maps: Sequence[Tensor], scales: Sequence[float]) -> FeaturePyramid:
         """maps [B, C, H_i, W_i] with the cells per pixel of each."""
-        tables = [FeatureMap.of(each).rows for each in maps]
+        tables = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps]
         lengths = [len(table) for table in tables]
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         device = maps[0].device
