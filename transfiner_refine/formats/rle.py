@@ -9,8 +9,8 @@ that more follow, each group as the character of code 48 + value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from reprlib import Repr
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,34 +33,38 @@ _QUOTE.maxlist = _QUOTE.maxdict = 8
 _LONGEST_NUMBER = 6  # groups of five bits: 30 bits hold any difference of two runs up to MAX_PIXELS
 
 
-@dataclass(frozen=True)
 class RleMask:
-    """A binary mask as COCO's compressed RLE; one that exists is sound.
+    """A binary mask as COCO's runs, validated on construction; equal and hashed by content, never changed.
+
+    The runs are parsed and checked once. The text form, the area and the box are computed when asked for, once.
 
     Runs of no pixels, but for the first, are joined to their neighbours: pycocotools takes two of them for the end
     of the masks when it compares two masks, and writes beyond its memory when it merges masks that have many.
 
     Attributes:
         size: (height, width) of the image, pixels.
-        counts: the runs as pycocotools' text form.
 
     Raises:
         InputError: the size is not that of an image, or the runs are no numbers, negative, or do not add up
             to height × width (pycocotools would crash or read foreign memory on some of these).
     """
 
-    size: tuple[int, int]
-    counts: str
+    __slots__ = ("_area", "_box", "_counts", "_runs", "size")
 
-    def __post_init__(self) -> None:
-        _check_size(self.size)
-        runs = _runs_from_text(self.counts)
-        _check_runs(runs, self.size)
-        if (runs[1:] == 0).any():
-            object.__setattr__(self, "counts", _text_from_runs(_without_empty_runs(runs)))
+    size: tuple[int, int]
+    _runs: NDArray[np.int32] | None  # None until it is parsed from ``_counts``
+    _counts: str | None
+    _area: int | None
+    _box: tuple[int, int, int, int] | None
+
+    def __init__(self, size: tuple[int, int], counts: str) -> None:
+        _check_size(size)
+        runs = _runs_from_text(counts)
+        _check_runs(runs, size)
+        self._fill(size, _without_empty_runs(runs))
 
     @classmethod
-    def from_runs(cls, runs: Sequence[int] | NDArray[np.int64], size: tuple[int, int]) -> RleMask:
+    def from_runs(cls, runs: Sequence[int] | NDArray[np.integer[Any]], size: tuple[int, int]) -> RleMask:
         """A mask from uncompressed runs: background and foreground in turn, background first.
 
         Raises:
@@ -77,39 +81,100 @@ class RleMask:
                     )
         lengths = np.asarray(runs, np.int64)
         _check_runs(lengths, size)
-        return cls(size, _text_from_runs(lengths))
+        return cls.__new__(cls)._fill(size, _without_empty_runs(lengths))
 
     @classmethod
     def from_window(cls, window: MaskWindow) -> RleMask:
         """The mask of a window (soft values count from 0.5 on), as pycocotools' ``encode`` gives it."""
-        return cls(window.image_size, _text_from_runs(_runs_of_window(window)))
+        return cls.__new__(cls)._fill(window.image_size, _runs_of_window(window))
+
+    @classmethod
+    def restored(
+        cls, size: tuple[int, int], counts: str, area: int, box: tuple[int, int, int, int]
+    ) -> RleMask:
+        """A mask from attributes that one had before; they are taken unchecked."""
+        mask = cls.__new__(cls)
+        mask.size, mask._counts, mask._area, mask._box, mask._runs = size, counts, area, box, None
+        return mask
+
+    def _fill(
+        self,
+        size: tuple[int, int],
+        runs: NDArray[np.integer[Any]],
+        area: int | None = None,
+        box: tuple[int, int, int, int] | None = None,
+    ) -> RleMask:
+        self.size, self._runs = size, runs.astype(np.int32)
+        self._counts, self._area, self._box = None, area, box
+        self._runs.flags.writeable = False
+        return self
 
     @property
-    def runs(self) -> NDArray[np.int64]:
-        """[runs] lengths in pixels, background first."""
-        return _runs_from_text(self.counts)
+    def runs(self) -> NDArray[np.int32]:
+        """[runs] lengths in pixels, background first; only the first may be 0."""
+        if self._runs is None:
+            assert self._counts is not None
+            self._runs = _runs_from_text(self._counts).astype(np.int32)
+            self._runs.flags.writeable = False
+        return self._runs
+
+    @property
+    def counts(self) -> str:
+        """The runs as pycocotools' text form."""
+        if self._counts is None:
+            self._counts = _text_from_runs(self.runs)
+        return self._counts
 
     @property
     def area(self) -> int:
         """Number of foreground pixels."""
-        return int(self.runs[1::2].sum())
+        if self._area is None:
+            self._area = int(self.runs[1::2].sum())
+        return self._area
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive; all 0 where there is none."""
-        return _box(self.runs, self.size[0])
+        if self._box is None:
+            self._box = _box(self.runs, self.size[0])
+        return self._box
 
     def decode(self) -> MaskWindow:
         """The mask inside its bounding box, bool; costs the columns of the box, not the image."""
-        runs, (height, _) = self.runs, self.size
-        x0, y0, x1, y1 = _box(runs, height)
-        if x1 == x0:
-            return MaskWindow(np.zeros((0, 0), bool), 0, 0, self.size)
+        height, (x0, y0, x1, y1) = self.size[0], self.box
         # cut the list of runs to the columns x0 ... x1, so that only these are ever pixels
-        edges = np.clip(np.cumsum(runs), x0 * height, x1 * height)
+        edges = np.clip(np.cumsum(self.runs, dtype=np.int64), x0 * height, x1 * height)
         lengths = np.diff(edges, prepend=x0 * height)
-        columns = np.repeat(np.arange(len(runs)) % 2 == 1, lengths).reshape(x1 - x0, height)
+        columns = np.repeat(np.arange(len(edges)) % 2 == 1, lengths).reshape(x1 - x0, height)
         return MaskWindow(np.ascontiguousarray(columns[:, y0:y1].T), x0, y0, self.size)
+
+    def differing(self, other: RleMask) -> int:
+        """Number of pixels that belong to one of two masks of the same size, and not to the other."""
+        # every edge of either mask turns the difference on or off
+        edges = np.concatenate([np.cumsum(mask.runs[:-1], dtype=np.int64) for mask in (self, other)])
+        edges.sort()
+        rest = self.size[0] * self.size[1] if len(edges) % 2 else 0
+        return int(edges[1::2].sum()) - int(edges[::2].sum()) + rest
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RleMask):
+            return NotImplemented
+        return self.size == other.size and np.array_equal(self.runs, other.runs)
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.runs.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"RleMask(size={self.size}, counts={self.counts!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.size, self.runs.tobytes(), self._area, self._box)
+
+
+def _unpickled(
+    size: tuple[int, int], runs: bytes, area: int | None, box: tuple[int, int, int, int] | None
+) -> RleMask:
+    return RleMask.__new__(RleMask)._fill(size, np.frombuffer(runs, np.int32), area, box)
 
 
 def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> RleMask:
@@ -196,11 +261,11 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _check_runs(runs: NDArray[np.int64], size: tuple[int, int]) -> None:
-    if (runs < 0).any():
-        raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
     height, width = size
+    if len(runs) and runs.min() < 0:
+        raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
     # run by run first: a sum of longer ones could come round to the right number in 64 bits
-    if (runs > height * width).any() or int(runs.sum()) != height * width:
+    if not len(runs) or runs.max() > height * width or int(runs.sum()) != height * width:
         raise InputError(
             f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {height}×{width} has "
             f"{height * width}",
@@ -217,59 +282,61 @@ def _runs_from_text(counts: str) -> NDArray[np.int64]:
         raise InputError(
             f"the RLE's counts have {counts[error.start]!r} at character {error.start}"
         ) from None
-    foreign = (codes < 0) | (codes > 63)
-    if foreign.any():
-        at = int(foreign.argmax())
+    if codes.min() < 0 or codes.max() > 63:
+        at = int(((codes < 0) | (codes > 63)).argmax())
         raise InputError(f"the RLE's counts have {counts[at]!r} at character {at}, which belongs to no RLE")
     if codes[-1] & 32:
         raise InputError(
             "the RLE's counts end in the middle of a number", remedy="check that the file is complete"
         )
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate(([0], ends[:-1] + 1))
+    ends = np.flatnonzero(codes < 32)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
     lengths = ends - starts + 1
-    if int(lengths.max()) > _LONGEST_NUMBER:
+    if lengths.max() > _LONGEST_NUMBER:
         raise InputError("the RLE's counts have a run longer than any image")
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     runs: NDArray[np.int64] = np.add.reduceat((codes & 31) << shifts, starts)
-    runs -= np.where(
-        codes[ends] & 16, np.int64(1) << (5 * lengths), 0
-    )  # the last group's top bit is the sign
+    # the last group's top bit is the sign
+    runs -= (codes[ends] >> 4) << (5 * lengths)
     # from the fourth number on, each is the difference to the run two before
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
+    np.cumsum(runs[1::2], out=runs[1::2])
+    np.cumsum(runs[2::2], out=runs[2::2])
     return runs
 
 
-def _text_from_runs(runs: NDArray[np.int64]) -> str:
+def _text_from_runs(runs: NDArray[np.int32]) -> str:
     rest = runs.copy()
     rest[3:] -= runs[1:-2]
     characters = np.zeros((len(rest), _LONGEST_NUMBER), np.uint8)  # [runs, groups]; 0 = no character
-    unfinished = np.ones(len(rest), bool)
+    unfinished = np.arange(len(rest))
     for group in range(_LONGEST_NUMBER):
         low = rest & 31
-        rest >>= 5
-        more = np.where(low & 16, rest != -1, rest != 0)
-        characters[unfinished, group] = (low + 32 * more + _FIRST_CHARACTER)[unfinished]
-        unfinished &= more
-    return bytes(characters[characters != 0]).decode("ascii")
+        rest = rest >> 5
+        more = rest != -(low >> 4)  # what is left is more than the sign
+        characters[unfinished, group] = low + (_FIRST_CHARACTER + 32 * more)
+        unfinished, rest = unfinished[more], rest[more]
+        if not len(rest):
+            break
+    return characters[characters != 0].tobytes().decode("ascii")
 
 
 def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
     foreground = window.values if window.values.dtype == bool else window.values >= 0.5
     rows, columns = foreground.shape
     height, width = window.image_size
-    framed = np.zeros((columns, rows + 2), np.int8)  # each column between two background pixels
+    framed = np.zeros((columns, rows + 2), bool)  # each column between two background pixels
     framed[:, 1:-1] = foreground.T
-    steps = np.diff(framed, axis=1)
-    start_column, start_row = np.nonzero(steps == 1)
-    end_column, end_row = np.nonzero(steps == -1)
-    starts = (window.x + start_column) * height + window.y + start_row
-    ends = (window.x + end_column) * height + window.y + end_row
+    flat = framed.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 2)
+    edges = (window.x + column) * height + window.y + row
+    starts, ends = edges[::2], edges[1::2]
     return _runs_between(starts, ends, height * width)
 
 
 def _without_empty_runs(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    if runs[1:].all():
+        return runs
     ends = np.cumsum(runs)
     foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
     return _runs_between((ends - runs)[foreground], ends[foreground], int(ends[-1]))
@@ -286,21 +353,19 @@ def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int
     return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
-def _box(runs: NDArray[np.int64], height: int) -> tuple[int, int, int, int]:
-    ends = np.cumsum(runs)
-    foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
-    if not foreground.any():
+def _box(runs: NDArray[np.int32], height: int) -> tuple[int, int, int, int]:
+    """Of runs of which only the first may be empty."""
+    if len(runs) < 2:
         return 0, 0, 0, 0
-    first, last = (ends - runs)[foreground], ends[foreground] - 1  # first and last pixel of each run
-    x0, x1 = int(first[0]) // height, int(last[-1]) // height + 1
-    if (first // height != last // height).any():
-        return (
-            x0,
-            0,
-            x1,
-            height,
-        )  # a run over the end of a column touches its last row and the next one's first
-    return x0, int((first % height).min()), x1, int((last % height).max()) + 1
+    edges = np.cumsum(runs, dtype=np.int64)
+    last = edges[1::2] - 1  # first and last pixel of each stretch of foreground
+    first = edges[: 2 * len(last) : 2]
+    columns = first // height
+    x0, x1 = int(columns[0]), int(last[-1]) // height + 1
+    tops, bottoms = first - columns * height, last - columns * height
+    y1 = int(bottoms.max()) + 1
+    # a run over the end of a column touches its last row and the next one's first
+    return (x0, 0, x1, height) if y1 > height else (x0, int(tops.min()), x1, y1)
 
 
 def _short(value: object) -> str:
