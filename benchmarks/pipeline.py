@@ -37,7 +37,9 @@ class Same:
         self.batch_size = batch_size
         self.first = self.last = 0.0
 
-    def refine_masks(self, images: Sequence[Any], masks: Sequence[Any], image_index: Sequence[int]) -> list[Any]:
+    def refine_masks(
+        self, images: Sequence[Any], masks: Sequence[Any], image_index: Sequence[int]
+    ) -> list[Any]:
         del images, image_index
         self.last = time.process_time()
         self.first = self.first or self.last
@@ -122,7 +124,9 @@ def measured(checkout: Path, folder: Path, workers: int, batch_size: int) -> dic
 @click.option("--workers", default=2, show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="Runs of each; the fastest counts.")
-@click.option("--against", type=click.Path(exists=True, path_type=Path), help="Another checkout, measured too.")
+@click.option(
+    "--against", type=click.Path(exists=True, path_type=Path), help="Another checkout, measured too."
+)
 @click.option("--inner", type=click.Path(path_type=Path), hidden=True)
 def main(
     images: int, workers: int, batch_size: int, repeats: int, against: Path | None, inner: Path | None
@@ -142,7 +146,9 @@ def main(
         f"{images * MASKS} instances in {images} images, {workers} workers, batches of {batch_size}, "
         f"{os.cpu_count()} cores; fastest of {repeats} runs"
     )
-    click.echo(f"{'':12}{'instances/s':>12}" + "".join(f"{name:>10}" for name in STAGES) + "   CPU ms an instance")
+    click.echo(
+        f"{'':12}{'instances/s':>12}" + "".join(f"{name:>10}" for name in STAGES) + "   CPU ms an instance"
+    )
     for checkout, found in runs.items():
         best = max(found, key=lambda each: each["rate"])
         cells = "".join(f"{best['cpu'][stage]:10.3f}" for stage in STAGES)

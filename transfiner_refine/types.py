@@ -6,7 +6,8 @@ Coordinates: boxes are XYXY floats in pixels, origin at the top-left corner of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -178,3 +179,25 @@ class ImageRecord:
     size: tuple[int, int] | None = None
     image_id: int | str | None = None
     file_name: str | None = None
+
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """``Instance.index`` of each instance."""
+        return tuple(instance.index for instance in self.instances)
+
+    def without(self, done: Collection[int]) -> ImageRecord:
+        """The same image without some instances, by index."""
+        return replace(self, instances=tuple(each for each in self.instances if each.index not in done))
+
+    def read(self) -> tuple[ImageRecord, list[tuple[int, InputError]]]:
+        """The image with its instances parsed, and what is wrong with the others, by index."""
+        return self, []
+
+    @property
+    def stated_pixels(self) -> int:
+        """Pixels of the image as far as the source tells without looking at it, else 0."""
+        try:
+            height, width = self.size or self.instances[0].mask.size
+        except (InputError, IndexError):
+            return 0
+        return height * width

@@ -263,8 +263,8 @@ def test_an_empty_or_torn_beginning_counts_as_no_journal(job: Any, quick_run: An
     for beginning in (
         b"",
         b"transfiner-ref",
-        b"transfiner-refine journal 1\n",
-        b"transfiner-refine journal 1\n\x09",
+        b"transfiner-refine journal 2\n",
+        b"transfiner-refine journal 2\n\x09",
     ):
         job.journal.write_bytes(beginning)
         refine(job, quick_run.Stripes(), overwrite=job.output.exists())

@@ -104,7 +104,7 @@ class RleMask:
         area: int | None = None,
         box: tuple[int, int, int, int] | None = None,
     ) -> RleMask:
-        self.size, self._runs = size, runs.astype(np.int32)
+        self.size, self._runs = size, runs.astype(np.int32, copy=False)
         self._counts, self._area, self._box = None, area, box
         self._runs.flags.writeable = False
         return self

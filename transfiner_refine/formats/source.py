@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Protocol
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.types import ImageRecord, InputError
 
-__all__ = ["RecordFault", "Source", "Written"]
+__all__ = ["RecordFault", "Source", "UnreadSource", "Written"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Written:
     overlap_pixels: int = 0
     covered: tuple[int, ...] = ()
     faults: tuple[RecordFault, ...] = ()
+
+
+class UnreadSource(ABC):
+    """A source that can leave the parsing of records to whoever prepares an image, in another process."""
+
+    @abstractmethod
+    def unread(self) -> Iterator[ImageRecord | RecordFault]:
+        """As iterating, but images come without instances; ``ImageRecord.read`` parses them."""
 
 
 class Source(Protocol):

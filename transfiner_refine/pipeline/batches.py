@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.pipeline.prepare import ChosenInstance, PreparedImage
+from transfiner_refine.formats import RleMask
+from transfiner_refine.pipeline.prepare import PreparedImage, prepared_mask
 from transfiner_refine.pipeline.tally import Place
-from transfiner_refine.types import ImageRecord, InputError, MaskWindow
+from transfiner_refine.types import EncodedMask, ImageRecord, InputError, MaskWindow
 
 __all__ = ["Batch", "ImageToRefine", "batches"]
 
@@ -38,14 +39,14 @@ class Batch:
     """Instances for one call of the refiner.
 
     Attributes:
-        images, masks, image_index: the arguments of ``WindowRefiner.refine_windows``.
+        images, masks, image_index: the arguments of ``MaskRefiner.refine_masks``.
         places: where each instance stands in the source.
         files: its photo, for messages.
         labels: how a person finds it in the source.
     """
 
     images: list[NDArray[np.uint8]] = field(default_factory=list)
-    masks: list[MaskWindow] = field(default_factory=list)
+    masks: list[RleMask | MaskWindow] = field(default_factory=list)
     image_index: list[int] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     files: list[Path | None] = field(default_factory=list)
@@ -89,15 +90,15 @@ def batches(
         for chosen in image.prepared.chosen:
             place = (image.position, chosen.index)
             try:
-                mask = _decoded(chosen)
+                mask = _decoded(chosen.coarse_mask)
             except InputError as error:
                 refuse(place, error)
                 continue
-            cost = mask.values.size + (0 if _holds(batch, current) else current.shape[0] * current.shape[1])
+            cost = chosen.pixels + (0 if _holds(batch, current) else current.shape[0] * current.shape[1])
             if len(batch) and (len(batch) >= batch_size() or pixels + cost > _BATCH_PIXELS):
                 yield batch
                 batch, pixels = Batch(), 0
-                cost = mask.values.size + current.shape[0] * current.shape[1]
+                cost = chosen.pixels + current.shape[0] * current.shape[1]
             if not _holds(batch, current):
                 batch.images.append(current)
             batch.masks.append(mask)
@@ -114,6 +115,5 @@ def _holds(batch: Batch, image: NDArray[np.uint8]) -> bool:
     return bool(batch.images) and batch.images[-1] is image
 
 
-def _decoded(chosen: ChosenInstance) -> MaskWindow:
-    mask = chosen.coarse_mask
-    return mask if isinstance(mask, MaskWindow) else mask.decode()
+def _decoded(mask: RleMask | MaskWindow | EncodedMask) -> RleMask | MaskWindow:
+    return mask if isinstance(mask, MaskWindow) else prepared_mask(mask)

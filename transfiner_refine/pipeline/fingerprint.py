@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from transfiner_refine._version import __version__
-from transfiner_refine.pipeline.contract import WindowRefiner
+from transfiner_refine.pipeline.contract import AnyRefiner
 from transfiner_refine.pipeline.selection import Selection
 from transfiner_refine.types import InputError
 
@@ -51,7 +51,7 @@ def input_entries(
     }
 
 
-def refiner_entries(refiner: WindowRefiner, weights: Path | None) -> dict[str, str]:
+def refiner_entries(refiner: AnyRefiner, weights: Path | None) -> dict[str, str]:
     """The part that the refiner has in a fingerprint: its weights and how it uses them.
 
     Args:

@@ -1,22 +1,31 @@
-"""Objects through a pipe between two processes, their arrays without a detour.
+"""Objects handed from one process to another: small ones through a pipe, arrays in shared memory.
 
 A message is the number of its parts and their lengths, then the parts: the pickled object, and after it the
-arrays' bytes as they lie in memory (pickle protocol 5, out of band). Written and read in place this costs less
-than shared memory, whose fresh pages the kernel has to clear, and leaves nothing behind when a process is killed.
+arrays' bytes as they lie in memory (pickle protocol 5, out of band). Large arrays go into shared memory where the
+system has files without a name (Linux), and are used there without another copy. What has no name is gone when the
+last process that has it open ends, however it ends.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import pickle
 import struct
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
+from weakref import finalize
 
-__all__ = ["Pipe", "receive", "send", "widen"]
+__all__ = ["Pipe", "SharedMemory", "receive", "send", "widen", "write_shared"]
 
-_NUMBER = struct.Struct("<Q")
-_PIPE_BYTES = 1 << 20  # what Linux grants anyone; 64 KiB is the default and takes 2.5 times as long
+_NUMBER = struct.Struct("<q")
+_PIPE_BYTES = 1 << 20  # what Linux grants anyone; 64 KiB is the default
+_SHARED_FROM = 1 << 16  # bytes of an array; a smaller one goes through the pipe
+_STRIDE = 1 << 31  # address space of a slot; only what is written to takes memory
+_KEPT_BYTES = 1 << 27  # of slots that nobody uses; used again, their pages need not be cleared
+_MAPPED = 256  # arrays in use at a time without a copy: each holds a file descriptor
 
 
 class Pipe(Protocol):
@@ -25,6 +34,83 @@ class Pipe(Protocol):
     def fileno(self) -> int: ...
     def write(self, data: Any, /) -> int | None: ...
     def readinto(self, buffer: Any, /) -> int | None: ...
+
+
+class SharedMemory:
+    """Slots of a file without a name, each for the arrays of one message.
+
+    Attributes:
+        descriptor: the file's; None where the system has no such files.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
+        if sys.platform == "linux":
+            with suppress(OSError):
+                self.descriptor = os.memfd_create("transfiner-refine")
+        self._free: list[int] = []
+        self._bytes: dict[int, int] = {}  # by slot, as far as it has been written to
+        self._idle_bytes = self._mapped = 0
+
+    def close(self) -> None:
+        """Lets go of the file; arrays that are still in use stay."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+        self.descriptor = None
+
+    def take(self) -> int:
+        """A slot that nobody uses."""
+        slot = self._free.pop() if self._free else len(self._bytes)
+        self._idle_bytes -= self._bytes.setdefault(slot, 0)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Gives back a slot of which no array is in use."""
+        length = self._bytes[slot]
+        if self.descriptor is not None and self._idle_bytes + length > _KEPT_BYTES:
+            with suppress(OSError), self._mapping(slot, length) as mapping:
+                mapping.madvise(mmap.MADV_REMOVE)
+            self._bytes[slot] = length = 0
+        self._idle_bytes += length
+        self._free.append(slot)
+
+    def read(self, slot: int, length: int) -> memoryview:
+        """The first bytes of a slot, which is free again when nothing refers to them any more."""
+        assert self.descriptor is not None
+        self._bytes[slot] = max(self._bytes[slot], length)
+        if self._mapped < _MAPPED:
+            with suppress(OSError):
+                mapping = self._mapping(slot, length)
+                self._mapped += 1
+                finalize(mapping, self._unmapped, slot).atexit = False
+                return memoryview(mapping)
+        copy = bytearray(length)
+        os.preadv(self.descriptor, [copy], slot * _STRIDE)
+        self.free(slot)
+        return memoryview(copy)
+
+    def _mapping(self, slot: int, length: int) -> mmap.mmap:
+        assert self.descriptor is not None
+        return mmap.mmap(self.descriptor, length, offset=slot * _STRIDE)
+
+    def _unmapped(self, slot: int) -> None:
+        self._mapped -= 1
+        self.free(slot)
+
+
+def write_shared(descriptor: int, slot: int, parts: Sequence[memoryview]) -> bool:
+    """Writes arrays one after the other into a slot; False where they do not fit."""
+    if sum(part.nbytes for part in parts) > _STRIDE:
+        return False
+    at = slot * _STRIDE
+    try:
+        for part in parts:
+            while part.nbytes:
+                count = os.pwrite(descriptor, part, at)
+                part, at = part[count:], at + count
+    except OSError:  # a limit on the size of files or on memory
+        return False
+    return True
 
 
 def widen(pipe: Pipe) -> None:
@@ -36,8 +122,13 @@ def widen(pipe: Pipe) -> None:
             fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def send(pipe: Pipe, message: object) -> None:
+def send(pipe: Pipe, message: object, shared: tuple[int, int] | None = None) -> None:
     """Writes a message.
+
+    Args:
+        pipe: where to.
+        message: the object.
+        shared: descriptor and slot of the shared memory for large arrays; None for the pipe alone.
 
     Raises:
         OSError: nobody reads any more.
@@ -46,23 +137,42 @@ def send(pipe: Pipe, message: object) -> None:
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(message, 5, buffer_callback=buffers.append)
     parts = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
-    head = b"".join(_NUMBER.pack(number) for number in (len(parts), *(part.nbytes for part in parts)))
-    for part in (memoryview(head), *parts):
+    large = [part for part in parts[1:] if part.nbytes >= _SHARED_FROM]
+    lengths = [part.nbytes for part in parts]
+    if shared and large and write_shared(*shared, large):
+        lengths = [-length if at and length >= _SHARED_FROM else length for at, length in enumerate(lengths)]
+    head = b"".join(map(_NUMBER.pack, (len(parts), *lengths)))
+    small = [part for part, length in zip(parts, lengths, strict=True) if length >= 0]
+    if sum(part.nbytes for part in small) < _SHARED_FROM:
+        small = [memoryview(b"".join((head, *small)))]  # one write in place of several
+    else:
+        small.insert(0, memoryview(head))
+    for part in small:
         while part.nbytes:
             part = part[pipe.write(part) or 0 :]
 
 
-def receive(pipe: Pipe) -> Any:
-    """Reads a message.
+def receive(pipe: Pipe, memory: SharedMemory | None = None, slot: int | None = None) -> Any:
+    """Reads a message; its slot is free when none of its arrays is in use any more.
 
     Raises:
         EOFError: the other side ended.
         Exception: what came cannot be unpickled here; the next message can be read all the same.
     """
     (count,) = _NUMBER.unpack(_filled(pipe, _NUMBER.size))
-    lengths = [_NUMBER.unpack(_filled(pipe, _NUMBER.size))[0] for _ in range(count)]
-    pickled, *buffers = [_filled(pipe, length) for length in lengths]
-    return pickle.loads(pickled, buffers=buffers)
+    head = _filled(pipe, count * _NUMBER.size)
+    lengths = [length for (length,) in _NUMBER.iter_unpack(head)]
+    total = -sum(length for length in lengths if length < 0)
+    parts: list[bytearray | memoryview] = [_filled(pipe, max(length, 0)) for length in lengths]
+    if memory is not None and slot is not None:
+        if total:
+            shared = memory.read(slot, total)
+            for at, length in enumerate(lengths):
+                if length < 0:
+                    parts[at], shared = shared[:-length], shared[-length:]
+        else:
+            memory.free(slot)
+    return pickle.loads(parts[0], buffers=parts[1:])
 
 
 def _filled(pipe: Pipe, length: int) -> bytearray:

@@ -16,7 +16,7 @@ from transfiner_refine.types import OutputError
 
 __all__ = ["Journal", "journal_path"]
 
-_TITLE = b"transfiner-refine journal 1\n"
+_TITLE = b"transfiner-refine journal 2\n"
 _HEADER = b"H"
 
 

@@ -33,8 +33,8 @@ from transfiner_refine.types import ImageRecord, InputError
 __all__ = ["Ledger", "Recalled"]
 
 _HEADER, _IMAGE, _MASK, _REFUSED, _BATCH, _RESUMED, _WRITING = b"H", b"I", b"M", b"R", b"B", b"C", b"W"
-# kind, index, changed share, seconds so far, height, width; then the counts
-_MASK_HEAD = struct.Struct("<cQddII")
+# kind, index, changed share, seconds so far, height, width, area, box; then the counts
+_MASK_HEAD = struct.Struct("<cQddIIIIIII")
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ class Ledger:
 
     def recall(self, image: ImageRecord) -> Recalled:
         """What was done of an image before it was met in this run, as far as it still counts."""
-        if not image.instances or not (place := self._image_at[image.instances[0].index]):
+        indexes = image.indexes
+        if not indexes or not (place := self._image_at[indexes[0]]):
             return Recalled()
         said = json.loads(self._log.read(int(place))[1:])
         if said["id"] != _identity(image):
             return Recalled()
         since = said["since"] or int(place)
-        indexes = [instance.index for instance in image.instances]
         refined = [index for index in indexes if self._mask_at[index] > since]
         masks = tuple((index, not bool(np.isnan(self._share[index]))) for index in refined)
         for index, has_pixels in masks:
@@ -145,7 +145,7 @@ class Ledger:
 
     def note_image(self, image: ImageRecord, recalled: Recalled, prepared: PreparedImage) -> None:
         """Writes down what becomes of the instances of an image that are not refined."""
-        first = image.instances[0].index
+        first = image.indexes[0]
         since = 0
         if recalled.done:
             before = int(self._image_at[first])
@@ -165,9 +165,9 @@ class Ledger:
 
     def note_mask(self, index: int, mask: RleMask | None, changed_share: float) -> None:
         """Writes down a refined mask; None if it came out empty."""
-        height, width = (0, 0) if mask is None else mask.size
         share = np.nan if mask is None else changed_share
-        head = _MASK_HEAD.pack(_MASK, index, share, self.seconds, height, width)
+        shape = (0,) * 7 if mask is None else (*mask.size, mask.area, *mask.box)
+        head = _MASK_HEAD.pack(_MASK, index, share, self.seconds, *shape)
         place = self._log.append(head + (b"" if mask is None else mask.counts.encode("ascii")))
         self._open[index] = _Entry(place, share)
         self._settle(index, self._open[index])
@@ -202,7 +202,7 @@ class Ledger:
     def _take(self, place: int, record: bytes) -> None:
         kind = record[:1]
         if kind == _MASK:
-            _, index, share, seconds, _, _ = _MASK_HEAD.unpack_from(record)
+            _, index, share, seconds, *_ = _MASK_HEAD.unpack_from(record)
             self._seconds_before = seconds
             self._open[index] = _Entry(place, share)
         elif kind == _REFUSED:
@@ -248,8 +248,9 @@ class _Masks(Mapping[int, RleMask]):
         if index not in self:
             raise KeyError(index)
         record = self._log.read(int(self._places[index]))
-        *_, height, width = _MASK_HEAD.unpack_from(record)
-        return RleMask((height, width), record[_MASK_HEAD.size :].decode("ascii"))
+        *_, height, width, area, x0, y0, x1, y1 = _MASK_HEAD.unpack_from(record)
+        counts = record[_MASK_HEAD.size :].decode("ascii")
+        return RleMask.restored((height, width), counts, area, (x0, y0, x1, y1))
 
     def __contains__(self, index: object) -> bool:
         if not isinstance(index, Integral):  # NumPy's whole numbers are among them
@@ -264,14 +265,13 @@ class _Masks(Mapping[int, RleMask]):
 
 
 def _identity(image: ImageRecord) -> str:
-    """A digest of what an image is: the photo as it lies on the disk, and its instances."""
+    """A digest of what an image is: the photo as it lies on the disk, and which instances are its own."""
     try:
         state = None if image.path is None else os.stat(image.path)  # noqa: PTH116  half the time of Path.stat
         photo = None if state is None else (str(image.path), state.st_size, state.st_mtime_ns)
     except OSError:
         photo = None
-    instances = [(instance.index, instance.label) for instance in image.instances]
-    return blake2b(ascii((photo, image.name, instances)).encode(), digest_size=16).hexdigest()
+    return blake2b(ascii((photo, image.name, image.indexes)).encode(), digest_size=16).hexdigest()
 
 
 def _plain(fault: InstanceFault) -> list[Any]:

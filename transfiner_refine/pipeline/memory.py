@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from transfiner_refine.formats import RleMask
 from transfiner_refine.pipeline.batches import Batch
-from transfiner_refine.pipeline.contract import WindowRefiner
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.pipeline.contract import MaskRefiner
+from transfiner_refine.types import InputError
 
-__all__ = ["FittingRefiner"]
+__all__ = ["OomSplittingRefiner"]
 
 # what PyTorch, CUDA's libraries and OpenCV write into errors that are not of a type of their own
 _MEMORY_TEXTS = (
@@ -21,7 +22,7 @@ _MEMORY_TEXTS = (
 )
 
 
-class FittingRefiner:
+class OomSplittingRefiner:
     """Hands batches to a refiner; what fails for memory is tried again in halves.
 
     Masks do not depend on the batch, so nothing but speed is lost. An instance that does not fit even alone is
@@ -31,18 +32,21 @@ class FittingRefiner:
         batch_size: instances that it takes at a time: the refiner's own number until that has proved too large.
     """
 
-    def __init__(self, refiner: WindowRefiner, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, refiner: MaskRefiner, say: Callable[[str], None], progress: Callable[[int], object]
+    ) -> None:
         """A refiner that fits.
 
         Args:
             refiner: does the work.
             say: told once, when the batch has to become smaller.
+            progress: told of instances that are done; of as many less when their batch has failed.
         """
-        self._refiner, self._say, self._said = refiner, say, False
+        self._refiner, self._say, self._said, self._progress = refiner, say, False, progress
         self.batch_size = refiner.batch_size
 
-    def refine(self, batch: Batch) -> list[MaskWindow | InputError]:
-        """The refined window of each instance, or why there is none."""
+    def refine(self, batch: Batch) -> list[RleMask | InputError]:
+        """The refined mask of each instance, or why there is none."""
         fitted: list[int] = []
         refined = self._in_parts(batch, fitted)
         is_giant_to_blame = any(isinstance(each, InputError) for each in refined)
@@ -50,13 +54,14 @@ class FittingRefiner:
             self.batch_size = min(self.batch_size, max(fitted))
         return refined
 
-    def _in_parts(self, batch: Batch, fitted: list[int]) -> list[MaskWindow | InputError]:
+    def _in_parts(self, batch: Batch, fitted: list[int]) -> list[RleMask | InputError]:
         """The batch whole, or else each half in the same way; ``fitted`` receives the sizes that went through."""
         refined, failure = self._attempt(batch)
         if failure is None:
             fitted.append(len(batch))
             return list(refined)
         if len(batch) == 1:
+            self._progress(1)
             return [_blame(failure, batch)]
         if failure == "memory":
             self._say_once(len(batch))
@@ -72,18 +77,24 @@ class FittingRefiner:
                 f"{instances} masks at a time do not fit into memory; going on with fewer (same result)"
             )
 
-    def _attempt(self, batch: Batch) -> tuple[list[MaskWindow], str | InputError | None]:
-        """The refined windows, or what stood against them.
+    def _attempt(self, batch: Batch) -> tuple[list[RleMask], str | InputError | None]:
+        """The refined masks, or what stood against them.
 
         A function of its own, because an exception that is still being handled holds the memory of the attempt.
         """
+        refined: list[RleMask] = []
         try:
-            return self._refiner.refine_windows(batch.images, batch.masks, batch.image_index), None
+            for mask in self._refiner.refine_masks(batch.images, batch.masks, batch.image_index):
+                refined.append(mask)
+                self._progress(1)
+            return refined, None
         except InputError as error:
+            self._progress(-len(refined))
             return [], InputError(error.reason, file=error.file, record=error.record, remedy=error.remedy)
         except Exception as error:
             if not _is_about_memory(error):
                 raise
+            self._progress(-len(refined))
             return [], "memory"
 
 
@@ -110,7 +121,7 @@ def _blame(failure: str | InputError, batch: Batch) -> InputError:
             record=failure.record or batch.labels[0],
             remedy=failure.remedy,
         )
-    height, width = batch.masks[0].image_size
+    height, width, _ = batch.images[0].shape
     return InputError(
         f"does not fit into the memory even alone (its image is {height}×{width})",
         file=batch.files[0],

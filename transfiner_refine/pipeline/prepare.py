@@ -7,14 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats import read_image
+from transfiner_refine.formats import RleMask, read_image
 from transfiner_refine.formats.image_file import check_pixels
 from transfiner_refine.pipeline.selection import Selection
 from transfiner_refine.types import EncodedMask, ImageRecord, InputError, Instance, MaskWindow
 
-__all__ = ["ChosenInstance", "InstanceFault", "PreparedImage", "Preparing", "no_memory", "prepare", "spoilt"]
+__all__ = [
+    "ChosenInstance",
+    "InstanceFault",
+    "PreparedImage",
+    "Preparing",
+    "failed",
+    "no_memory",
+    "prepare",
+    "prepared_mask",
+]
 
-_MASK_BYTES = 1 << 26  # of one image's decoded masks; what is beyond is decoded again when its turn comes
+_MASK_BYTES = 1 << 26  # of one image's soft masks; what is beyond is decoded again when its turn comes
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,14 @@ class ChosenInstance:
     Attributes:
         index: ``Instance.index``.
         label: ``Instance.label``.
-        coarse_mask: decoded, or still encoded where the decoded masks of the image would take much memory.
+        coarse_mask: as a refiner takes it, or as it came where the soft masks of the image would take much memory.
+        pixels: of the box that the mask is decoded in.
     """
 
     index: int
     label: str
-    coarse_mask: MaskWindow | EncodedMask
+    coarse_mask: RleMask | MaskWindow | EncodedMask
+    pixels: int
 
 
 @dataclass(frozen=True)
@@ -79,19 +90,24 @@ class PreparedImage:
     faults: tuple[InstanceFault, ...]
 
 
-def prepare(record: ImageRecord, how: Preparing) -> PreparedImage:
-    """Decodes an image and its masks; whatever is wrong with them comes out as faults, never as an exception."""
+def prepare(image: ImageRecord, how: Preparing) -> PreparedImage:
+    """Reads an image and its masks; whatever is wrong with them comes out as faults, never as an exception."""
+    try:
+        record, unread = image.read()
+    except Exception as error:
+        return failed(image, _named(error, image))
     kept: list[tuple[int, str]] = []
-    faults: list[InstanceFault] = []
+    faults = [InstanceFault(error, (index,)) for index, error in unread]
     chosen: list[ChosenInstance] = []
     sizes: list[tuple[int, int]] = []
-    decoded_bytes = 0
+    soft_bytes = 0
     for instance in record.instances:
         try:
             reason = how.selection.reason_to_skip(instance)
             if reason is None:
-                check_pixels(*instance.mask.size, how.max_image_pixels)  # a few runs can state a giant
-                mask = instance.mask.decode()
+                size = instance.mask.size
+                check_pixels(*size, how.max_image_pixels)  # a few runs can state a giant
+                mask = prepared_mask(instance.mask)
                 reason = how.selection.reason_to_skip_mask(mask)
         except Exception as error:
             faults.append(InstanceFault(_named(error, record, instance), (instance.index,)))
@@ -99,34 +115,51 @@ def prepare(record: ImageRecord, how: Preparing) -> PreparedImage:
         if reason is not None:
             kept.append((instance.index, reason))
             continue
-        decoded_bytes += mask.values.nbytes
-        held = mask if decoded_bytes <= _MASK_BYTES or not chosen else instance.mask
-        chosen.append(ChosenInstance(instance.index, instance.label, held))
-        sizes.append(mask.image_size)
-        del mask
+        held: RleMask | MaskWindow | EncodedMask = mask
+        if isinstance(mask, RleMask):
+            x0, y0, x1, y1 = mask.box
+            pixels = (x1 - x0) * (y1 - y0)
+        else:
+            pixels = mask.values.size
+            soft_bytes += mask.values.nbytes
+            held = mask if soft_bytes <= _MASK_BYTES or not chosen else instance.mask
+        chosen.append(ChosenInstance(instance.index, instance.label, held, pixels))
+        sizes.append(size)
+        del mask, held
     if not chosen:
         return PreparedImage(None, False, (), tuple(kept), tuple(faults))
     try:
         assert record.path is not None  # refining opens its sources with the photos
-        image = read_image(record.path, set(sizes), how.max_image_pixels)
+        photo = read_image(record.path, set(sizes), how.max_image_pixels)
     except Exception as error:
         indexes = tuple(each.index for each in chosen)
         faults.append(InstanceFault(_named(error, record), indexes, whole_image=True))
         return PreparedImage(None, False, (), tuple(kept), tuple(faults))
-    height, width, _ = image.pixels.shape
+    height, width, _ = photo.pixels.shape
     fitting = []
     for each, size in zip(chosen, sizes, strict=True):
         if size == (height, width):
             fitting.append(each)
         else:
             faults.append(InstanceFault(_misfit(record, each.label, size, (height, width)), (each.index,)))
-    return PreparedImage(image.pixels, image.turned, tuple(fitting), tuple(kept), tuple(faults))
+    return PreparedImage(photo.pixels, photo.turned, tuple(fitting), tuple(kept), tuple(faults))
 
 
-def spoilt(record: ImageRecord, error: InputError) -> PreparedImage:
+def prepared_mask(mask: EncodedMask) -> RleMask | MaskWindow:
+    """A mask as a refiner takes it: runs, or a window of probabilities.
+
+    Raises:
+        InputError: the encoding is damaged.
+    """
+    if isinstance(mask, RleMask):
+        return mask
+    window = mask.decode()
+    return RleMask.from_window(window) if window.values.dtype == bool else window
+
+
+def failed(image: ImageRecord, error: InputError) -> PreparedImage:
     """The image with all its instances at fault."""
-    indexes = tuple(instance.index for instance in record.instances)
-    return PreparedImage(None, False, (), (), (InstanceFault(error, indexes, whole_image=True),))
+    return PreparedImage(None, False, (), (), (InstanceFault(error, image.indexes, whole_image=True),))
 
 
 def no_memory(record: ImageRecord, label: str | None = None) -> InputError:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from transfiner_refine.formats import RecordFault, Source
-from transfiner_refine.pipeline.decoding import DecodingPool
+from transfiner_refine.formats.source import UnreadSource
+from transfiner_refine.pipeline.decoding import DecodingPool, Pending
 from transfiner_refine.pipeline.ledger import Ledger, Recalled
 from transfiner_refine.pipeline.prepare import PreparedImage
-from transfiner_refine.types import ImageRecord, InputError
+from transfiner_refine.types import ImageRecord
 
 __all__ = ["ImageAhead", "read_ahead"]
 
+_BATCHES_AHEAD = 4
 _PIXELS_AHEAD = 1 << 26  # decoded or being decoded, 3 bytes each; a single larger image is let through alone
 
 
@@ -38,51 +39,46 @@ class _Waiting:
     position: int
     item: ImageRecord | RecordFault
     recalled: Recalled | None = None
-    future: Future[PreparedImage] | None = None
+    pending: Pending | None = None
     pixels: int = 0
+    instances: int = 1  # what it counts among those ahead
 
     def finished(self) -> tuple[int, ImageAhead | RecordFault]:
         if isinstance(self.item, RecordFault):
             return self.position, self.item
         assert self.recalled is not None
-        prepared = None if self.future is None else self.future.result()
+        prepared = None if self.pending is None else self.pending.result()
         return self.position, ImageAhead(self.item, self.recalled, prepared)
 
 
 def read_ahead(
-    source: Source, ledger: Ledger, pool: DecodingPool
+    source: Source, ledger: Ledger, pool: DecodingPool, batch_size: Callable[[], int]
 ) -> Iterator[tuple[int, ImageAhead | RecordFault]]:
     """Prepares what is not done yet, and gives everything in the order of the source with its position there.
 
-    At most twice as many images as the pool works on at a time, and of large ones only as many as fit into
-    ``_PIXELS_AHEAD``, are being prepared or waiting; memory does not grow with the source.
+    Ahead are four batches of instances or twice as many images as the pool works on at a time, whichever is more,
+    but of large images only as many as fit into ``_PIXELS_AHEAD``. Memory does not grow with the source.
     """
     waiting: deque[_Waiting] = deque()
-    pixels = 0
-    for position, item in enumerate(source):
-        new = _Waiting(position, item)
+    pixels = instances = 0
+    items = source.unread() if isinstance(source, UnreadSource) else source
+    for position, item in enumerate(items):
+        new, has_rest = _Waiting(position, item), False
         if isinstance(item, ImageRecord):
             new.recalled = ledger.recall(item)
-            rest = tuple(each for each in item.instances if each.index not in new.recalled.done)
-            if rest:
-                new.pixels = _claimed_pixels(item)
-                while waiting and pixels + new.pixels > _PIXELS_AHEAD:
-                    pixels -= waiting[0].pixels
-                    yield waiting.popleft().finished()
-                new.future = pool.submit(replace(item, instances=rest))
-        pixels += new.pixels
+            rest = item.without(new.recalled.done) if new.recalled.done else item
+            if has_rest := bool(rest.indexes):
+                new.instances, new.pixels = len(rest.indexes), rest.stated_pixels
+        while waiting and (
+            pixels + new.pixels > _PIXELS_AHEAD
+            or (instances >= _BATCHES_AHEAD * batch_size() and len(waiting) >= 2 * pool.size)
+        ):
+            first = waiting.popleft()
+            pixels, instances = pixels - first.pixels, instances - first.instances
+            yield first.finished()
+        if has_rest:
+            new.pending = pool.submit(rest)
+        pixels, instances = pixels + new.pixels, instances + new.instances
         waiting.append(new)
-        if len(waiting) > 2 * pool.size:
-            pixels -= waiting[0].pixels
-            yield waiting.popleft().finished()
     while waiting:
         yield waiting.popleft().finished()
-
-
-def _claimed_pixels(record: ImageRecord) -> int:
-    """Pixels of an image as its record says; the image itself has not been looked at yet."""
-    try:
-        height, width = record.size or record.instances[0].mask.size
-    except InputError:
-        return 0  # a mask at fault costs nothing
-    return height * width

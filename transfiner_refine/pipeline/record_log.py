@@ -17,6 +17,7 @@ __all__ = ["LogFile", "RecordLog"]
 
 _HEAD = struct.Struct("<II")  # length, CRC-32
 _LONGEST = 1 << 30  # a longer length is damage
+_MOST_WAITING = 1 << 16  # bytes held back
 _LOOK = 4096  # bytes read at first; nearly every record is shorter
 
 
@@ -44,8 +45,14 @@ class RecordLog:
         return self._written + len(self._waiting)
 
     def append(self, record: bytes) -> int:
-        """Takes a record (of at least one byte) and gives its place; ``flush`` brings it into the file."""
+        """Takes a record (of at least one byte) and gives its place; ``flush`` brings it into the file.
+
+        Raises:
+            OSError: as for ``flush``, which is called when much is held back.
+        """
         assert record  # an empty one would look like the zeros that a power cut leaves
+        if len(self._waiting) > _MOST_WAITING:
+            self.flush()
         with self._lock:
             place = self.end
             self._waiting += _HEAD.pack(len(record), zlib.crc32(record)) + record

@@ -10,7 +10,7 @@ from typing import Literal
 from transfiner_refine.formats import PngKind
 from transfiner_refine.formats.detect import format_named, open_source, recognise
 from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
-from transfiner_refine.pipeline.contract import WindowRefiner
+from transfiner_refine.pipeline.contract import AnyRefiner
 from transfiner_refine.pipeline.destination import Destination
 from transfiner_refine.pipeline.fingerprint import input_entries, refiner_entries
 from transfiner_refine.pipeline.journal import journal_path
@@ -37,7 +37,7 @@ def refine_files(
     precision: str = "auto",
     batch_size: int | None = None,
     close_ups: bool = True,
-    refiner: WindowRefiner | None = None,
+    refiner: AnyRefiner | None = None,
     min_area: int = 0,
     score_threshold: float | None = None,
     categories: Sequence[int | str] = (),

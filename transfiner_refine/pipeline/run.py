@@ -1,4 +1,4 @@
-"""A source through a refiner: prepare ahead, batch, refine, encode behind, keep the books."""
+"""A source through a refiner in three stages: prepare ahead, refine, and encode and write down behind."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +19,24 @@ from tqdm import tqdm
 from transfiner_refine.formats import RecordFault, RleMask, Source
 from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
 from transfiner_refine.pipeline.batches import ImageToRefine, batches
-from transfiner_refine.pipeline.contract import WindowRefiner
+from transfiner_refine.pipeline.contract import AnyRefiner, as_mask_refiner
 from transfiner_refine.pipeline.decoding import DecodingPool
-from transfiner_refine.pipeline.encode import encode
+from transfiner_refine.pipeline.encode import changed_share
 from transfiner_refine.pipeline.ledger import Ledger
-from transfiner_refine.pipeline.memory import FittingRefiner
+from transfiner_refine.pipeline.memory import OomSplittingRefiner
 from transfiner_refine.pipeline.prepare import Preparing
 from transfiner_refine.pipeline.read_ahead import ImageAhead, read_ahead
 from transfiner_refine.pipeline.selection import Selection
 from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.tally import Place, Tally
-from transfiner_refine.types import InputError
+from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["Outcome", "default_workers", "mean_share", "refine_source"]
 
-_ENCODERS = 2  # threads that encode; they take turns at Python's lock, so more would not help
-
-# where an instance stands in the source, and its mask and changed share to be, or why it has none
-_Encoding = tuple[Place, "Future[tuple[RleMask | None, float]] | InputError"]
+_BATCHES_BEHIND = 4  # refined and waiting to be written down
+_NOTES_AT_ONCE = 64  # images and batches written down together at most
+_DRY_BATCH = 32
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Outcome:
 
 def refine_source(
     source: Source,
-    refiner: WindowRefiner | None,
+    refiner: AnyRefiner | None,
     selection: Selection | None = None,
     *,
     ledger: Ledger | None = None,
@@ -92,17 +94,23 @@ def refine_source(
         file=sys.stderr,
         disable=None if progress else True,  # None: only if stderr is no terminal
         dynamic_ncols=True,
+        smoothing=0,  # the mean of the whole run: images differ too much for a recent rate to say when it ends
     )
-    tally = Tally(summary, ledger, bar, strict=strict, noting=refiner is not None)
+    progress_of = _Progress(bar)
+    tally = Tally(summary, ledger, strict=strict, noting=refiner is not None)
     workers = default_workers(refiner) if workers is None else workers
-    with bar, DecodingPool(workers, Preparing(selection or Selection(), max_image_pixels)) as pool:
-        images = _to_refine(read_ahead(source, ledger, pool), tally)
+    how = Preparing(selection or Selection(), max_image_pixels)
+    with bar, DecodingPool(workers, how) as pool, _Behind() as behind:
         if refiner is None:
-            for image in images:
-                tally.would_refine(len(image.prepared.chosen))
+            items = read_ahead(source, ledger, pool, lambda: _DRY_BATCH)
+            for image in _to_refine(items, tally, behind, progress_of):
+                progress_of.refined(len(image.prepared.chosen))
+                summary.refined += len(image.prepared.chosen)
         else:
-            _refine(images, FittingRefiner(refiner, _say), tally)
-        tally.close()
+            fitting = OomSplittingRefiner(as_mask_refiner(refiner), _say, progress_of.refined)
+            items = read_ahead(source, ledger, pool, lambda: fitting.batch_size)
+            _refine(_to_refine(items, tally, behind, progress_of), fitting, tally, behind, progress_of)
+    tally.close()
     summary.mean_changed_share = mean_share(ledger.changed_shares)
     return Outcome(ledger.masks, ledger.changed_shares, summary)
 
@@ -115,59 +123,146 @@ def mean_share(changed_shares: NDArray[np.float64], without: Iterable[int] = ())
     return math.fsum(shares) / len(shares) if len(shares) else 0.0
 
 
-def default_workers(refiner: WindowRefiner | None) -> int:
-    """Decoding processes for a refiner: one beside a CPU, up to four beside a GPU.
+def default_workers(refiner: AnyRefiner | None) -> int:
+    """Decoding processes for a refiner: one beside a CPU, one for each core but one, up to 16, beside a GPU.
 
-    Measured on 640×480 JPEGs with ten masks each: a process prepares one in 4 ms, of which 1 ms is for handing it
-    over, and takes a quarter of the work off the process that feeds the network. On a CPU the network needs
-    seconds for ten masks, so one process is ahead of it at no cost; it is there because a decoder that crashes
-    then takes nothing else with it. On a GPU decoding may be what all else waits for; four processes prepare
-    about a thousand images a second, more than the masks of which can be encoded.
+    On a CPU the network needs seconds for the ten masks of an image that a process prepares in a few
+    milliseconds; the process is there because a decoder that crashes then takes nothing else with it.
     """
     device = getattr(getattr(refiner, "device", None), "type", "cpu")
-    return 1 if device == "cpu" else max(1, min(4, (os.cpu_count() or 1) - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if device == "cpu" else max(1, min(_MOST_WORKERS, cores - 1))
+
+
+class _Progress:
+    """A progress bar of instances, whose rate and remaining time are those of refining."""
+
+    def __init__(self, bar: tqdm[None]) -> None:
+        self._bar = bar
+
+    def refined(self, instances: int) -> None:
+        """Counts instances that took their time."""
+        self._bar.update(instances)
+
+    def passed(self, instances: int) -> None:
+        """Counts instances that needed no refining, or were refined before an interruption."""
+        if not self._bar.disable:
+            self._bar.initial += instances
+            self._bar.update(instances)
+
+
+class _Behind:
+    """Writes down in a thread, in order, what the refining thread hands over, at most a few batches behind it.
+
+    The first failure is raised in the refining thread when it hands over the next batch, or at the end; nothing
+    is written down after it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "transfiner-encode")
+        self._notes: list[Callable[[], None]] = []
+        self._waiting: deque[Future[None]] = deque()
+        self._failed = False
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._thread:  # after Ctrl-C too: what is refined is worth keeping
+            self._submit()
+        while kind is None and self._waiting:
+            self._waiting.popleft().result()
+
+    def note(self, note: Callable[[], None]) -> None:
+        """Takes something to be written down with the next batch, or when there is much of it."""
+        self._notes.append(note)
+        if len(self._notes) >= _NOTES_AT_ONCE:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Has all that was noted written down.
+
+        Raises:
+            Exception: whatever an earlier note raised.
+        """
+        while self._waiting and (len(self._waiting) >= _BATCHES_BEHIND or self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._submit()
+
+    def _submit(self) -> None:
+        notes, self._notes = self._notes, []
+        self._waiting.append(self._thread.submit(self._write_down, notes))
+
+    def _write_down(self, notes: list[Callable[[], None]]) -> None:
+        for note in notes:
+            if self._failed:
+                return
+            try:
+                note()
+            except BaseException:
+                self._failed = True
+                raise
 
 
 def _to_refine(
-    items: Iterable[tuple[int, ImageAhead | RecordFault]], tally: Tally
+    items: Iterable[tuple[int, ImageAhead | RecordFault]], tally: Tally, behind: _Behind, progress: _Progress
 ) -> Iterator[ImageToRefine]:
-    """Tells the tally of what needs no refiner and lets through the images that do."""
+    """Notes what needs no refiner and lets through the images that do."""
     for position, item in items:
         if isinstance(item, RecordFault):
-            tally.record_fault(position, item)
+            progress.passed(item.instances)
+            behind.note(partial(tally.record_fault, position, item))
             continue
-        tally.image(position, item)
-        if item.prepared is not None and item.prepared.chosen:
-            yield ImageToRefine(position, item.record, item.prepared)
+        record, prepared = item.record, item.prepared
+        if prepared is None:
+            progress.passed(len(record.indexes))
+            behind.note(partial(tally.image, position, item))
+            continue
+        progress.passed(len(record.indexes) - len(prepared.chosen))
+        without_pixels = replace(item, prepared=replace(prepared, pixels=None, chosen=()))
+        behind.note(partial(tally.image, position, without_pixels))
+        if prepared.chosen:
+            yield ImageToRefine(position, record, prepared)
 
 
-def _refine(images: Iterator[ImageToRefine], refiner: FittingRefiner, tally: Tally) -> None:
-    """Refines batch by batch, while the masks of the batch before are encoded."""
-    waiting: deque[list[_Encoding]] = deque()  # by batch
-    with ThreadPoolExecutor(_ENCODERS, "transfiner-encode") as encoders:
-        try:
-            for batch in batches(images, lambda: refiner.batch_size, tally.refused):
-                refined = refiner.refine(batch)
-                waiting.append(
-                    [
-                        (place, each if isinstance(each, InputError) else encoders.submit(encode, mask, each))
-                        for place, mask, each in zip(batch.places, batch.masks, refined, strict=True)
-                    ]
-                )
-                del batch, refined
-                while len(waiting) > 1:
-                    _collect(waiting.popleft(), tally)
-        finally:  # after Ctrl-C too: what is refined is worth keeping
-            while waiting:
-                _collect(waiting.popleft(), tally)
+def _refine(
+    images: Iterator[ImageToRefine],
+    refiner: OomSplittingRefiner,
+    tally: Tally,
+    behind: _Behind,
+    progress: _Progress,
+) -> None:
+    """Refines batch by batch."""
+
+    def refuse(place: Place, error: InputError) -> None:
+        progress.passed(1)
+        behind.note(partial(tally.refused, place, error))
+
+    for batch in batches(images, lambda: refiner.batch_size, refuse):
+        refined = refiner.refine(batch)
+        behind.note(partial(_write_down, batch.places, batch.masks, refined, tally))
+        del batch
+        behind.hand_over()
 
 
-def _collect(batch: list[_Encoding], tally: Tally) -> None:
-    for place, result in batch:
-        if isinstance(result, InputError):
-            tally.refused(place, result)
+def _write_down(
+    places: list[Place],
+    coarse_masks: list[RleMask | MaskWindow],
+    refined: list[RleMask | InputError],
+    tally: Tally,
+) -> None:
+    for place, coarse, mask in zip(places, coarse_masks, refined, strict=True):
+        if isinstance(mask, InputError):
+            tally.refused(place, mask)
+        elif mask.area:
+            tally.mask(place[1], mask, changed_share(coarse, mask))
         else:
-            tally.mask(place[1], *result.result())
+            tally.mask(place[1], None, 0.0)
     tally.batch_done()
 
 

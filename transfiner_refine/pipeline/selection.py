@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from transfiner_refine.formats import RleMask
 from transfiner_refine.types import InputError, Instance, MaskWindow
 
 __all__ = ["Selection", "category_ids"]
@@ -41,8 +42,8 @@ class Selection:
             return "category not chosen"
         return None
 
-    def reason_to_skip_mask(self, coarse_mask: MaskWindow) -> str | None:
-        """Why an instance passes through by its decoded mask, None if nothing speaks against it."""
+    def reason_to_skip_mask(self, coarse_mask: RleMask | MaskWindow) -> str | None:
+        """Why an instance passes through by its mask, None if nothing speaks against it."""
         area = coarse_mask.area
         if area == 0:
             return "empty mask"

@@ -1,10 +1,8 @@
-"""Keeps the books of a run: summary, ledger and progress bar, told of everything once."""
+"""Keeps the books of a run: summary and ledger, told of everything once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from tqdm import tqdm
 
 from transfiner_refine.formats import RecordFault, RleMask
 from transfiner_refine.pipeline.ledger import Ledger
@@ -29,17 +27,15 @@ class Tally:
     another batch size, ends with the same one.
     """
 
-    def __init__(
-        self, summary: Summary, ledger: Ledger, bar: tqdm[None], *, strict: bool, noting: bool
-    ) -> None:
+    def __init__(self, summary: Summary, ledger: Ledger, *, strict: bool, noting: bool) -> None:
         """A tally that starts from nothing.
 
         Args:
-            summary, ledger, bar: what it keeps.
+            summary, ledger: what it keeps.
             strict: raise the first fault, before it is written down.
             noting: write into the ledger (a dry run does not).
         """
-        self._summary, self._ledger, self._bar = summary, ledger, bar
+        self._summary, self._ledger = summary, ledger
         self._strict, self._noting = strict, noting
         self._errors: list[tuple[Place, InputError]] = []
 
@@ -76,11 +72,6 @@ class Tally:
         self._fail(place, error, 1, whole_image=False)
         self._ledger.note_refused(place[1], error)
 
-    def would_refine(self, instances: int) -> None:
-        """Counts, in a dry run, what would be handed to the refiner."""
-        self._summary.refined += instances
-        self._bar.update(instances)
-
     def batch_done(self) -> None:
         """Makes what was counted outlive this process, now that all of a batch is.
 
@@ -100,12 +91,10 @@ class Tally:
             self._summary.refined += 1
         else:
             self._summary.passed_through[_EMPTIED] += 1
-        self._bar.update(1)
 
     def _keep(self, kept: Iterable[tuple[int, str]]) -> None:
         for _, reason in kept:
             self._summary.passed_through[reason] += 1
-            self._bar.update(1)
 
     def _fail_instances(self, place: Place, fault: InstanceFault) -> None:
         self._fail(place, fault.error, len(fault.indexes), fault.whole_image)
@@ -116,4 +105,3 @@ class Tally:
         self._errors.append((place, error))
         self._summary.failed += instances
         self._summary.images_failed += whole_image
-        self._bar.update(instances)

@@ -1,7 +1,8 @@
 """The program of a worker process: prepares the images it is sent, one after the other, until nobody sends any.
 
-It loads neither PyTorch nor OpenCV. Whatever becomes of it (a decoder that crashes, a kill), the run it works
-for goes on; and when that run ends, however it ends, so does this process.
+It loads neither PyTorch nor OpenCV, which would take longer than the rest of its start. Whatever becomes of it (a
+decoder that crashes, a kill), the run it works for goes on; and when that run ends, however it ends, so does this
+process.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ READY = "ready"
 
 
 def main() -> None:
-    """Speaks over stdin and stdout: in comes a ``Preparing``, then image records; out go READY, then for each
-    record a ``PreparedImage``, or the text of the exception if the record cannot be unpickled here.
+    """Speaks over stdin and stdout: in come a ``Preparing`` and the descriptor of the shared memory, then images, each
+    with its slot there; out go READY, then for each image a ``PreparedImage``, or the text of the exception if the
+    image cannot be unpickled here.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the command, whose stderr this is
     signal.signal(
@@ -36,27 +38,32 @@ def main() -> None:
     os.dup2(2, 1)  # a library that prints must not print into the answers
     widen(answers)
     try:
-        how = receive(requests)
+        how, descriptor = receive(requests)
         assert isinstance(how, Preparing)
         send(answers, READY)
-        records: SimpleQueue[Any] = SimpleQueue()
-        threading.Thread(target=_listen, args=(requests, records), daemon=True).start()
+        images: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=_listen, args=(requests, images), daemon=True).start()
         while True:
-            record = records.get()
-            send(answers, str(record) if isinstance(record, Exception) else prepare(record, how))
+            request = images.get()
+            if isinstance(request, Exception):
+                send(answers, str(request))
+                continue
+            image, slot = request
+            send(answers, prepare(image, how), None if descriptor is None else (descriptor, slot))
+            del request, image
     except (EOFError, OSError):
         os._exit(0)
 
 
-def _listen(requests: Any, records: SimpleQueue[Any]) -> None:
+def _listen(requests: Any, images: SimpleQueue[Any]) -> None:
     """Reads ahead of the work, so that the end of the run is noticed in the middle of an image too."""
     while True:
         try:
-            records.put(receive(requests))
+            images.put(receive(requests))
         except (EOFError, OSError):
             os._exit(0)
         except Exception as error:
-            records.put(error)
+            images.put(error)
 
 
 def command() -> list[str]:

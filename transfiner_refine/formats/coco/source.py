@@ -7,26 +7,26 @@ had them) in the place of the old one; all other bytes of the file are written a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from transfiner_refine.formats.coco.image import CocoImage, blamed, own_label
 from transfiner_refine.formats.coco.index import Layout, index_records
 from transfiner_refine.formats.coco.photos import ImageId, Photo, check_any_found, find_photo, read_listing
-from transfiner_refine.formats.coco.records import instance_of, with_mask
-from transfiner_refine.formats.images import ImageFolder, upright_size
+from transfiner_refine.formats.coco.records import with_mask
+from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.json_scan import short
 from transfiner_refine.formats.output import check_output_file
 from transfiner_refine.formats.registry import OpenOptions
 from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Written
+from transfiner_refine.formats.source import RecordFault, UnreadSource, Written
 from transfiner_refine.formats.text_file import TextFile, text_output
 from transfiner_refine.types import ImageRecord, InputError
 
 __all__ = ["CocoSource"]
 
 
-class CocoSource:
+class CocoSource(UnreadSource):
     """A COCO file and the photos it speaks of. Of the file, offsets are held, not records."""
 
     def __init__(self, path: Path, options: OpenOptions, layout: Layout) -> None:
@@ -74,8 +74,17 @@ class CocoSource:
         return () if self._listing is None else self._listing.stuff
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
+        for item in self.unread():
+            if isinstance(item, RecordFault):
+                yield item
+                continue
+            record, faults = item.read()
+            yield from (RecordFault(error) for _, error in faults)
+            yield record
+
+    def unread(self) -> Iterator[ImageRecord | RecordFault]:
         for index in self._index.of_image(None):
-            yield RecordFault(self._blame(self._no_image(index), index))
+            yield RecordFault(self._no_image(index))
         for image_id in self._images_in_order():
             indexes = self._index.of_image(image_id)
             try:
@@ -84,16 +93,11 @@ class CocoSource:
             except InputError as error:
                 yield RecordFault(error, len(indexes), whole_image=True)
                 continue
-            instances = []
-            for index in indexes:
-                try:
-                    record = self._index.values.value(index)
-                    size = partial(_image_size, photo)
-                    label = self._label(index, record)
-                    instances.append(instance_of(record, index, label, size, self.stuff))
-                except InputError as error:
-                    yield RecordFault(self._blame(error, index))
-            yield ImageRecord(photo.path, photo.name, tuple(instances), photo.size, image_id, photo.file_name)
+            records = tuple((index, self._label(index), self._text_of(index)) for index in indexes)
+            yield CocoImage(
+                photo.path, photo.name, (), photo.size, image_id, photo.file_name,
+                self._path, self.layout, records, self.stuff,
+            )  # fmt: skip
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         inputs = [self._path] if self._image_info is None else [self._path, self._image_info]
@@ -154,16 +158,22 @@ class CocoSource:
 
     def _no_image(self, index: int) -> InputError:
         """Why a record belongs to no image."""
+        record = None
         try:
             record = self._index.values.value(index)
+            reason = "is no JSON object"
+            if isinstance(record, dict):
+                reason = f"image_id is {short(record.get('image_id'))}"
+            error = InputError(reason, remedy="write the id of its image into the record")
+        except InputError as invalid:
+            error = invalid
+        return blamed(error, self._path, own_label(self._label(index), record, self.layout))
+
+    def _text_of(self, index: int) -> str | InputError:
+        try:
+            return self._index.values.text(index)
         except InputError as error:
             return error
-        reason = (
-            f"image_id is {short(record.get('image_id'))}"
-            if isinstance(record, dict)
-            else "is no JSON object"
-        )
-        return InputError(reason, remedy="write the id of its image into the record")
 
     def _photo_or_name(self, image_id: ImageId) -> Photo:
         try:
@@ -171,25 +181,8 @@ class CocoSource:
         except InputError:
             return find_photo(image_id, self._listing, None, None)
 
-    def _label(self, index: int, record: Any) -> str:
+    def _label(self, index: int) -> str:
+        """How a person finds a record that does not say so itself."""
         if self.layout == "lines":
             return f"line {self._index.line_numbers[index]}"
-        if self.layout == "annotations" and isinstance(record, dict) and "id" in record:
-            return f"annotation id {short(record['id'])}"
         return f"{self._noun} {index}"
-
-    def _blame(self, error: InputError, index: int) -> InputError:
-        record = None if error.record or self.layout == "lines" else self._index.values.value(index)
-        label = error.record or self._label(index, record)
-        return InputError(error.reason, file=error.file or self._path, record=label, remedy=error.remedy)
-
-
-def _image_size(photo: Photo) -> tuple[int, int]:
-    if photo.size is not None:
-        return photo.size
-    if photo.path is not None:
-        return upright_size(photo.path)
-    raise InputError(
-        "its polygons do not say how large the image is",
-        remedy="give the photos with --images, or sizes with --image-info",
-    )

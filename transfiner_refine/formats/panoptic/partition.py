@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,6 +76,8 @@ def _fill(
     if not sources.any():
         ids[given_up] = coarse[given_up]
         return
+    import cv2  # here, because a process that decodes has no use for it
+
     _, nearest = cv2.distanceTransformWithLabels(
         (~sources).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
