@@ -1,10 +1,14 @@
 """Masks in and out: one file a format, all giving the same records."""
 
-from transfiner_refine.formats.detect import open_source
+from typing import TYPE_CHECKING, Any
+
 from transfiner_refine.formats.images import DecodedImage, read_image
 from transfiner_refine.formats.png_pixels import PngKind
 from transfiner_refine.formats.rle import RleMask, mask_from_segmentation
 from transfiner_refine.formats.source import RecordFault, Source, Written
+
+if TYPE_CHECKING:
+    from transfiner_refine.formats.detect import open_source
 
 __all__ = [
     "DecodedImage",
@@ -17,3 +21,11 @@ __all__ = [
     "open_source",
     "read_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open_source":  # late, because it imports every format, and a process that decodes needs one
+        from transfiner_refine.formats.detect import open_source
+
+        return open_source
+    raise AttributeError(name)

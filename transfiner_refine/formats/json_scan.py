@@ -284,6 +284,8 @@ def short(value: object) -> str:
 
 
 def _after_space(text: str, at: int) -> int:
+    if at < len(text) and text[at] > " ":  # as nearly always
+        return at
     found = _SPACE.match(text, at)
     assert found is not None  # it matches nothing, too
     return found.end()

@@ -59,9 +59,7 @@ class RleMask:
 
     def __init__(self, size: tuple[int, int], counts: str) -> None:
         _check_size(size)
-        runs = _runs_from_text(counts)
-        _check_runs(runs, size)
-        self._fill(size, _without_empty_runs(runs))
+        self._fill(size, _checked(_runs_from_text(counts), size))
 
     @classmethod
     def from_runs(cls, runs: Sequence[int] | NDArray[np.integer[Any]], size: tuple[int, int]) -> RleMask:
@@ -79,9 +77,7 @@ class RleMask:
                     raise InputError(
                         f"run {position} of the RLE is {_short(run)}, which is no number of pixels"
                     )
-        lengths = np.asarray(runs, np.int64)
-        _check_runs(lengths, size)
-        return cls.__new__(cls)._fill(size, _without_empty_runs(lengths))
+        return cls.__new__(cls)._fill(size, _checked(np.asarray(runs, np.int64), size))
 
     @classmethod
     def from_window(cls, window: MaskWindow) -> RleMask:
@@ -122,8 +118,17 @@ class RleMask:
     def counts(self) -> str:
         """The runs as pycocotools' text form."""
         if self._counts is None:
-            self._counts = _text_from_runs(self.runs)
+            (self._counts,) = _texts_from_runs([self.runs])
         return self._counts
+
+    @staticmethod
+    def encode(masks: Sequence[RleMask]) -> None:
+        """Makes the text form of many masks at once, which takes a fraction of the time of one by one."""
+        missing = [mask for mask in masks if mask._counts is None]
+        if missing:
+            texts = _texts_from_runs([mask.runs for mask in missing])
+            for mask, text in zip(missing, texts, strict=True):
+                mask._counts = text
 
     @property
     def area(self) -> int:
@@ -151,8 +156,8 @@ class RleMask:
     def differing(self, other: RleMask) -> int:
         """Number of pixels that belong to one of two masks of the same size, and not to the other."""
         # every edge of either mask turns the difference on or off
-        edges = np.concatenate([np.cumsum(mask.runs[:-1], dtype=np.int64) for mask in (self, other)])
-        edges.sort()
+        edges = np.concatenate([mask.runs[:-1].cumsum(dtype=np.int64) for mask in (self, other)])
+        edges.sort(kind="stable")  # which merges what is sorted in parts
         rest = self.size[0] * self.size[1] if len(edges) % 2 else 0
         return int(edges[1::2].sum()) - int(edges[::2].sum()) + rest
 
@@ -260,65 +265,84 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _check_runs(runs: NDArray[np.int64], size: tuple[int, int]) -> None:
-    height, width = size
-    if len(runs) and runs.min() < 0:
-        raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
+def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+    """The runs without empty ones but the first."""
+    pixels, shortest = size[0] * size[1], runs.min(initial=MAX_PIXELS)
     # run by run first: a sum of longer ones could come round to the right number in 64 bits
-    if not len(runs) or runs.max() > height * width or int(runs.sum()) != height * width:
+    if shortest < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
+        if shortest < 0:
+            raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
         raise InputError(
-            f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {height}×{width} has "
-            f"{height * width}",
+            f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {size[0]}×{size[1]} has "
+            f"{pixels}",
             remedy="check that size is [height, width] and that counts are complete",
         )
+    if shortest > 0 or runs[1:].all():
+        return runs
+    ends = np.cumsum(runs)
+    foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
+    return _runs_between((ends - runs)[foreground], ends[foreground], int(ends[-1]))
 
 
 def _runs_from_text(counts: str) -> NDArray[np.int64]:
     if not counts:
         return np.zeros(0, np.int64)
     try:
-        codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - _FIRST_CHARACTER
+        codes = np.frombuffer(counts.encode("ascii"), np.uint8) - np.uint8(_FIRST_CHARACTER)
     except UnicodeEncodeError as error:
         raise InputError(
             f"the RLE's counts have {counts[error.start]!r} at character {error.start}"
         ) from None
-    if codes.min() < 0 or codes.max() > 63:
-        at = int(((codes < 0) | (codes > 63)).argmax())
+    if codes.max() > 63:  # those below the first have come round to above 200
+        at = int((codes > 63).argmax())
         raise InputError(f"the RLE's counts have {counts[at]!r} at character {at}, which belongs to no RLE")
     if codes[-1] & 32:
         raise InputError(
             "the RLE's counts end in the middle of a number", remedy="check that the file is complete"
         )
-    ends = np.flatnonzero(codes < 32)
-    starts = np.zeros_like(ends)
-    starts[1:] = ends[:-1] + 1
-    lengths = ends - starts + 1
+    (ends,) = (codes < 32).nonzero()
+    lengths = ends + 1
+    lengths[1:] -= lengths[:-1].copy()
     if lengths.max() > _LONGEST_NUMBER:
         raise InputError("the RLE's counts have a run longer than any image")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    runs: NDArray[np.int64] = np.add.reduceat((codes & 31) << shifts, starts)
-    # the last group's top bit is the sign
-    runs -= (codes[ends] >> 4) << (5 * lengths)
+    runs = codes[ends].astype(np.int64)
+    runs -= (runs & 16) << 1  # the last group's top bit is the sign
+    (longer,) = (lengths > 1).nonzero()
+    for group in range(1, _LONGEST_NUMBER):
+        if not len(longer):
+            break
+        runs[longer] = (runs[longer] << 5) | (codes[ends[longer] - group] & 31)
+        longer = longer[lengths[longer] > group + 1]
     # from the fourth number on, each is the difference to the run two before
-    np.cumsum(runs[1::2], out=runs[1::2])
-    np.cumsum(runs[2::2], out=runs[2::2])
+    runs[1::2].cumsum(out=runs[1::2])
+    runs[2::2].cumsum(out=runs[2::2])
     return runs
 
 
-def _text_from_runs(runs: NDArray[np.int32]) -> str:
+def _texts_from_runs(masks: Sequence[NDArray[np.int32]]) -> list[str]:
+    """The text form of many masks; most of what one alone costs is numpy's time for a call."""
+    runs = np.concatenate(masks)
+    starts = np.array([0, *map(len, masks)]).cumsum()
     rest = runs.copy()
     rest[3:] -= runs[1:-2]
+    first = (starts[:-1, None] + np.arange(3)).ravel()  # beyond a shorter mask these belong to the next one
+    first = first[first < len(runs)]
+    rest[first] = runs[first]
     characters = np.zeros((len(rest), _LONGEST_NUMBER), np.uint8)  # [runs, groups]; 0 = no character
+    lengths = np.zeros(len(rest), np.int64)  # [runs] in characters
     unfinished = np.arange(len(rest))
     for group in range(_LONGEST_NUMBER):
         low = rest & 31
         rest = rest >> 5
         more = rest != -(low >> 4)  # what is left is more than the sign
         characters[unfinished, group] = low + (_FIRST_CHARACTER + 32 * more)
+        lengths[unfinished] = group + 1
         unfinished, rest = unfinished[more], rest[more]
         if not len(rest):
             break
-    return characters[characters != 0].tobytes().decode("ascii")
+    text = characters[characters != 0].tobytes().decode("ascii")
+    ends = np.add.reduceat(lengths, starts[:-1]).cumsum().tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
@@ -332,14 +356,6 @@ def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
     edges = (window.x + column) * height + window.y + row
     starts, ends = edges[::2], edges[1::2]
     return _runs_between(starts, ends, height * width)
-
-
-def _without_empty_runs(runs: NDArray[np.int64]) -> NDArray[np.int64]:
-    if runs[1:].all():
-        return runs
-    ends = np.cumsum(runs)
-    foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
-    return _runs_between((ends - runs)[foreground], ends[foreground], int(ends[-1]))
 
 
 def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int) -> NDArray[np.int64]:
@@ -357,7 +373,7 @@ def _box(runs: NDArray[np.int32], height: int) -> tuple[int, int, int, int]:
     """Of runs of which only the first may be empty."""
     if len(runs) < 2:
         return 0, 0, 0, 0
-    edges = np.cumsum(runs, dtype=np.int64)
+    edges = runs.cumsum(dtype=np.int64)
     last = edges[1::2] - 1  # first and last pixel of each stretch of foreground
     first = edges[: 2 * len(last) : 2]
     columns = first // height

@@ -1,11 +1,16 @@
 """From files to files: reading ahead, batching, refining, encoding behind, counting, and losing nothing."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transfiner_refine.pipeline.contract import MaskRefiner, WindowRefiner
-from transfiner_refine.pipeline.keeping import Interrupted
-from transfiner_refine.pipeline.refine import refine_files
-from transfiner_refine.pipeline.run import Outcome, refine_source
 from transfiner_refine.pipeline.selection import Selection
-from transfiner_refine.pipeline.summary import Summary
+
+if TYPE_CHECKING:
+    from transfiner_refine.pipeline.keeping import Interrupted
+    from transfiner_refine.pipeline.refine import refine_files
+    from transfiner_refine.pipeline.run import Outcome, refine_source
+    from transfiner_refine.pipeline.summary import Summary
 
 __all__ = [
     "Interrupted",
@@ -17,3 +22,16 @@ __all__ = [
     "refine_files",
     "refine_source",
 ]
+_LATE = {
+    "Interrupted": "keeping",
+    "Outcome": "run",
+    "Summary": "summary",
+    "refine_files": "refine",
+    "refine_source": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:  # because a process that decodes imports this package too, and needs none of these
+        return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    raise AttributeError(name)

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from io import FileIO
+from io import BufferedReader, FileIO
 from types import TracebackType
 from typing import cast
 
-from transfiner_refine.pipeline.handover import SharedMemory, receive, send, widen
+from transfiner_refine.pipeline.handover import BUFFER, SharedMemory, receive, send, widen
 from transfiner_refine.pipeline.prepare import PreparedImage, Preparing, failed, no_memory, prepare
 from transfiner_refine.pipeline.worker import READY, command
 from transfiner_refine.types import ImageRecord, InputError
@@ -189,6 +189,8 @@ class _Worker:
             self._process = subprocess.Popen(
                 command(), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors
             )
+        # several small reads as one, for at each of them another thread may take Python's lock
+        self._answers = BufferedReader(cast(FileIO, self._process.stdout), BUFFER)
 
     @property
     def number(self) -> int:
@@ -253,10 +255,6 @@ class _Worker:
     @property
     def _requests(self) -> FileIO:
         return cast(FileIO, self._process.stdin)  # a pipe, and without a buffer
-
-    @property
-    def _answers(self) -> FileIO:
-        return cast(FileIO, self._process.stdout)
 
 
 @contextmanager

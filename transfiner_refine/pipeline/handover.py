@@ -18,8 +18,9 @@ from contextlib import suppress
 from typing import Any, Protocol
 from weakref import finalize
 
-__all__ = ["Pipe", "SharedMemory", "receive", "send", "widen", "write_shared"]
+__all__ = ["BUFFER", "Pipe", "Readable", "SharedMemory", "receive", "send", "widen", "write_shared"]
 
+BUFFER = 1 << 16  # bytes read at a time
 _NUMBER = struct.Struct("<q")
 _PIPE_BYTES = 1 << 20  # what Linux grants anyone; 64 KiB is the default
 _SHARED_FROM = 1 << 16  # bytes of an array; a smaller one goes through the pipe
@@ -29,10 +30,15 @@ _MAPPED = 256  # arrays in use at a time without a copy: each holds a file descr
 
 
 class Pipe(Protocol):
-    """An end of a pipe, unbuffered."""
+    """The writing end of a pipe, unbuffered."""
 
     def fileno(self) -> int: ...
     def write(self, data: Any, /) -> int | None: ...
+
+
+class Readable(Protocol):
+    """The reading end."""
+
     def readinto(self, buffer: Any, /) -> int | None: ...
 
 
@@ -152,7 +158,7 @@ def send(pipe: Pipe, message: object, shared: tuple[int, int] | None = None) -> 
             part = part[pipe.write(part) or 0 :]
 
 
-def receive(pipe: Pipe, memory: SharedMemory | None = None, slot: int | None = None) -> Any:
+def receive(pipe: Readable, memory: SharedMemory | None = None, slot: int | None = None) -> Any:
     """Reads a message; its slot is free when none of its arrays is in use any more.
 
     Raises:
@@ -175,7 +181,7 @@ def receive(pipe: Pipe, memory: SharedMemory | None = None, slot: int | None = N
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _filled(pipe: Pipe, length: int) -> bytearray:
+def _filled(pipe: Readable, length: int) -> bytearray:
     """The next bytes of the pipe."""
     buffer = bytearray(length)
     rest = memoryview(buffer)

@@ -256,6 +256,7 @@ def _write_down(
     refined: list[RleMask | InputError],
     tally: Tally,
 ) -> None:
+    RleMask.encode([mask for mask in refined if isinstance(mask, RleMask)])
     for place, coarse, mask in zip(places, coarse_masks, refined, strict=True):
         if isinstance(mask, InputError):
             tally.refused(place, mask)

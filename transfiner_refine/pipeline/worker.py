@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import warnings
+from io import BufferedReader
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from transfiner_refine.pipeline.handover import receive, send, widen
+from transfiner_refine.pipeline.handover import BUFFER, receive, send, widen
 from transfiner_refine.pipeline.prepare import Preparing, prepare
 
 __all__ = ["READY", "command", "main"]
@@ -33,7 +34,7 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the run decides what follows
-    requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    requests = BufferedReader(os.fdopen(os.dup(0), "rb", buffering=0), BUFFER)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a library that prints must not print into the answers
     widen(answers)

@@ -14,6 +14,7 @@ from transfiner_refine.types import InputError, Instance
 __all__ = ["compact", "edited", "instance_of", "mask_values", "score_of", "with_mask"]
 
 _LARGEST = sys.float_info.max
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def instance_of(
@@ -102,4 +103,4 @@ def mask_values(mask: RleMask) -> dict[str, Any]:
 
 def compact(value: Any) -> str:
     """JSON without white space."""
-    return json.dumps(value, separators=(",", ":"))
+    return _encode(value)
