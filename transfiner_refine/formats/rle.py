@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.types import InputError, MaskWindow
 
-__all__ = ["MAX_PIXELS", "RleMask", "mask_from_segmentation"]
+__all__ = ["MAX_PIXELS", "RleMask", "compressed_masks", "mask_from_segmentation"]
 
 # 23,170 × 23,170; the longest run that pycocotools reads: a difference of two longer ones takes seven characters,
 # and then it shifts its sign by more bits than an int has
@@ -216,6 +216,39 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
     )
 
 
+def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
+    """Sound compressed RLEs among COCO segmentations, parsed at once in a fraction of the time of one by one.
+
+    Returns:
+        None for a segmentation of another kind, and for all if one is damaged: ``mask_from_segmentation`` says why.
+    """
+    found: list[RleMask | None] = [None] * len(segmentations)
+    known: list[tuple[int, tuple[int, int], str]] = []
+    for position, value in enumerate(segmentations):
+        if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
+            size = value.get("size")
+            if isinstance(size, list) and len(size) == 2 and type(size[0]) is type(size[1]) is int:
+                known.append((position, (size[0], size[1]), counts))
+    if not known:
+        return found
+    characters = np.cumsum([len(counts) for _, _, counts in known])
+    masks = []
+    try:
+        numbers, ends = _numbers("".join([counts for _, _, counts in known]))
+        lasts = np.searchsorted(ends, characters - 1)
+        if (ends[lasts] != characters - 1).any():  # in the middle of a number
+            return found
+        stops = (lasts + 1).tolist()
+        for (_, size, _), start, stop in zip(known, [0, *stops], stops, strict=False):
+            _check_size(size)
+            masks.append(RleMask.__new__(RleMask)._fill(size, _checked(_summed(numbers[start:stop]), size)))
+    except InputError:
+        return found
+    for (position, _, _), mask in zip(known, masks, strict=True):
+        found[position] = mask
+    return found
+
+
 def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> RleMask:
     _check_size(size)
     height, width = size
@@ -285,8 +318,11 @@ def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64
 
 
 def _runs_from_text(counts: str) -> NDArray[np.int64]:
-    if not counts:
-        return np.zeros(0, np.int64)
+    return _summed(_numbers(counts)[0]) if counts else np.zeros(0, np.int64)
+
+
+def _numbers(counts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of a text, and the position of the last character of each."""
     try:
         codes = np.frombuffer(counts.encode("ascii"), np.uint8) - np.uint8(_FIRST_CHARACTER)
     except UnicodeEncodeError as error:
@@ -305,18 +341,22 @@ def _runs_from_text(counts: str) -> NDArray[np.int64]:
     lengths[1:] -= lengths[:-1].copy()
     if lengths.max() > _LONGEST_NUMBER:
         raise InputError("the RLE's counts have a run longer than any image")
-    runs = codes[ends].astype(np.int64)
-    runs -= (runs & 16) << 1  # the last group's top bit is the sign
+    numbers = codes[ends].astype(np.int64)
+    numbers -= (numbers & 16) << 1  # the last group's top bit is the sign
     (longer,) = (lengths > 1).nonzero()
     for group in range(1, _LONGEST_NUMBER):
         if not len(longer):
             break
-        runs[longer] = (runs[longer] << 5) | (codes[ends[longer] - group] & 31)
+        numbers[longer] = (numbers[longer] << 5) | (codes[ends[longer] - group] & 31)
         longer = longer[lengths[longer] > group + 1]
-    # from the fourth number on, each is the difference to the run two before
-    runs[1::2].cumsum(out=runs[1::2])
-    runs[2::2].cumsum(out=runs[2::2])
-    return runs
+    return numbers, ends
+
+
+def _summed(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Runs in place of numbers, of which each from the fourth on is the difference to the run two before."""
+    numbers[1::2].cumsum(out=numbers[1::2])
+    numbers[2::2].cumsum(out=numbers[2::2])
+    return numbers
 
 
 def _texts_from_runs(masks: Sequence[NDArray[np.int32]]) -> list[str]:

@@ -23,6 +23,8 @@ __all__ = ["DecodingPool", "Pending"]
 
 _THREADS = min(4, os.cpu_count() or 1)  # without workers; more would take the cores from the network
 _SECONDS_TO_END = 5
+# glibc otherwise gives the memory of each photo back and has the kernel clear it for the next one
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 _ATTEMPTS = 2  # an image is not blamed for a worker that was killed by chance
 
 
@@ -187,7 +189,12 @@ class _Worker:
         descriptors = () if memory.descriptor is None else (memory.descriptor,)
         with _deaf_to_ctrl_c():
             self._process = subprocess.Popen(
-                command(), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors
+                command(),
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=descriptors,
+                env=_KEEP_MEMORY | os.environ,
             )
         # several small reads as one, for at each of them another thread may take Python's lock
         self._answers = BufferedReader(cast(FileIO, self._process.stdout), BUFFER)

@@ -13,6 +13,7 @@ from transfiner_refine.formats.coco.index import Layout
 from transfiner_refine.formats.coco.records import instance_of
 from transfiner_refine.formats.images import upright_size
 from transfiner_refine.formats.json_scan import parse, short
+from transfiner_refine.formats.rle import compressed_masks
 from transfiner_refine.types import ImageRecord, InputError, Instance
 
 __all__ = ["CocoImage", "blamed", "own_label"]
@@ -55,17 +56,26 @@ class CocoImage(ImageRecord):
         image_size = cache(self._image_size)  # a photo without a stated size is opened for it
         instances: list[Instance] = []
         faults: list[tuple[int, InputError]] = []
-        for index, label, text in self.records:
+        parsed: list[Any] = []
+        for _, _, text in self.records:
             try:
-                if isinstance(text, InputError):
-                    raise text
-                record = parse(text)
-                label = own_label(label, record, self.layout)
-                instances.append(instance_of(record, index, label, image_size, self.stuff))
+                parsed.append(text if isinstance(text, InputError) else parse(text))
+            except InputError as error:
+                parsed.append(error)
+        masks = compressed_masks(
+            [each.get("segmentation") if type(each) is dict else None for each in parsed]
+        )
+        for (index, label, _), record, mask in zip(self.records, parsed, masks, strict=True):
+            label = own_label(label, record, self.layout)
+            try:
+                if isinstance(record, InputError):
+                    raise record
+                instances.append(instance_of(record, index, label, image_size, self.stuff, mask))
             except InputError as error:
                 faults.append((index, blamed(error, self.file, label)))
-        image = ImageRecord(self.path, self.name, tuple(instances), self.size, self.image_id, self.file_name)
-        return image, faults
+        return ImageRecord(
+            self.path, self.name, tuple(instances), self.size, self.image_id, self.file_name
+        ), faults
 
     def _image_size(self) -> tuple[int, int]:
         if self.size is not None:

@@ -23,6 +23,7 @@ def instance_of(
     label: str,
     image_size: Callable[[], tuple[int, int]],
     stuff: Collection[int] = (),
+    mask: RleMask | None = None,
 ) -> Instance:
     """A results record or an annotation as an instance.
 
@@ -32,6 +33,7 @@ def instance_of(
         label: how a person finds it.
         image_size: gives (height, width) of its image, pixels; asked only for polygons.
         stuff: ids of categories that are no things.
+        mask: its mask, if that has been parsed already.
 
     Raises:
         InputError: its mask or its score is missing or damaged, or a key comes twice.
@@ -43,7 +45,7 @@ def instance_of(
     category_id, instance_id = record.get("category_id"), record.get("id")
     return Instance(
         index=index,
-        mask=mask_from_segmentation(segmentation, image_size),
+        mask=mask or mask_from_segmentation(segmentation, image_size),
         label=label,
         category_id=category_id if type(category_id) is int else None,
         score=score_of(record),
