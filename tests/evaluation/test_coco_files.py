@@ -70,7 +70,7 @@ def test_an_annotation_file_serves_as_results_without_its_crowds(tmp_path: Path)
             "annotation id 3: category id 99 is not among the categories",
         ),
         (("annotations", 3, "segmentation"), "mask", "annotation id 3: the segmentation is 'mask'"),
-        (("annotations", 3, "segmentation", "counts"), "x", "annotation id 3: counts"),
+        (("annotations", 3, "segmentation", "counts"), "x", "annotation id 3: the RLE.s counts have .x."),
         (("annotations", 3, "segmentation", "size"), [5, 5], r"annotation id 3: mask of size \[5, 5\]"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_damaged_annotation_is_named(
         ((5, "category_id"), ..., "no category_id"),
         ((5, "segmentation"), ..., "no segmentation"),
         ((5, "segmentation", "counts"), 17, "counts"),
-        ((5, "segmentation", "counts"), "1:", "run lengths do not add up"),
+        ((5, "segmentation", "counts"), "1:", "runs add up to 11 pixels"),
         ((5, "score"), float("nan"), "score is nan"),
         ((5, "score"), "high", "not a valid record"),
         ((5,), "text", "not a valid record"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from transfiner_refine.formats import RleMask, mask_from_segmentation
+from transfiner_refine.formats.segmentation import compressed_masks
 from transfiner_refine.types import InputError, MaskWindow
 
 bitmaps = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda shape: arrays(bool, shape))
@@ -61,6 +63,60 @@ def test_uncompressed_runs_become_the_same_text(bitmap: np.ndarray) -> None:
     mask = RleMask.from_window(whole(bitmap))
     uncompressed = {"size": list(mask.size), "counts": mask.runs.tolist()}
     assert mask_from_segmentation(uncompressed, no_size) == mask
+
+
+@given(st.lists(bitmaps, min_size=1, max_size=6))
+def test_many_masks_at_once_are_what_each_is_alone(many: list[np.ndarray]) -> None:
+    segmentations = [{"size": list(bitmap.shape), "counts": reference(bitmap)} for bitmap in many]
+    alone = [mask_from_segmentation(each, no_size) for each in segmentations]
+    assert compressed_masks(segmentations) == alone
+    fresh = [RleMask.from_runs(mask.runs, mask.size) for mask in alone]
+    RleMask.encode(fresh)
+    assert [mask.counts for mask in fresh] == [reference(bitmap) for bitmap in many]
+
+
+@pytest.mark.parametrize("damage", ["5ä3", "5 3", "5P", "PPPPPPPPPPPP0", "53", "O?", "9\ud800"])
+def test_beside_a_damaged_mask_none_is_taken_for_sound(damage: str) -> None:
+    sound = {"size": [3, 3], "counts": "9"}
+    assert compressed_masks([sound, {"size": [3, 3], "counts": damage}, sound]) == [None] * 3
+
+
+def test_beside_segmentations_of_other_kinds_compressed_ones_are_taken() -> None:
+    others = [None, [[0, 0, 2, 0, 2, 2]], {"size": [3, 3], "counts": [9]}, {"size": [True, 3], "counts": "3"}]
+    others += [{"size": [3, 3], "counts": ""}, {"counts": "9"}]
+    masks = compressed_masks([*others, {"size": [3, 3], "counts": "9"}])
+    assert masks == [None] * len(others) + [RleMask((3, 3), "9")]
+
+
+@given(bitmaps)
+def test_a_mask_that_was_pickled_or_kept_as_text_is_the_same(bitmap: np.ndarray) -> None:
+    mask = RleMask.from_window(whole(bitmap))
+    for measured in (False, True):
+        other = RleMask.from_window(whole(bitmap))
+        if measured:
+            assert other.area == bitmap.sum()
+            assert other.box == mask.box
+        other = pickle.loads(pickle.dumps(other))
+        assert (other, hash(other), other.counts, other.box) == (mask, hash(mask), mask.counts, mask.box)
+    restored = RleMask.restored(mask.size, mask.counts, mask.area, mask.box)
+    assert (restored, restored.runs.tolist()) == (mask, mask.runs.tolist())
+    assert np.array_equal(restored.decode().paste(), bitmap)
+
+
+def test_masks_are_equal_by_content_and_cannot_be_changed() -> None:
+    mask = RleMask.from_runs([2, 3, 4], (3, 3))
+    assert mask == RleMask.from_runs(np.array([2, 3, 4]), (3, 3))
+    assert mask not in (RleMask.from_runs([2, 3, 4], (1, 9)), RleMask.from_runs([3, 2, 4], (3, 3)), "234")
+    with pytest.raises(ValueError, match="read-only"):
+        mask.runs[0] = 3
+    spelt_longer = RleMask((3, 3), "R034")  # as pycocotools reads it, but does not write it: 2 in two groups
+    assert (spelt_longer, spelt_longer.counts) == (mask, "234")
+
+
+@given(st.integers(1, 24).flatmap(lambda side: st.tuples(arrays(bool, (side, 7)), arrays(bool, (side, 7)))))
+def test_the_pixels_in_which_two_masks_differ_are_counted(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    one, other = (RleMask.from_window(whole(bitmap)) for bitmap in pair)
+    assert one.differing(other) == other.differing(one) == np.count_nonzero(pair[0] != pair[1])
 
 
 def test_long_runs_of_a_large_image_survive() -> None:

@@ -14,9 +14,9 @@ from law import check_message, require
 from pycocotools import mask as coco_mask
 from scene import draw_bitmap, draw_scene, rle, runs, side, write_photos
 
-from transfiner_refine.evaluation.bulk_rle import measure
 from transfiner_refine.evaluation.evaluate import evaluate
 from transfiner_refine.formats import RleMask, mask_from_segmentation
+from transfiner_refine.formats.segmentation import compressed_masks
 from transfiner_refine.training.datasets import load_training_set
 from transfiner_refine.types import InputError, MaskRefineError
 
@@ -33,7 +33,7 @@ def segmentation_trial(folder: Path, rng: np.random.Generator) -> str:  # noqa: 
             mask = mask_from_segmentation(segmentation, lambda size=bitmap.shape: size)
         except InputError as error:
             check_message(str(error))
-            _check_bulk(segmentation, None)
+            require(compressed_masks([segmentation]) == [None], f"{segmentation!r} is taken with others")
             continue
         taken += 1
         if mask.size[0] * mask.size[1] > _MOST_PIXELS:  # pycocotools would want a byte for each
@@ -42,8 +42,8 @@ def segmentation_trial(folder: Path, rng: np.random.Generator) -> str:  # noqa: 
         require(np.array_equal(mask.decode().paste(), found), f"pycocotools reads {segmentation!r} otherwise")
         require(RleMask.from_window(mask.decode()).runs.sum() == found.size, "the encoding is not whole")
         require(mask.area == int(found.sum()), "the area is another")
-        _check_bulk(segmentation, int(found.sum()))
         sound = {"size": list(mask.size), "counts": mask.counts}
+        _check_together(segmentation, sound, mask)
         require(coco_mask.iou([sound], [sound], [0])[0, 0] == (mask.area > 0), "a mask is not like itself")
         require(
             coco_mask.merge([sound, sound])["counts"].decode() == mask.counts, "merged with itself, another"
@@ -79,17 +79,13 @@ def _segmentation(rng: np.random.Generator, bitmap: Any) -> Any:
     return {"size": list(bitmap.shape), "counts": text}
 
 
-def _check_bulk(segmentation: Any, area: int | None) -> None:
-    """The evaluation's reader of many masks agrees with the one for single masks."""
-    is_text = isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str)
-    size = segmentation.get("size") if is_text else None
-    if not isinstance(size, list) or len(size) != 2 or any(type(each) is not int for each in size):
-        return
-    try:
-        found = int(measure([segmentation]).areas[0])
-    except InputError:
-        found = None
-    require(found == area, f"{segmentation!r} has {area} pixels by one reader, {found} by the other")
+def _check_together(segmentation: Any, sound: Any, mask: RleMask) -> None:
+    """Parsed with others, a mask is the same."""
+    other = {"size": [2, 3], "counts": "123"}
+    together = compressed_masks([sound, segmentation, other])
+    require(together[0] == mask, f"{sound!r} is another mask beside others")
+    require(together[1] in (None, mask), f"{segmentation!r} is another mask beside others")
+    require(together[2] == RleMask((2, 3), "123"), f"another mask is changed by {segmentation!r}")
 
 
 def evaluation_trial(folder: Path, rng: np.random.Generator) -> str:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from transfiner_refine.evaluation.bulk_rle import Rle, measure
-from transfiner_refine.formats.rle import RleMask, mask_from_segmentation
+from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.formats.segmentation import compressed_masks, mask_from_segmentation
 from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = [
@@ -30,6 +28,10 @@ __all__ = [
     "load_results",
 ]
 
+Rle = dict[str, Any]
+"""A compressed COCO mask as the evaluators take it: ``size`` [height, width] and ``counts``, a string."""
+
+_CHECKED_AT_ONCE = 1024  # masks
 _LONGEST_LABEL = 80  # characters; an id can be anything that JSON can hold
 
 
@@ -258,15 +260,18 @@ def _compressed(segmentation: Any, image_size: tuple[int, int]) -> Rle:
 
 
 def _checked_areas(path: Path, masks: list[Rle], labels: list[str]) -> list[int]:
-    """Foreground pixels of each mask; a damaged one is reported under its label, empty runs are taken out."""
-    try:
-        measured = measure(masks)
-    except InputError as error:
-        raise InputError(error.reason, file=path, record=labels[int(error.record or 0)]) from error
-    for index in np.flatnonzero(measured.has_empty_runs).tolist():
-        height, width = masks[index]["size"]
-        masks[index]["counts"] = RleMask((height, width), masks[index]["counts"]).counts
-    areas: list[int] = measured.areas.tolist()
+    """Foreground pixels of each mask; a damaged one is reported under its label; the text is made anew."""
+    areas: list[int] = []
+    for first in range(0, len(masks), _CHECKED_AT_ONCE):
+        some = masks[first : first + _CHECKED_AT_ONCE]
+        checked = []
+        for index, mask in enumerate(compressed_masks(some), first):
+            with _record(path, labels[index]):
+                checked.append(mask or RleMask(tuple(masks[index]["size"]), masks[index]["counts"]))
+        RleMask.encode(checked)
+        for value, mask in zip(some, checked, strict=True):
+            value["counts"] = mask.counts
+        areas += [mask.area for mask in checked]
     return areas
 
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from transfiner_refine.formats.images import DecodedImage, read_image
 from transfiner_refine.formats.png_pixels import PngKind
-from transfiner_refine.formats.rle import RleMask, mask_from_segmentation
+from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.formats.segmentation import mask_from_segmentation
 from transfiner_refine.formats.source import RecordFault, Source, Written
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.rle import MAX_OUTLINE, MAX_PIXELS
+from transfiner_refine.formats.rle import MAX_PIXELS
+from transfiner_refine.formats.segmentation import MAX_OUTLINE
 from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["fill_contour", "fill_polygons", "is_pixel_contour"]

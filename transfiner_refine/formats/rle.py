@@ -8,7 +8,7 @@ that more follow, each group as the character of code 48 + value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from reprlib import Repr
 from typing import Any
 
@@ -17,16 +17,11 @@ from numpy.typing import NDArray
 
 from transfiner_refine.types import InputError, MaskWindow
 
-__all__ = ["MAX_PIXELS", "RleMask", "compressed_masks", "mask_from_segmentation"]
+__all__ = ["MAX_PIXELS", "RleMask", "check_size", "short"]
 
 # 23,170 × 23,170; the longest run that pycocotools reads: a difference of two longer ones takes seven characters,
 # and then it shifts its sign by more bits than an int has
 MAX_PIXELS = (1 << 29) - 1
-# pixels of polygon outline; pycocotools walks it in fifths of a pixel, about 120 bytes each
-MAX_OUTLINE = 4_000_000
-_LONGEST_SIDE = 1 << 27  # of an image that pycocotools draws polygons on, in ints of fifths of a pixel
-_FAR = 1e300  # a number beyond it, even a whole one of JSON, is as good as infinite
-_MERGED_AT_ONCE = 16  # polygons; COCO's own masks have fewer
 _FIRST_CHARACTER = 48  # "0"
 _QUOTE = Repr()  # the beginning of a value, however long or deeply nested it is
 _QUOTE.maxlist = _QUOTE.maxdict = 8
@@ -58,8 +53,29 @@ class RleMask:
     _box: tuple[int, int, int, int] | None
 
     def __init__(self, size: tuple[int, int], counts: str) -> None:
-        _check_size(size)
+        check_size(size)
         self._fill(size, _checked(_runs_from_text(counts), size))
+
+    @classmethod
+    def parsed(cls, masks: Sequence[tuple[tuple[int, int], str]]) -> list[RleMask]:
+        """Masks from many sizes and texts, in a fraction of the time of one by one.
+
+        Raises:
+            InputError: one of them is damaged; construct each to see which.
+        """
+        if not all(counts for _, counts in masks):
+            raise InputError("an RLE's counts are empty")
+        stops = np.cumsum([len(counts) for _, counts in masks])
+        numbers, ends = _numbers("".join([counts for _, counts in masks]))
+        lasts = np.searchsorted(ends, stops - 1)
+        if (ends[lasts] != stops - 1).any():
+            raise InputError("an RLE's counts end in the middle of a number")
+        found, start = [], 0
+        for (size, _), stop in zip(masks, (lasts + 1).tolist(), strict=True):
+            check_size(size)
+            found.append(cls.__new__(cls)._fill(size, _checked(_summed(numbers[start:stop]), size)))
+            start = stop
+        return found
 
     @classmethod
     def from_runs(cls, runs: Sequence[int] | NDArray[np.integer[Any]], size: tuple[int, int]) -> RleMask:
@@ -68,14 +84,14 @@ class RleMask:
         Raises:
             InputError: as for the class.
         """
-        _check_size(size)
+        check_size(size)
         if not isinstance(runs, np.ndarray):
             for position, run in enumerate(runs):
                 if type(run) is not int:
-                    raise InputError(f"run {position} of the RLE is {_short(run)}, not a whole number")
+                    raise InputError(f"run {position} of the RLE is {short(run)}, not a whole number")
                 if not 0 <= run <= MAX_PIXELS:
                     raise InputError(
-                        f"run {position} of the RLE is {_short(run)}, which is no number of pixels"
+                        f"run {position} of the RLE is {short(run)}, which is no number of pixels"
                     )
         return cls.__new__(cls)._fill(size, _checked(np.asarray(runs, np.int64), size))
 
@@ -182,119 +198,12 @@ def _unpickled(
     return RleMask.__new__(RleMask)._fill(size, np.frombuffer(runs, np.int32), area, box)
 
 
-def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> RleMask:
-    """The mask of a COCO ``segmentation``: compressed RLE, uncompressed RLE or a list of polygons.
-
-    Args:
-        segmentation: the value as the JSON has it; counts may also be bytes, as pycocotools returns them.
-        image_size: gives (height, width) of the image, pixels; asked only for polygons, which do not carry
-            it.
-
-    Raises:
-        InputError: it is none of the three, or damaged.
-    """
-    if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        if (
-            not isinstance(size, (list, tuple))
-            or len(size) != 2
-            or any(type(side) is not int for side in size)
-        ):
-            raise InputError(f"the RLE's size is {_short(size)}, not [height, width] in pixels")
-        if isinstance(counts, bytes):
-            counts = counts.decode("latin-1")  # never fails; foreign characters are refused below
-        if isinstance(counts, str):
-            return RleMask((size[0], size[1]), counts)
-        if isinstance(counts, (list, tuple)):
-            return RleMask.from_runs(counts, (size[0], size[1]))
-        raise InputError(f"the RLE's counts are {_short(counts)}, neither text nor a list of runs")
-    if isinstance(segmentation, list):
-        return _mask_from_polygons(segmentation, image_size())
-    raise InputError(
-        f"the segmentation is {_short(segmentation)}, neither an RLE nor a list of polygons",
-        remedy="write masks into the file (boxes alone cannot be refined)",
-    )
-
-
-def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
-    """Sound compressed RLEs among COCO segmentations, parsed at once in a fraction of the time of one by one.
-
-    Returns:
-        None for a segmentation of another kind, and for all if one is damaged: ``mask_from_segmentation`` says why.
-    """
-    found: list[RleMask | None] = [None] * len(segmentations)
-    known: list[tuple[int, tuple[int, int], str]] = []
-    for position, value in enumerate(segmentations):
-        if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
-            size = value.get("size")
-            if isinstance(size, list) and len(size) == 2 and type(size[0]) is type(size[1]) is int:
-                known.append((position, (size[0], size[1]), counts))
-    if not known:
-        return found
-    characters = np.cumsum([len(counts) for _, _, counts in known])
-    masks = []
-    try:
-        numbers, ends = _numbers("".join([counts for _, _, counts in known]))
-        lasts = np.searchsorted(ends, characters - 1)
-        if (ends[lasts] != characters - 1).any():  # in the middle of a number
-            return found
-        stops = (lasts + 1).tolist()
-        for (_, size, _), start, stop in zip(known, [0, *stops], stops, strict=False):
-            _check_size(size)
-            masks.append(RleMask.__new__(RleMask)._fill(size, _checked(_summed(numbers[start:stop]), size)))
-    except InputError:
-        return found
-    for (position, _, _), mask in zip(known, masks, strict=True):
-        found[position] = mask
-    return found
-
-
-def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> RleMask:
-    _check_size(size)
-    height, width = size
-    if max(size) > _LONGEST_SIDE:
-        raise InputError(f"the image is {height}×{width}, too long for polygons", remedy="write RLE masks")
-    if not polygons:
-        return RleMask.from_runs([height * width], size)
-    outline = 0.0
-    checked = []
-    for position, polygon in enumerate(polygons):
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            # four numbers would be taken for a box by pycocotools
-            raise InputError(
-                f"polygon {position} is {_short(polygon)}, not a list x, y, x, y, ... of three or more points"
-            )
-        if any(type(number) not in (int, float) or not abs(number) < _FAR for number in polygon):
-            raise InputError(f"polygon {position} has a coordinate that is not a finite number")
-        points = np.asarray(polygon, np.float64).reshape(-1, 2)  # [points, xy]
-        beyond = np.maximum(-points, points - (width, height))
-        if (beyond > max(height, width)).any():
-            x, y = points[int(beyond.max(1).argmax())]
-            raise InputError(
-                f"polygon {position} has the point ({x:g}, {y:g}), far outside its {width}×{height} image"
-            )
-        outline += float(np.abs(points - np.roll(points, 1, 0)).max(1).sum())
-        checked.append(polygon)
-    if outline > MAX_OUTLINE:
-        raise InputError(
-            f"the polygons' outline is {outline:.0f} pixels long, more than the {MAX_OUTLINE} allowed"
-        )
-    from pycocotools import mask as coco_mask  # here, because most files hold no polygons
-
-    drawn = coco_mask.frPyObjects(checked, height, width)
-    while len(drawn) > 1:  # a few at a time: one merge of all would walk the union anew for each polygon
-        drawn = [
-            coco_mask.merge(drawn[first : first + _MERGED_AT_ONCE])
-            for first in range(0, len(drawn), _MERGED_AT_ONCE)
-        ]
-    return RleMask(size, drawn[0]["counts"].decode("ascii"))
-
-
-def _check_size(size: tuple[int, int]) -> None:
+def check_size(size: tuple[int, int]) -> None:
+    """Raises InputError where a size is not that of an image."""
     height, width = size
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise InputError(
-            f"the mask's size is {_short(height)}×{_short(width)} (height × width), not that of an image"
+            f"the mask's size is {short(height)}×{short(width)} (height × width), not that of an image"
         )
 
 
@@ -424,7 +333,8 @@ def _box(runs: NDArray[np.int32], height: int) -> tuple[int, int, int, int]:
     return (x0, 0, x1, height) if y1 > height else (x0, int(tops.min()), x1, y1)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The beginning of a value, as a message quotes it."""
     if value is None:
         return "missing"
     if isinstance(value, int) and value.bit_length() > 10_000:

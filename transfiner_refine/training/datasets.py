@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from transfiner_refine.formats.image_file import opened
-from transfiner_refine.formats.rle import mask_from_segmentation
+from transfiner_refine.formats.segmentation import mask_from_segmentation
 from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from transfiner_refine.formats.json_scan import Ambiguous, members, short
-from transfiner_refine.formats.rle import RleMask, mask_from_segmentation
+from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.formats.segmentation import mask_from_segmentation
 from transfiner_refine.types import InputError, Instance
 
 __all__ = ["compact", "edited", "instance_of", "mask_values", "score_of", "with_mask"]

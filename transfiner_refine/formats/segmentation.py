@@ -1,0 +1,114 @@
+"""COCO's ``segmentation`` of any kind as a mask: compressed RLE, uncompressed RLE or polygons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from transfiner_refine.formats.rle import RleMask, check_size, short
+from transfiner_refine.types import InputError
+
+__all__ = ["MAX_OUTLINE", "compressed_masks", "mask_from_segmentation"]
+
+# pixels of polygon outline; pycocotools walks it in fifths of a pixel, about 120 bytes each
+MAX_OUTLINE = 4_000_000
+_LONGEST_SIDE = 1 << 27  # of an image that pycocotools draws polygons on, in ints of fifths of a pixel
+_FAR = 1e300  # a number beyond it, even a whole one of JSON, is as good as infinite
+_MERGED_AT_ONCE = 16  # polygons; COCO's own masks have fewer
+
+
+def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> RleMask:
+    """The mask of a COCO ``segmentation``: compressed RLE, uncompressed RLE or a list of polygons.
+
+    Args:
+        segmentation: the value as the JSON has it; counts may also be bytes, as pycocotools returns them.
+        image_size: gives (height, width) of the image, pixels; asked only for polygons, which do not carry
+            it.
+
+    Raises:
+        InputError: it is none of the three, or damaged.
+    """
+    if isinstance(segmentation, dict):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if (
+            not isinstance(size, (list, tuple))
+            or len(size) != 2
+            or any(type(side) is not int for side in size)
+        ):
+            raise InputError(f"the RLE's size is {short(size)}, not [height, width] in pixels")
+        if isinstance(counts, bytes):
+            counts = counts.decode("latin-1")  # never fails; foreign characters are refused below
+        if isinstance(counts, str):
+            return RleMask((size[0], size[1]), counts)
+        if isinstance(counts, (list, tuple)):
+            return RleMask.from_runs(counts, (size[0], size[1]))
+        raise InputError(f"the RLE's counts are {short(counts)}, neither text nor a list of runs")
+    if isinstance(segmentation, list):
+        return _mask_from_polygons(segmentation, image_size())
+    raise InputError(
+        f"the segmentation is {short(segmentation)}, neither an RLE nor a list of polygons",
+        remedy="write masks into the file (boxes alone cannot be refined)",
+    )
+
+
+def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
+    """The sound compressed RLEs among segmentations, parsed at once.
+
+    Returns:
+        None for a segmentation of another kind, and for all if one is damaged: ``mask_from_segmentation`` says why.
+    """
+    found: list[RleMask | None] = [None] * len(segmentations)
+    known: dict[int, tuple[tuple[int, int], str]] = {}
+    for position, value in enumerate(segmentations):
+        if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
+            size = value.get("size")
+            if isinstance(size, list) and len(size) == 2 and type(size[0]) is type(size[1]) is int:
+                known[position] = ((size[0], size[1]), counts)
+    if known:
+        with suppress(InputError):
+            for position, mask in zip(known, RleMask.parsed(list(known.values())), strict=True):
+                found[position] = mask
+    return found
+
+
+def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> RleMask:
+    check_size(size)
+    height, width = size
+    if max(size) > _LONGEST_SIDE:
+        raise InputError(f"the image is {height}×{width}, too long for polygons", remedy="write RLE masks")
+    if not polygons:
+        return RleMask.from_runs([height * width], size)
+    outline = 0.0
+    checked = []
+    for position, polygon in enumerate(polygons):
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            # four numbers would be taken for a box by pycocotools
+            raise InputError(
+                f"polygon {position} is {short(polygon)}, not a list x, y, x, y, ... of three or more points"
+            )
+        if any(type(number) not in (int, float) or not abs(number) < _FAR for number in polygon):
+            raise InputError(f"polygon {position} has a coordinate that is not a finite number")
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)  # [points, xy]
+        beyond = np.maximum(-points, points - (width, height))
+        if (beyond > max(height, width)).any():
+            x, y = points[int(beyond.max(1).argmax())]
+            raise InputError(
+                f"polygon {position} has the point ({x:g}, {y:g}), far outside its {width}×{height} image"
+            )
+        outline += float(np.abs(points - np.roll(points, 1, 0)).max(1).sum())
+        checked.append(polygon)
+    if outline > MAX_OUTLINE:
+        raise InputError(
+            f"the polygons' outline is {outline:.0f} pixels long, more than the {MAX_OUTLINE} allowed"
+        )
+    from pycocotools import mask as coco_mask  # here, because most files hold no polygons
+
+    drawn = coco_mask.frPyObjects(checked, height, width)
+    while len(drawn) > 1:  # a few at a time: one merge of all would walk the union anew for each polygon
+        drawn = [
+            coco_mask.merge(drawn[first : first + _MERGED_AT_ONCE])
+            for first in range(0, len(drawn), _MERGED_AT_ONCE)
+        ]
+    return RleMask(size, drawn[0]["counts"].decode("ascii"))
