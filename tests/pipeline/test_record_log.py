@@ -64,3 +64,12 @@ def test_records_are_found_at_their_places_before_and_after_they_are_in_the_file
     log = RecordLog(io.BytesIO())
     places = [log.append(record) for record in records]
     assert [log.read(place) for place in reversed(places)] == records[::-1]
+
+
+def test_a_log_that_nobody_flushes_holds_little_back() -> None:
+    file = io.BytesIO()
+    log = RecordLog(file)
+    for _ in range(3000):
+        log.append(bytes([1]) * 152)
+    assert 0 < log.end - len(file.getvalue()) < 100_000
+    assert len(list(RecordLog(io.BytesIO(file.getvalue())).scan())) > 2000
