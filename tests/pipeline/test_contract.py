@@ -20,8 +20,7 @@ from tqdm import tqdm
 from transfiner_refine.formats import RleMask, open_source
 from transfiner_refine.pipeline import refine_files, refine_source
 from transfiner_refine.pipeline.contract import as_mask_refiner
-from transfiner_refine.pipeline.encode import changed_share
-from transfiner_refine.pipeline.run import _Progress
+from transfiner_refine.pipeline.run import _Progress, changed_share
 from transfiner_refine.types import InputError, MaskWindow
 
 SHAPE = (9, 13)

@@ -19,19 +19,8 @@ __all__ = ["Batch", "ImageToRefine", "batches"]
 _BATCH_PIXELS = 1 << 27  # of the images and masks of one batch; a single larger instance makes a batch alone
 
 
-@dataclass(frozen=True)
-class ImageToRefine:
-    """An image that has instances to refine.
-
-    Attributes:
-        position: its position in the source.
-        record: the image as the source gave it.
-        prepared: its pixels and masks.
-    """
-
-    position: int
-    record: ImageRecord
-    prepared: PreparedImage
+# an image that has instances to refine: its position in the source, the image as it was given, pixels and masks
+ImageToRefine = tuple[int, ImageRecord, PreparedImage]
 
 
 @dataclass
@@ -84,11 +73,11 @@ def batches(
         refuse: told of masks that can no longer be decoded.
     """
     batch, pixels = Batch(), 0
-    for image in images:
-        current = image.prepared.pixels
+    for position, record, prepared in images:
+        current = prepared.pixels
         assert current is not None
-        for chosen in image.prepared.chosen:
-            place = (image.position, chosen.index)
+        for chosen in prepared.chosen:
+            place = (position, chosen.index)
             try:
                 mask = _decoded(chosen.coarse_mask)
             except InputError as error:
@@ -104,7 +93,7 @@ def batches(
             batch.masks.append(mask)
             batch.image_index.append(len(batch.images) - 1)
             batch.places.append(place)
-            batch.files.append(image.record.path)
+            batch.files.append(record.path)
             batch.labels.append(chosen.label)
             pixels += cost
     if len(batch):

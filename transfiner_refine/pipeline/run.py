@@ -21,7 +21,6 @@ from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
 from transfiner_refine.pipeline.batches import ImageToRefine, batches
 from transfiner_refine.pipeline.contract import AnyRefiner, as_mask_refiner
 from transfiner_refine.pipeline.decoding import DecodingPool
-from transfiner_refine.pipeline.encode import changed_share
 from transfiner_refine.pipeline.ledger import Ledger
 from transfiner_refine.pipeline.memory import OomSplittingRefiner
 from transfiner_refine.pipeline.prepare import Preparing
@@ -31,9 +30,11 @@ from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.tally import Place, Tally
 from transfiner_refine.types import InputError, MaskWindow
 
-__all__ = ["Outcome", "default_workers", "mean_share", "refine_source"]
+__all__ = ["Outcome", "changed_share", "default_workers", "mean_share", "refine_source"]
 
-_BATCHES_BEHIND = 4  # refined and waiting to be written down
+_BATCHES_BEHIND = (
+    1  # refined and not written down yet, while the next is refined; more would be lost by a kill
+)
 _NOTES_AT_ONCE = 64  # images and batches written down together at most
 _DRY_BATCH = 32
 _MOST_WORKERS = 16
@@ -103,9 +104,9 @@ def refine_source(
     with bar, DecodingPool(workers, how) as pool, _Behind() as behind:
         if refiner is None:
             items = read_ahead(source, ledger, pool, lambda: _DRY_BATCH)
-            for image in _to_refine(items, tally, behind, progress_of):
-                progress_of.refined(len(image.prepared.chosen))
-                summary.refined += len(image.prepared.chosen)
+            for _, _, prepared in _to_refine(items, tally, behind, progress_of):
+                progress_of.refined(len(prepared.chosen))
+                summary.refined += len(prepared.chosen)
         else:
             fitting = OomSplittingRefiner(as_mask_refiner(refiner), _say, progress_of.refined)
             items = read_ahead(source, ledger, pool, lambda: fitting.batch_size)
@@ -152,7 +153,7 @@ class _Progress:
 
 
 class _Behind:
-    """Writes down in a thread, in order, what the refining thread hands over, at most a few batches behind it.
+    """Writes down in a thread, in order, what the refining thread hands over, while that goes on.
 
     The first failure is raised in the refining thread when it hands over the next batch, or at the end; nothing
     is written down after it.
@@ -227,7 +228,7 @@ def _to_refine(
         without_pixels = replace(item, prepared=replace(prepared, pixels=None, chosen=()))
         behind.note(partial(tally.image, position, without_pixels))
         if prepared.chosen:
-            yield ImageToRefine(position, record, prepared)
+            yield position, record, prepared
 
 
 def _refine(
@@ -248,6 +249,13 @@ def _refine(
         behind.note(partial(_write_down, batch.places, batch.masks, refined, tally))
         del batch
         behind.hand_over()
+
+
+def changed_share(coarse: RleMask | MaskWindow, refined: RleMask) -> float:
+    """Pixels whose label changed / pixels of the coarse mask's box; a soft mask counts from 0.5 on."""
+    before = coarse if isinstance(coarse, RleMask) else RleMask.from_window(coarse)
+    x0, y0, x1, y1 = before.box
+    return before.differing(refined) / ((x1 - x0) * (y1 - y0))
 
 
 def _write_down(
