@@ -48,6 +48,17 @@ def test_arrays_arrive_and_their_slot_is_taken_again_when_nobody_uses_them() -> 
     assert memory.take() == slot
 
 
+def test_several_arrays_lie_where_numbers_may_lie() -> None:
+    arrays = [
+        np.full(70_001, 7, np.uint8), np.arange(9), np.linspace(0, 1, 30_000), np.ones(65_537, bool),
+        np.arange(20_003, dtype=np.float32),
+    ]  # fmt: skip
+    found, _ = sent(SharedMemory(), arrays)
+    assert [array.flags.aligned for array in found] == [True] * 5
+    for array, expected in zip(found, arrays, strict=True):
+        assert np.array_equal(array, expected)
+
+
 def test_a_message_without_large_arrays_takes_no_slot() -> None:
     memory = SharedMemory()
     message, slot = sent(memory, [np.arange(5), "text"])

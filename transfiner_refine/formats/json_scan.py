@@ -44,6 +44,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _parse_at = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+_pass_at = json.JSONDecoder().raw_decode  # in a third of the time, where only the end is asked for
 
 
 def parse(text: str) -> Any:
@@ -67,9 +68,9 @@ def members(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
     """Key, start and end of each value of the object at ``start`` of a valid JSON text, in characters."""
     at = _after_space(text, _after_space(text, start) + 1)
     while text[at] != "}":
-        key, at = _parse_at(text, at)
+        key, at = _pass_at(text, at)
         at = _after_space(text, _after_space(text, at) + 1)  # over the colon
-        _, end = _parse_at(text, at)
+        _, end = _pass_at(text, at)
         yield key, at, end
         at = _after_comma(text, end)
 
@@ -78,7 +79,7 @@ def elements(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
     """Start and end of each element of the list at ``start`` of a valid JSON text, in characters."""
     at = _after_space(text, _after_space(text, start) + 1)
     while text[at] != "]":
-        _, end = _parse_at(text, at)
+        _, end = _pass_at(text, at)
         yield at, end
         at = _after_comma(text, end)
 

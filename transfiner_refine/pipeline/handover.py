@@ -25,6 +25,7 @@ _NUMBER = struct.Struct("<q")
 _PIPE_BYTES = 1 << 20  # what Linux grants anyone; 64 KiB is the default
 _SHARED_FROM = 1 << 16  # bytes of an array; a smaller one goes through the pipe
 _STRIDE = 1 << 31  # address space of a slot; only what is written to takes memory
+_ALIGNED = 64  # bytes to which an array's length is rounded up, so that each begins where numbers may lie
 _KEPT_BYTES = 1 << 27  # of slots that nobody uses; used again, their pages need not be cleared
 _MAPPED = 256  # arrays in use at a time without a copy: each holds a file descriptor
 
@@ -106,17 +107,23 @@ class SharedMemory:
 
 def write_shared(descriptor: int, slot: int, parts: Sequence[memoryview]) -> bool:
     """Writes arrays one after the other into a slot; False where they do not fit."""
-    if sum(part.nbytes for part in parts) > _STRIDE:
+    if sum(_rounded(part.nbytes) for part in parts) > _STRIDE:
         return False
-    at = slot * _STRIDE
+    start = slot * _STRIDE
     try:
         for part in parts:
-            while part.nbytes:
-                count = os.pwrite(descriptor, part, at)
-                part, at = part[count:], at + count
+            at, rest = start, part
+            while rest.nbytes:
+                count = os.pwrite(descriptor, rest, at)
+                rest, at = rest[count:], at + count
+            start += _rounded(part.nbytes)
     except OSError:  # a limit on the size of files or on memory
         return False
     return True
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _ALIGNED) * _ALIGNED
 
 
 def widen(pipe: Pipe) -> None:
@@ -168,14 +175,14 @@ def receive(pipe: Readable, memory: SharedMemory | None = None, slot: int | None
     (count,) = _NUMBER.unpack(_filled(pipe, _NUMBER.size))
     head = _filled(pipe, count * _NUMBER.size)
     lengths = [length for (length,) in _NUMBER.iter_unpack(head)]
-    total = -sum(length for length in lengths if length < 0)
+    large = [-length for length in lengths if length < 0]
     parts: list[bytearray | memoryview] = [_filled(pipe, max(length, 0)) for length in lengths]
     if memory is not None and slot is not None:
-        if total:
-            shared = memory.read(slot, total)
+        if large:
+            shared = memory.read(slot, sum(map(_rounded, large[:-1])) + large[-1])
             for at, length in enumerate(lengths):
                 if length < 0:
-                    parts[at], shared = shared[:-length], shared[-length:]
+                    parts[at], shared = shared[:-length], shared[_rounded(-length) :]
         else:
             memory.free(slot)
     return pickle.loads(parts[0], buffers=parts[1:])
