@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
 from transfiner_refine.refine.engine import Engine, engine_name
 from transfiner_refine.refine.instance import Look, harden, refine_instance
 from transfiner_refine.types import InputError, MaskWindow
 
-__all__ = ["Refiner", "WindowRefining", "check_image", "load_refiner", "window_of"]
+if TYPE_CHECKING:
+    from transfiner_refine.refine.batched import BatchedPasses
 
-_DEFAULT_BATCH = 32
+__all__ = ["Refiner", "WindowRefining", "check_image", "check_masks", "load_refiner", "window_of"]
+
+_CPU_BATCH = 32
 
 
 def load_refiner(
@@ -155,8 +159,17 @@ class Refiner(WindowRefining):
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
         self.device, self.engine, self.precision = engine.device, engine.name, engine.precision
-        self.batch_size = batch_size or _DEFAULT_BATCH
         self.close_ups, self.config, self.runs = close_ups, engine.config, engine
+        self._batched: BatchedPasses | None = None
+        if engine.device == "cpu":
+            self.batch_size = batch_size or _CPU_BATCH
+        else:
+            from transfiner_refine.refine.batched import BatchedPasses, fitting_batch  # here, because it imports torch
+            from transfiner_refine.refine.torch_engine import TorchEngine
+
+            assert isinstance(engine, TorchEngine)
+            self.batch_size = batch_size or fitting_batch(engine.torch_device)
+            self._batched = BatchedPasses(engine, self.batch_size, close_ups=close_ups)
 
     def refine_windows(
         self,
@@ -167,24 +180,80 @@ class Refiner(WindowRefining):
         soft: bool = False,
     ) -> list[MaskWindow]:
         """See ``WindowRefining``."""
-        for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
-            check_image(images[index])
-            if mask.image_size != images[index].shape[:2]:
-                raise InputError(
-                    f"mask {i} is for an image of {mask.image_size}, its image is {images[index].shape[:2]}"
-                )
+        check_masks(images, masks, image_index)
+        if self._batched is None:
+            refined = list(self._one_by_one(images, masks, image_index))
+        else:
+            given = [mask if _is_soft(mask) else RleMask.from_window(mask) for mask in masks]
+            refined = [_window(mask) for mask in self._in_batches(images, given, image_index, soft=soft)]
+        return refined if soft else [harden(mask) for mask in refined]
+
+    def refine_masks(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[RleMask | MaskWindow],
+        image_index: Sequence[int],
+    ) -> Iterator[RleMask]:
+        """The same with encoded masks, as the pipeline has them.
+
+        Args:
+            images: H×W×3 uint8 RGB each.
+            masks: coarse masks; a window where it is soft.
+            image_index: for each mask, the image it belongs to.
+
+        Yields:
+            refined masks of the size of their images, in order; on a CPU each as soon as it is there.
+        """
+        if self._batched is None:
+            windows = [_window(mask) for mask in masks]
+            for given, window, refined in zip(
+                masks, windows, self._one_by_one(images, windows, image_index), strict=True
+            ):
+                is_given = refined is window and isinstance(given, RleMask)
+                yield given if is_given else RleMask.from_window(refined)  # type: ignore[misc]
+        else:
+            for mask in self._in_batches(images, masks, image_index, soft=False):
+                yield mask if isinstance(mask, RleMask) else RleMask.from_window(mask)
+
+    def _one_by_one(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[MaskWindow],
+        image_index: Sequence[int],
+    ) -> Iterator[MaskWindow]:
+        """Refined probabilities, or given masks that stay, one instance a core at a time."""
 
         def refine(mask: MaskWindow, index: int) -> MaskWindow:
-            if mask.area:
-                mask = refine_instance(self.runs, images[index], mask, close_ups=self.close_ups)
-            return mask if soft else harden(mask)
+            if not mask.area:
+                return mask
+            return refine_instance(self.runs, images[index], mask, close_ups=self.close_ups)
 
         waiting = [self._workers.submit(refine, *each) for each in zip(masks, image_index, strict=True)]
         try:
-            return [each.result() for each in waiting]
+            for each in waiting:
+                yield each.result()
         finally:  # after Ctrl-C nobody waits for the rest
             for each in waiting:
                 each.cancel()
+
+    def _in_batches(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[RleMask | MaskWindow],
+        image_index: Sequence[int],
+        *,
+        soft: bool,
+    ) -> list[RleMask | MaskWindow]:
+        """Refined masks, or given ones that stay, many at a time on the device."""
+        assert self._batched is not None
+        result = list(masks)
+        chosen = [i for i, mask in enumerate(masks) if mask.area]
+        refined = self._batched.refine(
+            images, [masks[i] for i in chosen], [image_index[i] for i in chosen], soft=soft
+        )
+        for i, mask in zip(chosen, refined, strict=True):
+            result[i] = mask
+        return result
 
     def looks(self, image: NDArray[np.uint8], mask: MaskWindow) -> tuple[MaskWindow, list[Look]]:
         """The refined mask of one instance, bool, and the steps that led to it."""
@@ -200,6 +269,30 @@ class Refiner(WindowRefining):
         is alone in its step cannot depend on others, not even by rounding.
         """
         return ThreadPoolExecutor(_cores(), "transfiner-refine", initializer=self.runs.prepare_thread)
+
+
+def check_masks(
+    images: Sequence[NDArray[np.uint8]], masks: Sequence[MaskWindow], image_index: Sequence[int]
+) -> None:
+    """Whether the masks are for their images.
+
+    Raises:
+        InputError: an image is none, or a mask belongs to an image of another size.
+    """
+    for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
+        check_image(images[index])
+        if mask.image_size != images[index].shape[:2]:
+            raise InputError(
+                f"mask {i} is for an image of {mask.image_size}, its image is {images[index].shape[:2]}"
+            )
+
+
+def _is_soft(mask: MaskWindow) -> bool:
+    return mask.values.dtype != bool
+
+
+def _window(mask: RleMask | MaskWindow) -> MaskWindow:
+    return mask if isinstance(mask, MaskWindow) else mask.decode()
 
 
 def _cores() -> int:

@@ -9,8 +9,8 @@ from hypothesis import given as with_any
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from transfiner_refine.refine.keep import patches_if_agreed
 from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.refine.keep import patches_if_agreed
 
 CONFIG = RefinerConfig()
 Mask = NDArray[np.bool_]

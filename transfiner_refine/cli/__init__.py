@@ -20,6 +20,7 @@ _COMMANDS = {
     "explain": ("transfiner_refine.cli.explain", "Draw how the method works on one mask."),
     "convert-masks": ("transfiner_refine.cli.convert_masks", "Write masks in another format."),
     "convert": ("transfiner_refine.cli.convert", "Turn an official checkpoint into a safetensors file."),
+    "export": ("transfiner_refine.cli.export", "Write the refine step as ONNX programs."),
     "weights": ("transfiner_refine.cli.weights", "List the built-in weights, or describe a checkpoint."),
     "train": ("transfiner_refine.cli.train", "Train weights on COCO-format data."),
 }

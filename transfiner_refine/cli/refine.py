@@ -64,11 +64,18 @@ _ANY = click.Path(path_type=Path)
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    "--engine",
+    type=click.Choice(["auto", "torch", "onnx"]),
     default="auto",
     show_default=True,
-    help="Arithmetic of the network.",
+    help="What runs the network: onnx is onnxruntime, on a CPU; auto takes it there.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the network. auto: int8 on a CPU with instructions for it, half precision on a GPU.",
 )
 @click.option(
     "--batch-size",

@@ -96,13 +96,14 @@ def signed_depth(mask: Tensor, most: int) -> Tensor:
     Returns:
         chessboard distance in cells, 1 for a cell beside the outline and ``most`` at most; negative for cells outside.
     """
-    inside = (mask >= 0.5).float()
-    outside = 1 - inside
-    depth = inside - outside
+    background = (mask < 0.5).float()
+    # both sides' complements grow, and what they have not reached yet lies deeper
+    grown = torch.cat((background, 1 - background), 1)
+    reached = grown
     for _ in range(most - 1):
-        inside, outside = (-F.max_pool2d(-side, 3, 1, 1) for side in (inside, outside))
-        depth = depth + inside - outside
-    return depth
+        grown = F.max_pool2d(grown, 3, 1, 1)
+        reached = reached + grown
+    return reached[:, 1:] - reached[:, :1]
 
 
 def corrected_labels(

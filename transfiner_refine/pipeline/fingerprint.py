@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 from transfiner_refine._version import __version__
@@ -62,17 +62,14 @@ def refiner_entries(refiner: AnyRefiner, weights: Path | None) -> dict[str, str]
     entries = {
         "--weights": f"{kind.__module__}.{kind.__qualname__}" if weights is None else content_digest(weights)
     }
-    device = getattr(refiner, "device", None)
-    if device is not None:
-        entries["--device"] = str(getattr(device, "type", device))
-    precision = getattr(refiner, "precision", None)
-    if precision is not None:
-        entries["--precision"] = str(precision).removeprefix("torch.")
-    close_ups = getattr(refiner, "close_ups", None)
-    if close_ups is not None:
-        entries["--close-ups"] = str(close_ups).lower()
-    if (torch := sys.modules.get("torch")) is not None and weights is not None:
-        entries["the version of PyTorch"] = str(torch.__version__)
+    for name in ("device", "engine", "precision", "close_ups"):
+        value = getattr(refiner, name, None)
+        if value is not None:
+            value = value.partition(":")[0] if name == "device" else value  # which of several cards does not matter
+            entries[f"--{name.replace('_', '-')}"] = str(value).lower()
+    library = {"torch": "torch", "onnx": "onnxruntime"}.get(getattr(refiner, "engine", ""))
+    if library is not None and weights is not None:
+        entries[f"the version of {library}"] = version(library)
     return entries
 
 

@@ -34,6 +34,7 @@ def refine_files(
     class_names: str | Path | None = None,
     weights: str | Path = "lite",
     device: str = "auto",
+    engine: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
     close_ups: bool = True,
@@ -67,7 +68,8 @@ def refine_files(
         class_names: a text file with one class name a line, for formats that number their classes.
         weights: name of shipped weights, or a path.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto", "fp32", "bf16" or "fp16".
+        engine: "auto", "torch" or "onnx".
+        precision: "auto", "fp32", "bf16", "fp16" or "int8".
         batch_size: instances a call of the network, None for what suits the device.
         close_ups: look at large objects once more, part by part.
         refiner: used in place of loading ``weights``; the arguments from ``weights`` to ``close_ups`` are
@@ -133,6 +135,7 @@ def refine_files(
             refiner = load_refiner(
                 weights_file,
                 device=device,
+                engine=engine,
                 precision=precision,
                 batch_size=batch_size,
                 close_ups=close_ups,

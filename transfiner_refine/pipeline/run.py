@@ -130,7 +130,7 @@ def default_workers(refiner: AnyRefiner | None) -> int:
     On a CPU the network needs seconds for the ten masks of an image that a process prepares in a few
     milliseconds; the process is there because a decoder that crashes then takes nothing else with it.
     """
-    device = getattr(getattr(refiner, "device", None), "type", "cpu")
+    device = getattr(refiner, "device", "cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device == "cpu" else max(1, min(_MOST_WORKERS, cores - 1))
 

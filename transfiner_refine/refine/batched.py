@@ -36,13 +36,15 @@ from transfiner_refine.refine.roi import Roi, overlap, read_mask, roi_around_box
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.types import MaskWindow
 
-__all__ = ["BatchedPasses", "Group", "GroupResult", "free_bytes", "refine_group"]
+__all__ = ["BatchedPasses", "Group", "GroupResult", "fitting_batch", "refine_group"]
 
 _SMALLEST_CANVAS = 64
 _WINDOWS = 4  # of a large object
 _BEYOND = 1 << 40  # fills up the ends of runs
 _EDGES_A_COLUMN = 6  # on average; where there are more a batch goes again
 _BYTES_A_PIXEL = 192  # of canvas, at the most at a time
+_BYTES_A_ROI = 1 << 26  # in the step
+_FEWEST_ROIS, _MOST_ROIS = 16, 512
 _CPU_BYTES = 1 << 30
 _AHEAD = 2  # batches that the device may be behind
 
@@ -173,15 +175,14 @@ def _look(engine: TorchEngine, size: SizeClass, photo: Tensor, mask: Tensor, par
     """
     canvas, side = photo.shape[-1], torch.full_like(part.width, size.side(engine.config))
     shape = size.side(engine.config), canvas
-    rows = axis_matrix(*shape, side, part.height, 0.0, part.y)
-    columns = axis_matrix(*shape, side, part.width, 0.0, part.x)
+    both = side.repeat(2), torch.cat((part.height, part.width)), torch.cat((part.y, part.x))
+    rows, columns = axis_matrix(*shape, both[0], both[1], 0.0, both[2]).chunk(2)
     resized = resample_maps(photo, rows, columns, whole=True).to(torch.uint8)
     output = engine.run(size, resized, resample_maps(mask[:, None], rows, columns))
     probability = output.probability.float()[:, None]
     grid = torch.full_like(side, probability.shape[-1])
     shape = canvas, probability.shape[-1]
-    rows = axis_matrix(*shape, part.height, grid, part.y)
-    columns = axis_matrix(*shape, part.width, grid, part.x)
+    rows, columns = axis_matrix(*shape, both[1], grid.repeat(2), both[2]).chunk(2)
     relabelled = spread_cells(output.relabelled, part.height, part.width, canvas, part.y, part.x)
     return torch.where(relabelled, resample_maps(probability, rows, columns)[:, 0], mask)
 
@@ -411,6 +412,12 @@ class _Work:
                 self.results[item.index] = MaskWindow(values, item.roi.x0, item.roi.y0, size)
             else:
                 self.results[item.index] = mask(1, final)
+
+
+def fitting_batch(device: torch.device) -> int:
+    """RoIs at a time that the memory of a device has room for, a power of two."""
+    fitting = free_bytes(device) // 2 // _BYTES_A_ROI
+    return min(_MOST_ROIS, max(_FEWEST_ROIS, 1 << (max(1, fitting).bit_length() - 1)))
 
 
 def free_bytes(device: torch.device) -> int:

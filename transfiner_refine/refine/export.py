@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import random
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,19 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.step import RefineStep, StepOutput
-from transfiner_refine.model.weights import weights_digest
+from transfiner_refine.model.weights import find_weights, read_config, weights_digest
 from transfiner_refine.refine.engine import SizeClass
+from transfiner_refine.refine.instance import refine_instance
 from transfiner_refine.refine.onnx_engine import program_path
+from transfiner_refine.refine.torch_engine import TorchEngine
+from transfiner_refine.training.datasets import decode
+from transfiner_refine.training.job import open_dataset
+from transfiner_refine.types import InputError, OutputError
 
-__all__ = ["export_program", "export_weights", "size_classes"]
+__all__ = ["export_files", "export_program", "export_weights", "size_classes"]
 
 _OPSET = 20
 _MAX_BATCH = 1024
+_CALIBRATED, _SEED = 16, 1
 _INLINE, _ALIGNMENT = 1024, 64  # bytes: smaller tensors stay in the program
 _PRODUCTS = {"MatMul", "Gemm"}
 _ON_MAPS = {"Conv", "Clip", "Relu", "Add", "Concat", "Resize", "MaxPool", "AveragePool", "Mul"}
@@ -58,6 +67,85 @@ def export_program(network: MaskTransfiner, size: SizeClass, *, strict: bool = T
     shapes = {"pixels": {0: batch}, "coarse": {0: batch}}
     with torch.no_grad():
         return torch.export.export(step, (pixels, coarse), dynamic_shapes=shapes, strict=strict)
+
+
+def export_files(
+    weights: str | Path,
+    output: Path | None = None,
+    *,
+    grids: Sequence[int] = (),
+    calibrate: Sequence[Path] = (),
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes the programs of a weights file; the way of ``transfiner-refine export``.
+
+    Args:
+        weights: built-in name or path of a native weights file.
+        output: folder, that of the weights file by default; another one gets a copy of that file.
+        grids: only the size classes with these finest grids; all by default.
+        calibrate: data sets (see ``training.datasets``) for programs in int8.
+        overwrite: replace programs that exist.
+
+    Returns:
+        the files written.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+        InputError: a data set cannot be read, or has no RoI of some size class.
+        OutputError: there are programs already.
+    """
+    path = find_weights(weights)
+    config = read_config(path)
+    folder = output or path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    existing = sorted(folder.glob(f"{path.stem}.*.onnx"))
+    if existing and not overwrite:
+        raise OutputError("exists already", file=existing[0], remedy="use --overwrite")
+    if folder.resolve() != path.parent.resolve():
+        shutil.copyfile(path, folder / path.name)
+    classes = [size for size in size_classes(config) if not grids or size.grid in grids]
+    calibration = _calibration(path, classes, calibrate) if calibrate else None
+    return export_weights(path, folder, calibration=calibration, classes=classes)
+
+
+def _calibration(
+    weights: Path, classes: Sequence[SizeClass], folders: Sequence[Path]
+) -> dict[SizeClass, list[StepInput]]:
+    """Inputs of the step on a data set's coarse masks, ``_CALIBRATED`` for each size class."""
+    sets = [open_dataset(folder) for folder in folders]
+    chosen = [(data, instance) for data in sets for instance in data.instances if instance.coarse]
+    random.Random(_SEED).shuffle(chosen)
+    found: dict[SizeClass, list[StepInput]] = {size: [] for size in classes}
+    engine = _Recording(TorchEngine(load_network(weights), "cpu", "fp32"), found)
+    for data, instance in tqdm(chosen, "calibrating", unit=" instances", leave=False, disable=None):
+        mask = decode(instance.coarse[0])
+        if mask.area:
+            refine_instance(engine, data.photo(instance.image), mask)
+        if all(len(inputs) >= _CALIBRATED for inputs in found.values()):
+            break
+    for size, inputs in found.items():
+        if not inputs:
+            raise InputError(
+                f"the data to calibrate on has no object of the size that program {size.label} is for",
+                remedy="add photos with smaller and larger objects",
+            )
+    return found
+
+
+class _Recording:
+    """An engine that keeps the first inputs of each size class."""
+
+    def __init__(self, engine: TorchEngine, inputs: dict[SizeClass, list[StepInput]]) -> None:
+        self._engine, self._inputs = engine, inputs
+        self.name, self.device, self.precision = engine.name, engine.device, engine.precision
+        self.config, self.prepare_thread = engine.config, engine.prepare_thread
+
+    def step(
+        self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        if len(self._inputs.get(size, ())) < _CALIBRATED and size in self._inputs:
+            self._inputs[size].append((pixels, coarse))
+        return self._engine.step(size, pixels, coarse)
 
 
 def export_weights(
@@ -186,6 +274,7 @@ def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=True,  # 7-bit weights: without VNNI, sums of 8-bit products would saturate
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=_worth_quantising(model),

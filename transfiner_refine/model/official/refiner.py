@@ -25,7 +25,7 @@ from transfiner_refine.model.official.quadtree import QuadtreeLevel, propagate
 from transfiner_refine.model.propagate import LevelMap, halvings
 from transfiner_refine.refine.roi import Roi, read_mask, resample, roi_around
 from transfiner_refine.refine.instance import harden
-from transfiner_refine.refiner import WindowRefining, check_image
+from transfiner_refine.refiner import WindowRefining, check_masks
 from transfiner_refine.trace import Trace, TraceLevel, TracePass, as_array
 from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
@@ -161,13 +161,7 @@ class OfficialRefiner(WindowRefining):
     ) -> list[int]:
         """The class of each mask, -1 where it is not known."""
         known = self.official.architecture.classes
-        for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
-            image = images[index]
-            check_image(image)
-            if mask.image_size != image.shape[:2]:
-                raise InputError(
-                    f"mask {i} is for an image of {mask.image_size}, its image is {image.shape[:2]}"
-                )
+        check_masks(images, masks, image_index)
         classes = [-1 if c is None else c for c in class_ids or [None] * len(masks)]
         if len(classes) != len(masks):
             raise InputError(f"{len(classes)} classes for {len(masks)} masks")
