@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from devval import DevSet, _dev_sets
+from devsets import DevSet, load_dev_sets
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -247,7 +247,7 @@ def run(
     """Train variants and score each on dev-val; finished ones are skipped."""
     torch.set_num_threads(threads)
     sets = [open_dataset(folder, weight) for folder, weight in datasets]
-    dev_sets = list(_dev_sets(data, (), None))
+    dev_sets = list(load_dev_sets(data))
     for name in names or VARIANTS:
         file = output / name / "scores.json"
         if file.exists():
@@ -307,7 +307,7 @@ def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str,
                 if truth is None or truth.area < MIN_AREA or mask_iou(mask, truth) < _LEAST_IOU:
                     continue
                 begin = time.process_time()
-                (refined,) = refiner.refine_windows([dev_set.photo(detection.image_id)], [mask], [0])
+                (refined,) = refiner.refine_windows([dev_set.image(detection.image_id)], [mask], [0])
                 seconds += time.process_time() - begin
                 before, after = mask_iou(mask, truth), mask_iou(refined, truth)
                 rows.append((after, boundary_iou(refined, truth), after < before - _KEPT))
@@ -328,7 +328,7 @@ def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str,
 def settings(weights: str, data: Path, changes: Sequence[str], output: Path) -> None:
     """What can be changed without training: thresholds, depth, passes."""
     torch.set_num_threads(1)
-    dev_sets = list(_dev_sets(data, (), None))
+    dev_sets = list(load_dev_sets(data))
     for change in changes or ("",):
         refiner = load_refiner(weights, device="cpu")
         pairs = [pair.partition("=") for pair in change.split(",") if pair]

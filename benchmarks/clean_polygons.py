@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 import click
-from devval import _dev_sets, _refine_windows, _refiner
+from devsets import default_refiner, load_dev_sets, refine_windows
 
 from transfiner_refine.evaluation.coco_files import decode
 from transfiner_refine.evaluation.overlap import mask_iou
@@ -32,11 +32,11 @@ from transfiner_refine.formats.rle import RleMask
 )
 def main(dataset: Path, output: Path, weights: str, agreement: float) -> None:
     dataset = dataset.resolve()
-    (dev_set,) = _dev_sets(dataset.parent, (dataset.name,), None)
+    (dev_set,) = load_dev_sets(dataset.parent, (dataset.name,), None)
     entries = [entry for entry in dev_set.annotations.instances if not entry.is_crowd]
     masks = [decode(entry.mask) for entry in entries]
-    refine, _ = _refiner(weights, None, "auto")
-    refined, _ = _refine_windows(dev_set, "clean", [entry.image_id for entry in entries], masks, refine)
+    refine, _ = default_refiner(weights, None, "auto")
+    refined, _ = refine_windows(dev_set, "clean", [entry.image_id for entry in entries], masks, refine)
     overlaps = [mask_iou(before, after) for before, after in zip(masks, refined, strict=True)]
     redrawn = {
         entry.id: RleMask.from_window(after)

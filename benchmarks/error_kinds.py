@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-from devval import _dev_sets, _refine_windows, _refiner
+from devsets import default_refiner, load_dev_sets, refine_windows
 from numpy.typing import NDArray
 
 from transfiner_refine.evaluation.matched import matched_scores
@@ -211,7 +211,7 @@ KINDS: dict[str, Callable[[Photo, Mask, np.random.Generator], Mask]] = {
     "--yardstick", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="As devval.py."
 )
 @click.option("--kind", "kinds", type=click.Choice(list(KINDS)), multiple=True, help="Only this kind.")
-@click.option("--images", type=click.IntRange(1), help="Only the first images of each set.")
+@click.option("--images", type=click.IntRange(1), help="Only so many images of each set, evenly spaced.")
 @click.option("--device", default="auto", show_default=True)
 def main(
     data: Path, weights: str, yardstick: Path | None, kinds: Sequence[str], images: int | None, device: str
@@ -219,18 +219,18 @@ def main(
     """Spoil dev-val's true masks, refine them, and score both."""
     rows, totals = [], []
     try:
-        dev_sets = list(_dev_sets(data, (), images))
-        refine, headline = _refiner(weights, yardstick, device)
+        dev_sets = list(load_dev_sets(data, (), images))
+        refine, headline = default_refiner(weights, yardstick, device)
     except MaskRefineError as error:
         raise click.ClickException(str(error)) from error
     for kind in kinds or KINDS:
         for dev_set in dev_sets:
             image_ids, truth = dev_set.true_masks()
             spoilt = [
-                window_of(KINDS[kind](dev_set.photo(image_id), mask.paste(), np.random.default_rng(number)))
+                window_of(KINDS[kind](dev_set.image(image_id), mask.paste(), np.random.default_rng(number)))
                 for number, (image_id, mask) in enumerate(zip(image_ids, truth, strict=True))
             ]
-            after, _ = _refine_windows(dev_set, f"{dev_set.name} {kind}", image_ids, spoilt, refine)
+            after, _ = refine_windows(dev_set, f"{dev_set.name} {kind}", image_ids, spoilt, refine)
             scores = matched_scores(truth, spoilt, after, images=image_ids)
             summary = scores.summary["all"]
             assert summary.after is not None
