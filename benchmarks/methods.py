@@ -1,8 +1,10 @@
-"""What speed.py compares: our engines, another checkout of this project, and other refiners, behind one call."""
+"""What speed.py compares, behind one call: our engines, another checkout of this project, and other refiners.
+
+Our engines and the other checkout run in processes of their own, so that none gains by sharing one with its caller.
+"""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import pickle
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,21 @@ import click
 import numpy as np
 from devsets import warm_up
 from numpy.typing import NDArray
-from peers import PEERS
+from peers import PEERS, Peer
 
-from transfiner_refine import load_refiner
-from transfiner_refine.types import MaskRefineError, MaskWindow
+import transfiner_refine
+from transfiner_refine.types import MaskWindow
 
-__all__ = ["BASELINE", "Method", "commit_of", "load_ours", "load_peers", "started_baseline"]
+__all__ = ["BASELINE", "Method", "Stages", "commit_of", "load_baseline", "load_ours", "load_peers"]
 
 BASELINE = "baseline"
 """Name of the other checkout's row."""
 
-_WARM_UP = (40, 200, 600)  # px; a large and a small object may take different ways through a refiner
+_WARM_UP = (40, 200, 600)  # px; small and large objects may take different ways through a refiner
 
-Timed = tuple[MaskWindow, float]
+Image = NDArray[np.uint8]
+Stages = dict[str, tuple[float, float | None]]
+"""By name of the stage: CPU seconds, and floating-point operations if they are known."""
 
 
 @dataclass(frozen=True)
@@ -40,90 +44,95 @@ class Method:
 
     Attributes:
         name: of its row.
-        group: "ours", "baseline" or "peer".
+        is_peer: a refiner of another project.
         refine: from an RGB image and a coarse mask to the refined one, and CPU seconds.
-        refiner: the loaded refiner, for ours.
+        stages: the time by stage of refining these images and masks; None where it is not known.
     """
 
     name: str
-    group: str
-    refine: Callable[[NDArray[np.uint8], MaskWindow], Timed]
-    refiner: Any = None
+    is_peer: bool
+    refine: Callable[[Image, MaskWindow], tuple[MaskWindow, float]]
+    stages: Callable[[Sequence[tuple[Image, MaskWindow]]], Stages | None] = lambda _: None
 
 
-def load_ours(rows: Sequence[str], weights: str | None) -> Iterator[Method]:
+class Worker:
+    """A refiner in another process; see ``speed_worker.py``.
+
+    Attributes:
+        refusal: why it could not be loaded; None if it was.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self._process = process
+        self._image: Image | None = None  # that the process has
+        imported, self.refusal = self._answer()
+        if Path(imported).resolve() != folder.resolve():
+            raise click.ClickException(f"{folder}: has no transfiner_refine; {imported} was imported instead")
+
+    def refine(self, image: Image, mask: MaskWindow) -> tuple[MaskWindow, float]:
+        if self._image is not image:
+            self._ask("image", image)
+            self._image = image
+        window, seconds = self._ask("refine", _fields(mask))
+        return MaskWindow(*window), seconds
+
+    def stages(self, inputs: Sequence[tuple[Image, MaskWindow]]) -> Stages | None:
+        return self._ask("stages", [(image, _fields(mask)) for image, mask in inputs])
+
+    def _ask(self, name: str, content: Any) -> Any:
+        assert self._process.stdin is not None
+        pickle.dump((name, content), self._process.stdin)
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        try:
+            return pickle.load(self._process.stdout)
+        except EOFError as error:
+            raise click.ClickException("a refiner's process ended; its error is above") from error
+
+
+def load_ours(rows: Sequence[str], weights: str | None, stack: ExitStack) -> Iterator[Method]:
     """Our engines; one that the installed package refuses is skipped with a line that says why.
 
     Args:
         rows: "ENGINE-PRECISION", "PRECISION", or "NAME={…}" with the keyword arguments of ``load_refiner`` as JSON.
         weights: name or path; None for the shipped ones.
+        stack: ends the processes.
     """
+    folder = Path(transfiner_refine.__file__).parent.parent
     for row in rows:
         name, settings = _settings(row)
-        if weights is not None:
-            settings = {"weights": weights, **settings}
-        settings.setdefault("device", "cpu")
-        try:
-            inspect.signature(load_refiner).bind(**settings)
-        except TypeError as error:
-            click.echo(f"skipped {name}: load_refiner has {error}")
-            continue
-        try:
-            refiner = load_refiner(**settings)
-        except (MaskRefineError, ImportError) as error:
-            click.echo(f"skipped {name}: {error}")
-            continue
-        yield _timed(name, "ours", _one_window(refiner), refiner)
+        given = {} if weights is None else {"weights": weights}
+        worker = stack.enter_context(_started(folder, {"device": "cpu", **given, **settings}))
+        if worker.refusal is None:
+            yield _warm(name, worker)
+        else:
+            click.echo(f"skipped {name}: {worker.refusal}")
+
+
+def load_baseline(folder: Path, stack: ExitStack) -> Method:
+    """The refiner of another checkout with its shipped weights and defaults.
+
+    Raises:
+        click.ClickException: it cannot be loaded.
+    """
+    worker = stack.enter_context(_started(folder, {"device": "cpu"}))
+    if worker.refusal is not None:
+        raise click.ClickException(f"{folder}: {worker.refusal}")
+    return _warm(BASELINE, worker)
 
 
 def load_peers(names: Sequence[str]) -> Iterator[Method]:
     """Other refiners; one whose package is missing is skipped with a line that says what to install."""
     for name in names:
         peer = PEERS[name]
-        if peer.is_installed():
-            yield _timed(name, "peer", peer.refine)
-        else:
+        if not peer.is_installed():
             click.echo(f"skipped {name}: pip install {peer.package}")
-
-
-@contextmanager
-def started_baseline(folder: Path) -> Iterator[Method]:
-    """The refiner of another checkout, in a process of its own with the same interpreter.
-
-    Raises:
-        click.ClickException: the process ended, or imported another package than the folder's.
-    """
-    worker = Path(__file__).with_name("baseline_worker.py")
-    environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
-    process = subprocess.Popen(
-        [sys.executable, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    held: NDArray[np.uint8] | None = None  # the image the worker has
-
-    def send(name: str, content: Any) -> None:
-        pickle.dump((name, content), process.stdin)
-
-    def refine(image: NDArray[np.uint8], mask: MaskWindow) -> Timed:
-        nonlocal held
-        if held is not image:
-            send("image", image)
-            held = image
-        send("mask", (mask.values, mask.x, mask.y, mask.image_size))
-        process.stdin.flush()
-        window, seconds = _answer(process)
-        return MaskWindow(*window), seconds
-
-    try:
-        imported = _answer(process)
-        if Path(imported).resolve() != folder.resolve():
-            raise click.ClickException(f"{folder}: has no transfiner_refine; {imported} was imported instead")
-        warm_up(lambda image, masks: [refine(image, masks[0])[0]], _WARM_UP)
-        yield Method(BASELINE, "baseline", refine)
-    finally:
-        process.stdin.close()
-        process.wait()
+            continue
+        warm_up(lambda image, masks, peer=peer: [peer.refine(image, masks[0])])
+        yield Method(name, True, _timed(peer))
 
 
 def commit_of(folder: Path) -> str:
@@ -135,6 +144,33 @@ def commit_of(folder: Path) -> str:
 
     commit = git("rev-parse", "--short", "HEAD")
     return "unknown" if commit is None else commit + "+" * bool(git("status", "--porcelain", "-uno"))
+
+
+@contextmanager
+def _started(folder: Path, settings: dict[str, Any]) -> Iterator[Worker]:
+    """A process with the package of a folder and the same interpreter."""
+    script = Path(__file__).with_name("speed_worker.py")
+    with subprocess.Popen(
+        [sys.executable, str(script), json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(folder.resolve())},
+    ) as process:  # which closes the pipes and waits; the worker ends with its input
+        yield Worker(process, folder)
+
+
+def _warm(name: str, worker: Worker) -> Method:
+    warm_up(lambda image, masks: [worker.refine(image, masks[0])[0]], _WARM_UP)
+    return Method(name, False, worker.refine, worker.stages)
+
+
+def _timed(peer: Peer) -> Callable[[Image, MaskWindow], tuple[MaskWindow, float]]:
+    def refine(image: Image, mask: MaskWindow) -> tuple[MaskWindow, float]:
+        begin = time.process_time()
+        after = peer.refine(image, mask)
+        return after, time.process_time() - begin
+
+    return refine
 
 
 def _settings(row: str) -> tuple[str, dict[str, Any]]:
@@ -149,34 +185,5 @@ def _settings(row: str) -> tuple[str, dict[str, Any]]:
     return name, {"engine": engine, "precision": precision} if engine else {"precision": precision}
 
 
-def _one_window(refiner: Any) -> Callable[[NDArray[np.uint8], MaskWindow], MaskWindow]:
-    def refine(image: NDArray[np.uint8], mask: MaskWindow) -> MaskWindow:
-        (after,) = refiner.refine_windows([image], [mask], [0])
-        return after
-
-    return refine
-
-
-def _timed(
-    name: str,
-    group: str,
-    refine: Callable[[NDArray[np.uint8], MaskWindow], MaskWindow],
-    refiner: Any = None,
-) -> Method:
-    """A refiner of this process, warmed up, with the CPU seconds of each call."""
-
-    def timed(image: NDArray[np.uint8], mask: MaskWindow) -> Timed:
-        begin = time.process_time()
-        after = refine(image, mask)
-        return after, time.process_time() - begin
-
-    warm_up(lambda image, masks: [refine(image, masks[0])], _WARM_UP if group == "ours" else _WARM_UP[:1])
-    return Method(name, group, timed, refiner)
-
-
-def _answer(process: subprocess.Popen[bytes]) -> Any:
-    assert process.stdout is not None
-    try:
-        return pickle.load(process.stdout)
-    except EOFError as error:
-        raise click.ClickException("the baseline's process ended; its error is above") from error
+def _fields(mask: MaskWindow) -> tuple[Any, int, int, tuple[int, int]]:
+    return mask.values, mask.x, mask.y, mask.image_size

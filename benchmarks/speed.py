@@ -22,15 +22,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 import cv2
 import numpy as np
-import torch
 from devsets import DevSet, check_kinds, load_dev_sets
-from methods import BASELINE, Method, commit_of, load_ours, load_peers, started_baseline
+from methods import BASELINE, Method, Stages, commit_of, load_baseline, load_ours, load_peers
 from numpy.typing import NDArray
 from peers import PEERS, crop_box
 from tqdm import tqdm
@@ -112,7 +112,7 @@ class Group:
 @click.option("--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=_DEFAULT_PEERS)
 @click.option("--no-peers", is_flag=True, help="No other refiners.")
 @click.option("--set", "sets", multiple=True, help="Only this set; may be given several times.")
-@click.option("--kind", "kinds", multiple=True, default=KINDS, show_default=True, help="As --set.")
+@click.option("--kind", "kinds", multiple=True, help=f"As --set.  [default: {', '.join(KINDS)}]")
 @click.option("--images", type=click.IntRange(1), help="Only so many images of each set, evenly spaced.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Numbers.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="The tables.")
@@ -131,16 +131,20 @@ def main(
     markdown: Path | None,
     plots: Path | None,
 ) -> None:
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    if hasattr(
+        os, "sched_setaffinity"
+    ):  # else each process keeps to a core of its own, one busier than the other
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     headline = _headline(baseline)
     with ExitStack() as stack:
         try:
             dev_sets = list(load_dev_sets(data, sets, images))
             check_kinds(dev_sets, kinds)
-            methods = list(load_ours(ours, weights))
+            kinds = kinds or KINDS
+            methods = list(load_ours(ours, weights, stack))
             if baseline is not None:
-                methods.append(stack.enter_context(started_baseline(baseline)))
+                methods.append(load_baseline(baseline, stack))
             if not no_peers:
                 methods += load_peers(peers)
             if not methods:
@@ -173,7 +177,7 @@ def main(
         json_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
-        shown = [method.name for method in methods if method.group != "peer"]
+        shown = [method.name for method in methods if not method.is_peer]
         _plot(plots / "ms_by_outline.png", instances, shown, "outline", "outline of the coarse mask, px")
         _plot(plots / "ms_by_roi_side.png", instances, shown, "roi_side", "side of the RoI, px")
 
@@ -199,7 +203,7 @@ def _headline(baseline: Path | None) -> str:
     here = Path(__file__).resolve().parent.parent
     other = "" if baseline is None else f", baseline {commit_of(baseline)}"
     return (
-        f"transfiner-refine {__version__} {commit_of(here)}{other}, torch {torch.__version__}\n"
+        f"transfiner-refine {__version__} {commit_of(here)}{other}, torch {version('torch')}\n"
         f"one thread of {processor}"
     )
 
@@ -297,30 +301,24 @@ def _mean(scores: Sequence[Score]) -> Score:
     return Score(mean("iou"), mean("boundary_iou"), mean("worse"), mean("ms"))
 
 
-def _stages(
-    dev_sets: Sequence[DevSet], kinds: Sequence[str], methods: Sequence[Method]
-) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """By method that offers it and by stage: CPU milliseconds and operations an instance."""
-    offering = [method for method in methods if hasattr(method.refiner, "timed_stages")]
-    if not offering:
-        return {}
-    inputs = []
+def _stages(dev_sets: Sequence[DevSet], kinds: Sequence[str], methods: Sequence[Method]) -> dict[str, Stages]:
+    """By method that offers it: CPU seconds and operations of each stage, an instance."""
+    inputs: list[tuple[NDArray[np.uint8], MaskWindow]] = []
     per_set = max(_STAGE_INSTANCES // len(dev_sets), 1)
     for dev_set in dev_sets:
         for kind in dev_set.kinds(kinds)[:1]:
             coarse, matches, _ = _counted(dev_set, kind)
             chosen = matches[:: max(len(matches) // per_set, 1)][:per_set]
-            inputs += [(image, mask) for _, image, mask in _inputs(dev_set, f"{kind} stages", coarse, chosen)]
-    result = {}
-    for method in offering:
-        with method.refiner.timed_stages() as stages:
-            for image, mask in inputs:
-                method.refine(image, mask)
-        result[method.name] = {
-            stage: (1000 * seconds / len(inputs), None if flops is None else flops / len(inputs))
+            inputs += [(image, mask) for _, image, mask in _inputs(dev_set, kind, coarse, chosen)]
+    found = {method.name: method.stages(inputs) for method in methods}
+    return {
+        name: {
+            stage: (seconds / len(inputs), None if flops is None else flops / len(inputs))
             for stage, (seconds, flops) in stages.items()
         }
-    return result
+        for name, stages in found.items()
+        if stages is not None
+    }
 
 
 def _table(groups: Sequence[Group]) -> Table:
@@ -343,12 +341,12 @@ def _cells(score: Score) -> list[str]:
     ]
 
 
-def _stage_table(name: str, stages: dict[str, tuple[float, float | None]], peak: float) -> Table:
+def _stage_table(name: str, stages: Stages, peak: float) -> Table:
     """Time of each stage, and what its operations would take at the float32 peak of the core."""
     rows = []
-    for stage, (ms, flops) in stages.items():
+    for stage, (seconds, flops) in stages.items():
         limit = ["–", "–"] if flops is None else [f"{flops / 1e9:.3f}", f"{1000 * flops / peak:.2f}"]
-        rows.append([stage, f"{ms:.2f}", *limit])
+        rows.append([stage, f"{1000 * seconds:.2f}", *limit])
     return Table(f"{name} by stage, an instance", ["stage", "ms", "GFLOP", "limit ms (fp32)"], rows)
 
 
