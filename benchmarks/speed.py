@@ -5,8 +5,10 @@
     python benchmarks/speed.py --data DEVVAL --ours 'no tiles={"precision": "fp32", "close_ups": false}'
 
 Masks, measures and the instances that count are devval.py's; only those instances are refined, one at a time. Each is
-refined by every method before the next, in an order that rotates, so that a busy machine slows all alike. Times are CPU
-milliseconds of one thread without reading the image; on a shared machine their ratios count.
+refined by every method before the next, in random order, so that a busy machine slows all alike. Times are CPU
+milliseconds of one thread without reading the image; on a shared machine their ratios count. With a load of five to
+eight on two cores, the same code on both sides came to ratios of 0.93 to 1.14 over 22 to 138 instances; to tell
+smaller differences, take more instances or a quiet machine.
 
 An engine that offers ``timed_stages()`` is measured by stage as well. That is a context manager; it yields a dictionary
 from the stage's name to its CPU seconds and its floating-point operations (or None), sums over all that was refined.
@@ -223,9 +225,9 @@ def _refined(dev_set: DevSet, kind: str, methods: Sequence[Method]) -> tuple[Gro
     after: dict[str, list[MaskWindow]] = {method.name: [] for method in methods}
     instances = []
     for number, (index, image, mask) in enumerate(_inputs(dev_set, kind, coarse, matches)):
-        turn = number % len(methods)
         ms = {}
-        for method in (*methods[turn:], *methods[:turn]):
+        for turn in np.random.default_rng(number).permutation(len(methods)):
+            method = methods[turn]
             window, seconds = method.refine(image, mask)
             after[method.name].append(window)
             ms[method.name] = 1000 * seconds
