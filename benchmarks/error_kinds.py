@@ -234,6 +234,8 @@ def main(
             scores = matched_scores(truth, spoilt, after, images=image_ids)
             summary = scores.summary["all"]
             assert summary.after is not None
+            if not summary.count:
+                continue
             values = [
                 summary.before.iou,
                 summary.after.iou,
