@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 
 from transfiner_refine import Refiner, load_refiner
 from transfiner_refine.device import choose_device, choose_precision
-from transfiner_refine.refine.roi import roi_around
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.weights import find_weights
+from transfiner_refine.refine.engine import size_class
+from transfiner_refine.refine.instance import step_input
+from transfiner_refine.refine.roi import paste_into_roi, roi_around
+from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.refiner import window_of
 from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
@@ -57,7 +62,25 @@ def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 @pytest.fixture(scope="module")
 def refiner() -> Refiner:
-    return load_refiner(device="cpu")
+    """What ``load_refiner`` chooses for a CPU."""
+    return native(load_refiner(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def in_torch() -> Refiner:
+    return native(load_refiner(device="cpu", engine="torch"))
+
+
+def native(loaded: object) -> Refiner:
+    assert isinstance(loaded, Refiner)
+    return loaded
+
+
+def with_settings(**settings: object) -> Refiner:
+    """The default model in PyTorch, with other thresholds and limits."""
+    network = load_network(find_weights("lite"))
+    network.config = replace(network.config, **settings)  # type: ignore[arg-type]
+    return Refiner(TorchEngine(network, "cpu"))
 
 
 def test_coarse_masks_come_back_closer_to_the_truth(refiner: Refiner) -> None:
@@ -71,27 +94,66 @@ def test_coarse_masks_come_back_closer_to_the_truth(refiner: Refiner) -> None:
     assert after > before + 0.01
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_masks_do_not_depend_on_the_batch_size(refiner: Refiner, batch_size: int) -> None:
-    scenes = [scene(seed) for seed in range(3)]
-    images = [image for image, _ in scenes]
+@pytest.fixture(scope="module")
+def several() -> tuple[list[NDArray[np.uint8]], list[MaskWindow], list[int]]:
+    """Images, coarse masks, and the image of each mask."""
+    scenes = [scene(seed) for seed in range(2)]
     windows = [window_of(coarsen(mask)) for _, masks in scenes for mask in masks]
-    index = [i for i, (_, masks) in enumerate(scenes) for _ in masks]
-    alone = [refiner.refine_windows([images[i]], [w], [0])[0] for w, i in zip(windows, index, strict=True)]
-    together = load_refiner(device="cpu", batch_size=batch_size).refine_windows(images, windows, index)
+    return [image for image, _ in scenes], windows, [i for i, (_, masks) in enumerate(scenes) for _ in masks]
+
+
+@pytest.fixture(scope="module")
+def alone(
+    in_torch: Refiner, several: tuple[list[NDArray[np.uint8]], list[MaskWindow], list[int]]
+) -> list[MaskWindow]:
+    """What each comes to by itself."""
+    images, windows, index = several
+    return [
+        in_torch.refine_windows([images[i]], [window], [0], soft=True)[0]
+        for window, i in zip(windows, index, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_masks_do_not_depend_on_the_batch_size(
+    in_torch: Refiner,
+    several: tuple[list[NDArray[np.uint8]], list[MaskWindow], list[int]],
+    alone: list[MaskWindow],
+    batch_size: int,
+) -> None:
+    together = Refiner(in_torch.runs, batch_size=batch_size).refine_windows(*several, soft=True)
     for a, b in zip(alone, together, strict=True):
         assert (a.x, a.y) == (b.x, b.y)
         assert np.array_equal(a.values, b.values)
 
 
-def test_one_pass_over_several_instances_gives_what_each_gets_alone(refiner: Refiner) -> None:
-    # what a GPU does; on a CPU the refiner takes one instance at a time, so ask the network directly
+def test_masks_do_not_depend_on_their_order(
+    in_torch: Refiner,
+    several: tuple[list[NDArray[np.uint8]], list[MaskWindow], list[int]],
+    alone: list[MaskWindow],
+) -> None:
+    images, windows, index = several
+    turned = in_torch.refine_windows(images, windows[::-1], index[::-1], soft=True)
+    for a, b in zip(alone, turned[::-1], strict=True):
+        assert (a.x, a.y) == (b.x, b.y)
+        assert np.array_equal(a.values, b.values)
+
+
+def test_one_pass_over_several_instances_gives_what_each_gets_alone(in_torch: Refiner) -> None:
+    # what a GPU does; on a CPU the refiner takes one instance at a time, so ask the engine directly
     image, masks = scene(5)
     windows = [window_of(coarsen(mask)) for mask in masks]
-    rois = [roi_around(window, refiner.config) for window in windows]
-    batch = refiner._refine_batch([image] * len(windows), windows, rois)
-    for window, roi, together in zip(windows, rois, batch, strict=True):
-        (alone,) = refiner._refine_batch([image], [window], [roi])
+    rois = [roi_around(window, in_torch.config) for window in windows]
+    size = size_class(in_torch.config, max(roi.side for roi in rois), nodes=True)
+    side = size.side(in_torch.config)
+    inputs = [step_input(image, window, roi, side) for window, roi in zip(windows, rois, strict=True)]
+    pixels, coarse = (np.concatenate(parts) for parts in zip(*inputs, strict=True))
+    batch = in_torch.runs.step(size, pixels, coarse)
+    for i, (window, roi) in enumerate(zip(windows, rois, strict=True)):
+        alone, together = (
+            paste_into_roi(probability[j], relabelled[j], window, roi)
+            for (probability, relabelled), j in ((in_torch.runs.step(size, *inputs[i]), 0), (batch, i))
+        )
         assert np.mean((alone >= 0.5) != (together >= 0.5)) < 1e-3
         np.testing.assert_allclose(alone, together, atol=5e-3)
 
@@ -102,7 +164,11 @@ def test_close_ups_sharpen_large_objects_and_leave_small_ones_to_the_passes(refi
     coarse = np.stack([coarsen(mask) for mask in truth])
     small = image[::2, ::2], coarse[:, ::2, ::2]
     assert np.array_equal(refiner.refine(*small), without.refine(*small))
-    image = cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    image, truth, coarse = (
+        cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC),
+        truth[2:],
+        coarse[2:],
+    )
     truth, coarse = (
         np.stack([cv2.resize(mask.astype(np.float32), None, fx=3, fy=3) >= 0.5 for mask in masks])
         for masks in (truth, coarse)
@@ -110,12 +176,6 @@ def test_close_ups_sharpen_large_objects_and_leave_small_ones_to_the_passes(refi
     close, far = refiner.refine(image, coarse), without.refine(image, coarse)
     gain = [iou(c, t) - iou(f, t) for c, f, t in zip(close, far, truth, strict=True)]
     assert np.mean(gain) > 0.001
-
-
-def test_the_order_of_masks_does_not_matter(refiner: Refiner) -> None:
-    image, masks = scene(3)
-    coarse = np.stack([coarsen(mask) for mask in masks])
-    assert np.array_equal(refiner.refine(image, coarse)[::-1], refiner.refine(image, coarse[::-1]))
 
 
 def test_soft_results_are_probabilities_whose_threshold_is_the_hard_result(refiner: Refiner) -> None:
@@ -135,17 +195,19 @@ def test_soft_masks_are_taken_as_they_are(refiner: Refiner) -> None:
     assert iou(refined[0], masks[3]) >= iou(soft[0] >= 0.5, masks[3]) - 0.005
 
 
-def test_specks_vanish_from_a_mask_that_is_right_otherwise(refiner: Refiner) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_specks_vanish_from_a_mask_that_is_right_otherwise(refiner: Refiner, seed: int) -> None:
     image, masks = scene(3)
-    good = refiner.refine(image, coarsen(masks[3])[None])[0]
-    rng = np.random.default_rng(0)
+    good = masks[3]
+    rng = np.random.default_rng(seed)
     near = cv2.dilate(good.view(np.uint8), np.ones((21, 21), np.uint8)).astype(bool)
     spoilt = good ^ (near & (rng.random(good.shape) < 0.08))
     refined = refiner.refine(image, spoilt[None])[0]
     assert iou(spoilt, good) < 0.9
-    areas = cv2.connectedComponentsWithStats(refined.view(np.uint8))[2][1:, cv2.CC_STAT_AREA]
-    assert areas.max() >= areas.sum() - 2  # one piece, but for a stray pixel at its outline
     assert iou(refined, good) > 0.98
+    areas = cv2.connectedComponentsWithStats(refined.view(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+    # one piece, but for a few stray pixels at its outline
+    assert areas.sum() - areas.max() < 0.03 * np.count_nonzero(spoilt != good)
 
 
 def test_an_island_vanishes_from_a_mask_whose_outline_is_kept(refiner: Refiner) -> None:
@@ -157,8 +219,7 @@ def test_an_island_vanishes_from_a_mask_whose_outline_is_kept(refiner: Refiner) 
     island = cv2.circle(np.zeros(good.shape, np.uint8), centre, side // 12, 1, -1).astype(bool)
     assert island.any()
     assert not (island & good).any()
-    lenient = load_refiner(device="cpu")
-    lenient.config = replace(lenient.config, keep_shift=0.05)  # so that this outline counts as agreed upon
+    lenient = with_settings(keep_shift=0.05)  # so that this outline counts as agreed upon
     refined = lenient.refine(image, (good | island)[None])[0]
     assert not (refined & island).any()
     assert np.count_nonzero(refined != good) < 0.001 * np.count_nonzero(good)
@@ -211,15 +272,8 @@ def test_a_window_of_another_image_size_is_refused(refiner: Refiner) -> None:
 def test_a_tree_may_end_on_any_level(relabel: float, root: float, child: float) -> None:
     image, masks = scene(4)
     coarse = np.stack([coarsen(mask) for mask in masks])
-    cut = load_refiner(device="cpu")
-    margin = 2.0 if relabel > 1 else cut.config.relabel_margin
-    cut.config = replace(
-        cut.config,
-        relabel_threshold=relabel,
-        relabel_margin=margin,
-        root_threshold=root,
-        child_threshold=child,
-    )
+    no_margin = {"relabel_margin": 2.0} if relabel > 1 else {}
+    cut = with_settings(relabel_threshold=relabel, root_threshold=root, child_threshold=child, **no_margin)
     refined = cut.refine(image, coarse)
     if relabel > 1:  # nothing is labelled anew: nothing may change
         assert np.array_equal(refined, coarse)
@@ -227,14 +281,16 @@ def test_a_tree_may_end_on_any_level(relabel: float, root: float, child: float) 
         assert np.mean([iou(r, t) for r, t in zip(refined, masks, strict=True)]) > 0.75
 
 
-def test_features_of_a_fine_level_are_narrow_and_the_finest_level_has_none(refiner: Refiner) -> None:
+def test_features_of_a_fine_level_are_narrow_and_the_finest_level_has_none(in_torch: Refiner) -> None:
     """Dense maps: at most half the channels on every next level, and none at 448×448 but one-channel masks."""
     image, masks = scene(4)
     seen: list[tuple[int, ...]] = []
-    inner = [m for name, m in refiner.network.named_modules() if name and not name.startswith("backbone")]
+    assert isinstance(in_torch.runs, TorchEngine)
+    network = in_torch.runs.network
+    inner = [m for name, m in network.named_modules() if name and not name.startswith("backbone")]
     hooks = [m.register_forward_hook(lambda _m, _i, out: seen.extend(shapes_of(out))) for m in inner]
     try:
-        refiner.refine(image, coarsen(masks[3])[None])
+        in_torch.refine(image, coarsen(masks[3])[None])
     finally:
         for hook in hooks:
             hook.remove()
@@ -266,14 +322,32 @@ def test_unknown_devices_and_precisions_name_what_there_is() -> None:
         choose_device("cuda:99")
     with pytest.raises(DeviceError, match="unknown precision 'int3'"):
         choose_precision("int3", torch.device("cpu"))
+    with pytest.raises(DeviceError, match="unknown engine 'tensorflow'; known: auto, torch, onnx"):
+        load_refiner(device="cpu", engine="tensorflow")
+    with pytest.raises(DeviceError, match="PyTorch does not compute in int8"):
+        load_refiner(device="cpu", engine="torch", precision="int8")
     assert choose_precision("auto", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cuda", torch.float16), ("cuda:0", torch.float16), ("cuda:1", torch.bfloat16)]
+)
+def test_the_precision_is_chosen_for_the_card_that_is_used(
+    device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = {None: (7, 5), 0: (7, 5), 1: (8, 0)}  # a T4 and an A100; there need be no card here
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device=None: cards[torch.device(device).index]
+    )
+    assert choose_precision("auto", torch.device(device)) == dtype
+    assert choose_precision("fp32", torch.device(device)) == torch.float32
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("precision", "share"), [("fp32", 1e-4), ("bf16", 5e-3)])
-def test_a_gpu_gives_the_masks_of_the_cpu(refiner: Refiner, precision: str, share: float) -> None:
+def test_a_gpu_gives_the_masks_of_the_cpu(in_torch: Refiner, precision: str, share: float) -> None:
     image, masks = scene(6)
     coarse = np.stack([coarsen(mask) for mask in masks])
     on_gpu = load_refiner(device="cuda", precision=precision).refine(image, coarse)
-    assert np.mean(on_gpu != refiner.refine(image, coarse)) < share
+    assert np.mean(on_gpu != in_torch.refine(image, coarse)) < share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
@@ -10,13 +11,21 @@ import pytest
 from numpy.typing import NDArray
 
 from transfiner_refine import Refiner, load_refiner
+from transfiner_refine.explain import Names, explain
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.model.weights import find_weights
+from transfiner_refine.refine.engine import SizeClass
+from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.trace import Trace, trace
-from transfiner_refine.types import InputError
+from transfiner_refine.types import DeviceError, InputError
 
 
 @pytest.fixture(scope="module")
 def refiner() -> Refiner:
-    return load_refiner(device="cpu", engine="torch")
+    refiner = load_refiner(device="cpu", engine="torch")
+    assert isinstance(refiner, Refiner)
+    return refiner
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +111,46 @@ def test_an_empty_mask_cannot_be_traced(
 ) -> None:
     with pytest.raises(InputError, match="the mask is empty"):
         trace(refiner, scene[0], np.zeros_like(scene[1]))
+
+
+def test_a_trace_of_a_tree_without_nodes_can_be_drawn(
+    scene: tuple[NDArray[np.uint8], NDArray[np.bool_]],
+) -> None:
+    network = load_network(find_weights("lite"))
+    network.config = replace(network.config, root_threshold=1.1)
+    image, mask = scene
+    traced = trace(Refiner(TorchEngine(network, "cpu")), image, mask)
+    (level,) = traced.passes[0].levels
+    assert (level.grid, len(level)) == (28, 0)
+    assert traced.passes[0].relabelled.any()  # by the dense decoder
+    assert explain(image, traced, Names("photo", "mask", "lite")).width == 2400
+
+
+class StepsAlone:
+    """An engine that says nothing of how it came to its results."""
+
+    name, device, precision = "steps alone", "cpu", "fp32"
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.engine: TorchEngine = engine
+        self.config: RefinerConfig = engine.config
+
+    def step(
+        self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        return self.engine.step(size, pixels, coarse)
+
+    def prepare_thread(self) -> None:
+        self.engine.prepare_thread()
+
+
+def test_an_engine_that_keeps_no_trace_is_refused_with_the_one_that_does(
+    refiner: Refiner, scene: tuple[NDArray[np.uint8], NDArray[np.bool_]]
+) -> None:
+    assert isinstance(refiner.runs, TorchEngine)
+    other = Refiner(StepsAlone(refiner.runs))
+    with pytest.raises(
+        DeviceError, match='steps alone engine keeps no trace; load the refiner with engine="torch"'
+    ):
+        trace(other, *scene)
+    assert np.array_equal(other.refine(scene[0], scene[1][None]), refiner.refine(scene[0], scene[1][None]))

@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from transfiner_refine import Refiner, load_refiner
 from transfiner_refine.cli import main
 from transfiner_refine.evaluation.error_analysis import analyse_errors, instance_errors
+from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.weights import find_weights
+from transfiner_refine.refine.torch_engine import TorchEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def refiner() -> Refiner:
-    return load_refiner(device="cpu")
+    refiner = load_refiner(device="cpu", engine="torch")
+    assert isinstance(refiner, Refiner)
+    return refiner
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +59,13 @@ def test_counts_of_an_instance_agree_with_each_other(
     assert row.levels[0].grid == 28
 
 
-def test_a_quadtree_over_everything_has_a_perfect_oracle(
-    refiner: Refiner, case: tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]
+def test_where_everything_is_labelled_anew_the_oracle_is_perfect(
+    case: tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]],
 ) -> None:
     image, truth, coarse = case
-    everywhere = load_refiner(device="cpu")
-    everywhere.config = replace(refiner.config, relabel_threshold=0.0)
-    row = instance_errors(everywhere, image, truth, coarse)
+    network = load_network(find_weights("lite"))
+    network.config = replace(network.config, relabel_threshold=0.0)
+    row = instance_errors(Refiner(TorchEngine(network, "cpu")), image, truth, coarse)
     assert row.covered == row.region
     assert row.wrong_inside == row.wrong
     assert row.oracle.iou == row.oracle.boundary_iou == 1

@@ -22,7 +22,9 @@ NAMES = Names("photo.jpg", "mask.png", "lite")
 
 @pytest.fixture(scope="module")
 def refiner() -> Refiner:
-    return load_refiner(device="cpu")
+    refiner = load_refiner(device="cpu", engine="torch")
+    assert isinstance(refiner, Refiner)
+    return refiner
 
 
 def disc(height: int, width: int, radius: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

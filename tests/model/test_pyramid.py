@@ -1,4 +1,4 @@
-"""Sampling at nodes against torchvision's dense RoIAlign."""
+"""Reading at nodes: sampling against torchvision's dense RoIAlign, and the cells around a node."""
 
 from __future__ import annotations
 
@@ -8,51 +8,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from transfiner_refine.model.pyramid import FeatureMap, roi_align_at_nodes
+from transfiner_refine.model.pyramid import FeatureMap, first_rows
+from transfiner_refine.model.quadtree import QuadtreeNodes, root_cells
 
-coordinate = st.floats(-4, 24, allow_nan=False, width=32)
 
-
-@settings(max_examples=40, deadline=None)
-@given(
-    x0=coordinate,
-    y0=coordinate,
-    width=st.floats(0.5, 20, width=32),
-    height=st.floats(0.5, 20, width=32),
-    grid=st.sampled_from([7, 14, 28, 56]),
-    ratio=st.sampled_from([0, 1, 2, 3]),
-    seed=st.integers(0, 1000),
-)
-def test_roi_align_at_a_node_equals_torchvision_at_that_cell(
-    x0: float, y0: float, width: float, height: float, grid: int, ratio: int, seed: int
+@settings(max_examples=40)
+@given(grid=st.integers(2, 60), seed=st.integers(0, 1000))
+def test_a_sample_at_a_node_equals_torchvisions_roi_align_of_the_whole_map_at_that_cell(
+    grid: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.randn(2, 5, 17, 20, generator=generator)
-    box = torch.tensor([x0, y0, x0 + width, y0 + height])
-    dense = roi_align(
-        maps, [box[None], box[None]], grid, sampling_ratio=ratio, aligned=True
-    )  # [2, 5, grid, grid]
-    batch = torch.randint(2, (40,), generator=generator)
-    y = torch.randint(grid, (40,), generator=generator)
-    x = torch.randint(grid, (40,), generator=generator)
-    at_nodes = roi_align_at_nodes(FeatureMap.of(maps), batch, box.expand(40, 4), grid, y, x, ratio)
-    torch.testing.assert_close(at_nodes, dense[batch, :, y, x], atol=1e-5, rtol=1e-5)
+    maps = torch.randn(2, 5, grid, grid, generator=generator)
+    finer = 2 * grid
+    whole = torch.tensor([[0.0, 0.0, grid, grid]])
+    dense = roi_align(maps, [whole, whole], finer, sampling_ratio=1, aligned=True)  # [2, 5, finer, finer]
+    y, x = (torch.randint(finer, (2, 40), generator=generator) for _ in range(2))
+    y[:, 0] = x[:, 1] = 0
+    y[:, 2] = x[:, 3] = finer - 1
+    sampled = FeatureMap.of(maps).sample(y, x)
+    assert sampled.shape == (2, 40, 5)
+    for i in range(2):
+        torch.testing.assert_close(sampled[i], dense[i][:, y[i], x[i]].T, atol=1e-5, rtol=1e-5)
 
 
-def test_a_node_over_the_whole_map_on_its_own_grid_reads_the_cell_itself() -> None:
-    maps = torch.randn(1, 3, 28, 28)
-    y, x = torch.tensor([0, 5, 27]), torch.tensor([27, 9, 0])
-    batch = torch.zeros(3, dtype=torch.long)
-    box = torch.tensor([0.0, 0.0, 28.0, 28.0]).expand(3, 4)
-    features = FeatureMap.of(maps)
-    sampled = roi_align_at_nodes(features, batch, box, 28, y, x)
-    torch.testing.assert_close(sampled, features.at(batch, y, x))
+def test_reading_the_maps_own_cells_is_roi_align_on_its_own_grid() -> None:
+    maps = torch.randn(2, 3, 28, 28)
+    cells = root_cells(28, maps).cell
+    read = FeatureMap.of(maps).read(cells + first_rows(cells, 28))
+    whole = torch.tensor([[0.0, 0.0, 28.0, 28.0]])
+    dense = roi_align(maps, [whole, whole], 28, sampling_ratio=1, aligned=True)
+    torch.testing.assert_close(read, dense.flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (0, 3), (3, 0), (3, 3)])
-def test_the_neighbourhood_repeats_cells_at_the_edge(corner: tuple[int, int]) -> None:
-    maps = torch.arange(16.0).view(1, 1, 4, 4)
-    y, x = (torch.tensor([v]) for v in corner)
-    padded = torch.nn.functional.pad(maps, (1, 1, 1, 1), mode="replicate")[0, 0]
-    expected = padded[corner[0] : corner[0] + 3, corner[1] : corner[1] + 3].flatten()
-    assert torch.equal(FeatureMap.of(maps).neighbourhood(torch.tensor([0]), y, x)[0], expected)
+def test_every_instance_reads_its_own_map() -> None:
+    maps = torch.randn(3, 4, 7, 7)
+    y, x = (torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    read = FeatureMap.of(maps).read(y * 7 + x + first_rows(y, 7))
+    assert read.shape == (3, 6, 4)
+    for i in range(3):
+        assert torch.equal(read[i], maps[i][:, y[i], x[i]].T)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_neighbourhood_repeats_cells_at_the_edge(channels_last: bool) -> None:
+    maps = torch.randn(2, 3, 4, 4)
+    if channels_last:
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    cells = root_cells(4, maps)
+    around = FeatureMap.of(maps).read(cells.around())
+    assert around.shape == (2, 16, 9, 3)
+    padded = torch.nn.functional.pad(maps, (1, 1, 1, 1), mode="replicate")
+    patches = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # [2, 3, 4, 4, 3, 3]
+    assert torch.equal(around, patches.flatten(4).permute(0, 2, 3, 4, 1).flatten(1, 2))
+
+
+def test_in_the_middle_of_the_neighbourhood_lies_the_node() -> None:
+    y, x = torch.tensor([[0, 5, 27], [3, 0, 9]]), torch.tensor([[27, 9, 0], [2, 0, 9]])
+    nodes = QuadtreeNodes(28, y, x, torch.full_like(y, -1))
+    assert torch.equal(nodes.around()[:, :, 4], nodes.cell + first_rows(y, 28))

@@ -1,11 +1,11 @@
-"""Ragged sequences: an instance sees its own tokens and nothing else."""
+"""Sequences of fixed length: an instance sees its own tokens, of these the keys that exist, and nothing else."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from transfiner_refine.model.sequence_encoder import SequenceEncoder, pack
+from transfiner_refine.model.sequence_encoder import SequenceEncoder
 
 
 @pytest.fixture
@@ -14,54 +14,79 @@ def encoder() -> SequenceEncoder:
     return SequenceEncoder(width=32, heads=4, feedforward=64, layers=2).eval()
 
 
-def test_every_token_gets_a_slot_of_its_own_in_its_own_sequence() -> None:
-    instance = torch.tensor([2, 0, 0, 2, 2, 1])
-    slot, counts, longest = pack(instance, 4)
-    assert longest == 3
-    assert counts.tolist() == [2, 1, 3, 0]
-    assert torch.equal(slot // longest, instance)
-    assert len(set(slot.tolist())) == 6
+def some_valid(batch: int, keys: int) -> torch.Tensor:
+    """[batch, keys] bool; the first key of every sequence exists, as the context tokens do."""
+    valid = torch.rand(batch, keys, generator=torch.Generator().manual_seed(1)) < 0.5
+    valid[:, 0] = True
+    return valid
 
 
-@pytest.mark.parametrize("keys", [None, 12])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("keys", [20, 12])
 @torch.no_grad()
 def test_an_instance_is_encoded_the_same_alone_and_in_a_batch(
-    encoder: SequenceEncoder, keys: int | None
+    encoder: SequenceEncoder, keys: int, masked: bool
 ) -> None:
-    # tokens of two "levels" per instance, the first level being the keys
-    instance = torch.tensor([0] * 5 + [1] * 4 + [2] * 3 + [0] * 7 + [1] * 1 + [2] * 9)
-    queries = torch.randn(len(instance), 32)
-    together = encoder(queries, instance, 3, keys=keys)
+    queries = torch.randn(3, 20, 32)
+    valid = some_valid(3, keys) if masked else None
+    together = encoder(queries, keys, valid)
     for i in range(3):
-        own = instance == i
-        own_keys = None if keys is None else int(own[:keys].sum())
-        alone = encoder(queries[own], torch.zeros(int(own.sum()), dtype=torch.long), 1, keys=own_keys)
-        torch.testing.assert_close(together[own], alone, atol=1e-5, rtol=1e-5)
+        one = slice(i, i + 1)
+        alone = encoder(queries[one], keys, None if valid is None else valid[one])
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_tokens_beyond_the_keys_are_not_attended_to(encoder: SequenceEncoder) -> None:
-    queries, instance = torch.randn(10, 32), torch.zeros(10, dtype=torch.long)
+    queries = torch.randn(1, 10, 32)
     changed = queries.clone()
-    changed[9] = torch.randn(32)
-    before, after = (encoder(q, instance, 1, keys=6) for q in (queries, changed))
-    torch.testing.assert_close(before[:9], after[:9])
-    assert not torch.allclose(before[9], after[9])
-
-
-def test_training_on_a_cpu_computes_the_same_attention_as_inference(encoder: SequenceEncoder) -> None:
-    queries, instance = torch.randn(20, 32), torch.arange(2).repeat_interleave(10)
-    trained = encoder(queries, instance, 2)
-    with torch.no_grad():
-        inferred = encoder(queries, instance, 2)
-    torch.testing.assert_close(trained.detach(), inferred, atol=1e-5, rtol=1e-5)
+    changed[:, 9] = torch.randn(32)
+    before, after = (encoder(q, 6) for q in (queries, changed))
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9], after[:, 9])
 
 
 @torch.no_grad()
-def test_the_encoder_is_pytorchs_pre_norm_transformer_where_every_token_is_a_key(
-    encoder: SequenceEncoder,
-) -> None:
-    reference = torch.nn.TransformerEncoder(
+def test_keys_that_do_not_exist_have_no_influence(encoder: SequenceEncoder) -> None:
+    valid = some_valid(2, 12)
+    queries = torch.randn(2, 18, 32)
+    changed = queries.clone()
+    changed[:, :12][~valid] = 50 * torch.randn(int((~valid).sum()), 32)
+    exists = torch.cat((valid, torch.ones(2, 6, dtype=torch.bool)), 1)
+    before, after = (encoder(q, 12, valid) for q in (queries, changed))
+    assert torch.equal(before[exists], after[exists])
+    assert not torch.allclose(encoder(queries, 12)[exists], encoder(changed, 12)[exists])
+
+
+@torch.no_grad()
+def test_a_sequence_with_places_left_free_is_encoded_like_one_without_them(encoder: SequenceEncoder) -> None:
+    valid = some_valid(1, 12)
+    queries = torch.randn(1, 18, 32)
+    exists = torch.cat((valid, torch.ones(1, 6, dtype=torch.bool)), 1)
+    with_places = encoder(queries, 12, valid)[exists]
+    without = encoder(queries[exists][None], int(valid.sum()))[0]
+    torch.testing.assert_close(with_places, without, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_where_all_keys_exist_the_mask_changes_nothing(encoder: SequenceEncoder) -> None:
+    queries = torch.randn(2, 15, 32)
+    everywhere = torch.ones(2, 9, dtype=torch.bool)
+    torch.testing.assert_close(encoder(queries, 9, everywhere), encoder(queries, 9))
+
+
+def test_training_computes_the_same_attention_as_inference(encoder: SequenceEncoder) -> None:
+    queries = torch.randn(2, 10, 32)
+    trained = encoder(queries, 10)
+    with torch.no_grad():
+        inferred = encoder(queries, 10)
+    torch.testing.assert_close(trained.detach(), inferred, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def reference(encoder: SequenceEncoder) -> torch.nn.TransformerEncoder:
+    """PyTorch's own encoder with the same weights."""
+    theirs = torch.nn.TransformerEncoder(
         torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True),
         2,
         norm=torch.nn.LayerNorm(32),
@@ -78,12 +103,27 @@ def test_the_encoder_is_pytorchs_pre_norm_transformer_where_every_token_is_a_key
         "linear2.bias": "narrow.bias",
     }
     ours = encoder.state_dict()
-    theirs = {}
-    for name in reference.state_dict():
+    state = {}
+    for name in theirs.state_dict():
         parts = name.split(".", 2)
         own = f"layers.{parts[1]}.{names.get(parts[2], parts[2])}" if parts[0] == "layers" else name
-        theirs[name] = ours[own]
-    reference.load_state_dict(theirs)
+        state[name] = ours[own]
+    theirs.load_state_dict(state)
+    return theirs
+
+
+@torch.no_grad()
+def test_the_encoder_is_pytorchs_pre_norm_transformer_where_every_token_is_a_key(
+    encoder: SequenceEncoder, reference: torch.nn.TransformerEncoder
+) -> None:
     queries = torch.randn(2, 15, 32)
-    flat = encoder(queries.flatten(0, 1), torch.arange(2).repeat_interleave(15), 2)
-    torch.testing.assert_close(flat.view(2, 15, 32), reference(queries), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder(queries, 15), reference(queries), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_places_without_a_node_are_pytorchs_key_padding(
+    encoder: SequenceEncoder, reference: torch.nn.TransformerEncoder
+) -> None:
+    queries, valid = torch.randn(2, 15, 32), some_valid(2, 15)
+    theirs = reference(queries, src_key_padding_mask=~valid)
+    torch.testing.assert_close(encoder(queries, 15, valid)[valid], theirs[valid], atol=1e-5, rtol=1e-5)

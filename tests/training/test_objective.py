@@ -49,16 +49,18 @@ def test_sampling_takes_marked_cells_first_and_the_same_number_for_everyone() ->
     marked[1, 20, 20] = 0.9
     selector = SamplingSelector((300, 400, 400), RefinerConfig())
     roots = selector.roots(marked, marked)
-    assert torch.bincount(roots.instance).tolist() == [300, 300]
-    chosen = torch.zeros(2, 28, 28, dtype=torch.bool).flatten()
-    chosen[roots.cell] = True
+    assert roots.y.shape == (2, 300)
+    assert roots.valid is None  # every place holds a node
+    chosen = torch.zeros(2, 28 * 28, dtype=torch.bool).scatter(1, roots.cell, True)
+    assert chosen.sum(1).tolist() == [300, 300]
     assert bool((chosen.view(2, 28, 28) | (marked == 0)).all())
     candidates = children_of(roots)
-    certain = torch.rand(len(candidates)) < 0.1
-    index = selector.keep(candidates, certain.float())
-    kept = candidates.take(index)
-    assert torch.bincount(kept.instance).tolist() == [400, 400]
-    assert bool(torch.isin(certain.nonzero().squeeze(1), index).all())
+    certain = torch.rand(candidates.y.shape) < 0.1
+    index, valid = selector.keep(candidates, certain.float())
+    assert valid is None
+    kept = torch.zeros_like(certain).scatter(1, index, True)
+    assert kept.sum(1).tolist() == [400, 400]
+    assert bool((kept | ~certain).all())
 
 
 def test_the_truth_does_not_choose_the_nodes() -> None:

@@ -235,7 +235,7 @@ class MaskTransfiner(nn.Module):
         valid = None
         if levels[0].valid is not None:
             always = torch.ones_like(context[:, :, 0], dtype=torch.bool)
-            valid = torch.cat([always, *(v for level in levels[:-1] if (v := level.valid) is not None)], 1)
+            valid = torch.cat([always, *[level.exists() for level in levels[:-1]]], 1)
         attended = self.sequence(tokens, keys, valid)
         return list(attended.split([context.shape[1], *(q.shape[1] for q in queries)], 1)[1:])
 

@@ -43,6 +43,10 @@ class QuadtreeNodes:
         """[B, K] int64, flat index into a [grid, grid] map."""
         return self.y * self.grid + self.x
 
+    def exists(self) -> Tensor:
+        """[B, K] bool, the places that hold a node."""
+        return torch.ones_like(self.y, dtype=torch.bool) if self.valid is None else self.valid
+
     def around(self) -> Tensor:
         """[B, K, 9] int64, rows of the 3×3 cells around each in a ``FeatureMap`` of the grid, edge cells repeated."""
         offset = torch.arange(-1, 2, device=self.y.device)
@@ -105,7 +109,7 @@ class BudgetSelector(NodeSelector):
         self.config = config
 
     def roots(self, wrong: Tensor, incoherent: Tensor) -> QuadtreeNodes:
-        score = torch.where(wrong >= self.config.relabel_threshold, incoherent, 0.0).flatten(1)
+        score = torch.where(wrong >= self.config.relabel_threshold, incoherent, -1.0).flatten(1)
         cells = root_cells(wrong.shape[-1], wrong)
         return cells.take(*self._most_probable(0, score, self.config.root_threshold))
 

@@ -59,7 +59,7 @@ class RefineStep(nn.Module):
         maps = self.network.maps(output, coarse, self.network.config)
         if output.levels:
             cells = torch.cat([level.cell for level in output.levels], 1)
-            valid = torch.cat([v for level in output.levels if (v := level.valid) is not None], 1)
+            valid = torch.cat([level.exists() for level in output.levels], 1)
         else:
             cells = torch.zeros_like(pixels[:, 0, 0, :0], dtype=torch.int64)
             valid = cells > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from threading import Thread
+from threading import Lock, Thread
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from transfiner_refine.model.step import RefineStep, StepOutput
 from transfiner_refine.refine.engine import SizeClass
 
 __all__ = ["TorchEngine"]
+
+_SETTING_THREADS = Lock()
 
 
 class TorchEngine:
@@ -75,8 +77,9 @@ class TorchEngine:
 
     def prepare_thread(self) -> None:
         """One core a call, for the tensors of an instance are too small for more; other threads keep their number."""
-        others = torch.get_num_threads()
-        torch.set_num_threads(1)  # this thread's number, and that of threads still to come
-        restore = Thread(target=torch.set_num_threads, args=(others,))
-        restore.start()
-        restore.join()
+        with _SETTING_THREADS:
+            others = torch.get_num_threads()
+            torch.set_num_threads(1)  # this thread's number, and that of threads still to come
+            restore = Thread(target=torch.set_num_threads, args=(others,))
+            restore.start()
+            restore.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine import load_refiner
+from transfiner_refine.evaluation.error_analysis import analyse_errors, instance_errors
+from transfiner_refine.explain import Names, explain
 from transfiner_refine.model.official import (
     FaithfulOptions,
     OfficialPredictor,
@@ -27,8 +30,9 @@ from transfiner_refine.model.official.config import Architecture
 from transfiner_refine.model.official.network import OfficialNetwork
 from transfiner_refine.model.official.read import TensorFile
 from transfiner_refine.pipeline.contract import WindowRefiner
-from transfiner_refine.refiner import Refiner, window_of
-from transfiner_refine.types import CheckpointError, InputError, MaskWindow
+from transfiner_refine.refiner import WindowRefining, window_of
+from transfiner_refine.trace import trace
+from transfiner_refine.types import CheckpointError, DeviceError, InputError, MaskWindow
 
 HEIGHT, WIDTH = 90, 120
 
@@ -74,7 +78,8 @@ def same(a: MaskWindow, b: MaskWindow) -> bool:
 def test_it_is_what_the_pipeline_asks_for(refiner: OfficialRefiner) -> None:
     stands_in: WindowRefiner = refiner
     assert stands_in.batch_size == 32
-    assert isinstance(refiner, Refiner)
+    assert isinstance(refiner, WindowRefining)
+    assert (refiner.device, refiner.engine, refiner.precision) == ("cpu", "torch", "fp32")
 
 
 def test_every_instance_is_refined_by_itself(refiner: OfficialRefiner) -> None:
@@ -191,6 +196,86 @@ def test_load_refiner_tells_the_authors_files_from_its_own(
     assert all(same(a, b) for a, b in zip(*results, strict=True))
     with pytest.raises(CheckpointError, match="not a weights file"):
         load_refiner(__file__, device="cpu")
+
+
+def test_the_onnx_engine_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {}}, path)
+    with pytest.raises(DeviceError, match="the authors' networks run in PyTorch only"):
+        load_refiner(path, device="cpu", engine="onnx")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_trace_ends_in_the_mask_that_refine_gives(refiner: OfficialRefiner, number: int) -> None:
+    image, windows = scene(0)
+    mask = windows[number]
+    traced = trace(refiner, image, mask.paste())
+    assert np.array_equal(traced.result.paste(), refiner.refine(image, mask.paste()[None])[0])
+    (soft,) = refiner.refine_windows([image], [mask], [0], soft=True)
+    (step,) = traced.passes
+    assert np.array_equal(step.probability, soft.values)
+    assert (step.roi.x0, step.roi.y0) == (soft.x, soft.y)
+    assert not traced.close_ups
+    changed = traced.result.paste() != mask.paste()
+    assert not (changed & ~traced.labelled_anew.paste()).any()
+
+
+def test_a_trace_has_the_three_levels_of_the_tree(refiner: OfficialRefiner) -> None:
+    image, windows = scene(0)
+    (step,) = trace(refiner, image, windows[1]).passes
+    assert [level.grid for level in step.levels] == [28, 56, 112]
+    assert len(step.levels[0]) > 0
+    assert np.array_equal(step.levels[0].cells, step.relabelled)
+    assert (step.levels[0].parent == -1).all()
+    for above, level in pairwise(step.levels):
+        assert np.array_equal(level.y // 2, above.y[level.parent])
+        assert np.array_equal(level.x // 2, above.x[level.parent])
+    for level in step.levels:
+        assert level.coarse.shape == level.mask.shape == level.suspicion.shape == (level.grid, level.grid)
+        for values in (level.label, level.mask, level.coarse, level.suspicion):
+            assert values.dtype == np.float32
+            assert 0 <= values.min(initial=0) <= values.max(initial=0) <= 1
+        assert np.array_equal(level.mask[level.y, level.x], level.label)
+
+
+def test_where_nothing_is_questioned_a_trace_has_no_nodes(
+    network: OfficialNetwork, refiner: OfficialRefiner
+) -> None:
+    never = RefineOptions(thresholds=(2.0, 2.0, 2.0), visit_disagreement=False)
+    calm = OfficialRefiner(network, device="cpu", options=never, preparation=refiner.preparation)
+    image, windows = scene(0)
+    traced = trace(calm, image, windows[0])
+    assert np.array_equal(traced.result.paste(), windows[0].paste())
+    assert not traced.labelled_anew.values.any()
+    assert explain(image, traced, Names("photo", "mask", "small")).width == 2400
+
+
+def test_an_empty_mask_cannot_be_traced(refiner: OfficialRefiner) -> None:
+    with pytest.raises(InputError, match="the mask is empty"):
+        trace(refiner, scene(0)[0], np.zeros((HEIGHT, WIDTH), bool))
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_the_sheet_is_drawn_for_the_authors_networks_too(refiner: OfficialRefiner, number: int) -> None:
+    image, windows = scene(0)
+    sheet = explain(
+        image, trace(refiner, image, windows[number]), Names("photo", "mask", "small"), windows[0]
+    )
+    assert sheet.width == 2400
+    assert (np.asarray(sheet)[:, -40:] == 255).all()
+
+
+def test_errors_of_the_authors_networks_are_analysed(refiner: OfficialRefiner) -> None:
+    image, windows = scene(0)
+    truth, coarse = np.roll(windows[1].paste(), 3, 1), windows[1].paste()
+    row = instance_errors(refiner, image, truth, coarse)
+    refined = refiner.refine(image, coarse[None])[0]
+    assert row.wrong - row.fixed + row.broken == np.count_nonzero(refined != truth)
+    assert [level.grid for level in row.levels] == [28, 56, 112]
+    assert max(row.before.iou, row.after.iou) <= row.oracle.iou <= 1
+    found = analyse_errors(refiner, [(image, truth, coarse)], weights="small")
+    assert found.rows == (row,)
+    assert [level.grid for level in found.levels] == [28, 56, 112]
 
 
 def test_faithful_mode_does_not_depend_on_the_batch_unless_the_releases_limits_are_on(

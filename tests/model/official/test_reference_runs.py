@@ -17,10 +17,10 @@ from transfiner_refine.model.official.config import FaithfulOptions, Preparation
 from transfiner_refine.model.official.faithful import HeadOutput, OfficialPredictor, run_head
 from transfiner_refine.model.official.images import prepare
 from transfiner_refine.model.official.network import ImageFeatures, OfficialNetwork
+from transfiner_refine.model.official.quadtree import roots_of
 from transfiner_refine.model.official.read import TensorFile
 from transfiner_refine.model.official.regions import Regions
 from transfiner_refine.model.official.sequence import gather_tokens
-from transfiner_refine.model.quadtree import roots_of
 
 pytestmark = pytest.mark.slow
 
