@@ -50,7 +50,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "int8":
         raise DeviceError("PyTorch does not compute in int8 here", remedy="use --engine onnx on a CPU")
     if name not in _PRECISIONS:
-        raise DeviceError(f"unknown precision {name!r}", remedy=f"known: auto, {', '.join(_PRECISIONS)}, int8")
+        raise DeviceError(
+            f"unknown precision {name!r}", remedy=f"known: auto, {', '.join(_PRECISIONS)}, int8"
+        )
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 is too slow on a CPU to be of use", remedy="use fp32 or bf16")
     return _PRECISIONS[name]

@@ -19,9 +19,9 @@ from transfiner_refine.refine.instance import Look, harden, refine_instance
 from transfiner_refine.types import InputError, MaskWindow
 
 if TYPE_CHECKING:
-    from transfiner_refine.refine.batched import BatchedPasses
+    from transfiner_refine.refine.device_queue import BatchedPasses
 
-__all__ = ["Refiner", "WindowRefining", "check_image", "check_masks", "load_refiner", "window_of"]
+__all__ = ["BaseRefiner", "Refiner", "check_image", "check_masks", "load_refiner", "window_of"]
 
 _CPU_BATCH = 32
 
@@ -34,17 +34,17 @@ def load_refiner(
     precision: str = "auto",
     batch_size: int | None = None,
     close_ups: bool = True,
-) -> WindowRefining:
+) -> BaseRefiner:
     """Loads a refiner.
 
     Args:
         weights: name of a built-in model, or a path to a checkpoint: of this package, or of the authors
             (``.pth``, ``.pkl`` or converted), told apart by content.
         device: ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        engine: ``onnx`` (onnxruntime, on a CPU, needs no PyTorch), ``torch``, or ``auto``: ``onnx`` on a CPU for weights
-            that were exported (the built-in ones are), ``torch`` otherwise.
-        precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``. ``auto`` is ``int8`` on the ``onnx`` engine where the
-            processor has instructions for it, half precision on a GPU that has it, and ``fp32`` elsewhere.
+        engine: ``onnx`` (onnxruntime, on a CPU, needs no PyTorch), ``torch``, or ``auto``: ``onnx`` on a CPU for
+            weights that were exported (the built-in ones are), ``torch`` otherwise.
+        precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``. ``auto`` is ``int8`` on the ``onnx`` engine where
+            the processor has instructions for it, half precision on a GPU that has it, and ``fp32`` elsewhere.
         batch_size: instances handed to the device at once; masks do not depend on it.
         close_ups: look at large objects once more, part by part. Sharper, and they take about two and a half times
             as long. The authors' networks have no close-ups.
@@ -55,7 +55,9 @@ def load_refiner(
     """
     path = find_weights(weights)
     if not is_native(path):
-        from transfiner_refine.model.official import load_official_refiner  # here, because it builds on this module
+        from transfiner_refine.model.official import (
+            load_official_refiner,
+        )  # here, because it builds on this module
 
         return load_official_refiner(
             path, device=device, engine=engine, precision=precision, batch_size=batch_size
@@ -74,7 +76,7 @@ def load_refiner(
     return Refiner(runs, batch_size=batch_size, close_ups=close_ups)
 
 
-class WindowRefining:
+class BaseRefiner:
     """What every refiner offers: masks of one image, on top of ``refine_windows``.
 
     Attributes:
@@ -147,7 +149,7 @@ class WindowRefining:
         raise NotImplementedError
 
 
-class Refiner(WindowRefining):
+class Refiner(BaseRefiner):
     """Refines coarse instance masks (Mask Transfiner, CVPR 2022, applied after the fact).
 
     Args:
@@ -164,7 +166,10 @@ class Refiner(WindowRefining):
         if engine.device == "cpu":
             self.batch_size = batch_size or _CPU_BATCH
         else:
-            from transfiner_refine.refine.batched import BatchedPasses, fitting_batch  # here, because it imports torch
+            from transfiner_refine.refine.device_queue import (
+                BatchedPasses,
+                fitting_batch,
+            )  # here, because it imports torch
             from transfiner_refine.refine.torch_engine import TorchEngine
 
             assert isinstance(engine, TorchEngine)
@@ -179,7 +184,7 @@ class Refiner(WindowRefining):
         *,
         soft: bool = False,
     ) -> list[MaskWindow]:
-        """See ``WindowRefining``."""
+        """See ``BaseRefiner``."""
         check_masks(images, masks, image_index)
         if self._batched is None:
             refined = list(self._one_by_one(images, masks, image_index))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.refine.instance import Look, step_input
 from transfiner_refine.refine.roi import Roi
-from transfiner_refine.refiner import Refiner, WindowRefining, window_of
+from transfiner_refine.refiner import BaseRefiner, Refiner, window_of
 from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Trace:
         )
 
 
-def trace(refiner: WindowRefining, image: NDArray[np.uint8], mask: NDArray[Any] | MaskWindow) -> Trace:
+def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskWindow) -> Trace:
     """Refines one mask and keeps what happened on the way.
 
     Args:

@@ -13,9 +13,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command("export", short_help="Write the refine step as ONNX programs.")
 @click.argument("weights", default="lite")
-@click.option(
-    "--output", type=_FOLDER, help="Folder to write to.  [default: the one of the weights file]"
-)
+@click.option("--output", type=_FOLDER, help="Folder to write to.  [default: the one of the weights file]")
 @click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", help="Kind of program.")
 @click.option(
     "--size",

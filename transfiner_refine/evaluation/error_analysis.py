@@ -24,7 +24,7 @@ from transfiner_refine.evaluation.overlap import (
     common_window,
     crop_iou,
 )
-from transfiner_refine.refiner import Refiner
+from transfiner_refine.refiner import BaseRefiner
 from transfiner_refine.trace import trace
 
 __all__ = [
@@ -144,7 +144,7 @@ class ErrorAnalysis:
 
 
 def analyse_errors(
-    refiner: Refiner,
+    refiner: BaseRefiner,
     cases: Iterable[tuple[NDArray[np.uint8], Mask, Mask]],
     *,
     weights: str = "",
@@ -173,7 +173,7 @@ def analyse_errors(
 
 
 def instance_errors(
-    refiner: Refiner,
+    refiner: BaseRefiner,
     image: NDArray[np.uint8],
     truth: Mask,
     coarse: Mask,

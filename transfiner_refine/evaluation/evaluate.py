@@ -35,7 +35,7 @@ from transfiner_refine.types import InputError, MaskWindow
 
 if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
-    from transfiner_refine.refiner import Refiner
+    from transfiner_refine.refiner import BaseRefiner
 
 __all__ = ["Analysis", "ClassRow", "Evaluation", "Settings", "evaluate"]
 
@@ -68,7 +68,7 @@ class Analysis:
     """
 
     images: Path
-    refiner: Refiner
+    refiner: BaseRefiner
     weights: str
 
 

@@ -47,8 +47,8 @@ class RefinerConfig:
             of two minds the given mask decides; more of it spares good masks and mends bad ones less.
         deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline. Which
             things belong to an object the given mask knows better than where they end.
-        node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. The cost of a pass does not
-            depend on how many there are.
+        node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. What a pass costs depends
+            on it and not on how many nodes there are.
     passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
             start from makes the next one better.
         repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's

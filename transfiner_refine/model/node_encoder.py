@@ -19,7 +19,7 @@ __all__ = ["NodeEncoder", "axis_position"]
 def axis_position(grid: int, width: int, like: Tensor) -> Tensor:
     """Sine and cosine of the centres of an axis' cells at ``width // 4`` frequencies: [grid, width // 2].
 
-    Positions are relative to the RoI, so the cells of all levels share one frame. Device and type are those of ``like``.
+    Positions are relative to the RoI, so the cells of all levels share one frame. Device and type are of ``like``.
     """
     # wavelengths from four RoI sides down to about one 224-level cell; torch.logspace has no MPS kernel
     frequency = 2 * math.pi * 2.0 ** torch.linspace(-2, 7, width // 4, device=like.device)

@@ -1,6 +1,6 @@
 """The refine step: an RoI's pixels and coarse mask in, its relabelled mask out, in one program of static shapes.
 
-``torch.export`` takes it whole (``export.py``), so the same program runs in PyTorch, in onnxruntime and as a CUDA graph.
+``torch.export`` takes it whole (``refine/export.py``), so PyTorch and onnxruntime run the same program.
 """
 
 from __future__ import annotations

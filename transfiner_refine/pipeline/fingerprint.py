@@ -65,7 +65,9 @@ def refiner_entries(refiner: AnyRefiner, weights: Path | None) -> dict[str, str]
     for name in ("device", "engine", "precision", "close_ups"):
         value = getattr(refiner, name, None)
         if value is not None:
-            value = value.partition(":")[0] if name == "device" else value  # which of several cards does not matter
+            value = (
+                value.partition(":")[0] if name == "device" else value
+            )  # which of several cards does not matter
             entries[f"--{name.replace('_', '-')}"] = str(value).lower()
     library = {"torch": "torch", "onnx": "onnxruntime"}.get(getattr(refiner, "engine", ""))
     if library is not None and weights is not None:

@@ -1,8 +1,8 @@
 """RoIs of many instances as one tensor: cut out, resampled, pasted, compared and run-length encoded in batches.
 
-An instance's RoI lies in the top left corner of a square canvas, so that RoIs of different sizes share one tensor and no
-shape depends on data. These functions do what those of ``roi.py`` and ``keep.py`` do for one instance in NumPy and OpenCV,
-which are the reference their tests compare them with. They launch a fixed number of operators and wait for nothing.
+An instance's RoI lies in the top left corner of a square canvas, so that RoIs of different sizes share one tensor
+and no shape depends on data. These functions do what those of ``roi.py`` and ``keep.py`` do for one instance in NumPy
+and OpenCV, which their tests compare them with. They launch a fixed number of operators and wait for nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def resample_maps(maps: Tensor, rows: Tensor, columns: Tensor, *, whole: bool = 
     return resampled.round() if whole else resampled
 
 
-def cut_out(pixels: Tensor, first: Tensor, stride: Tensor, height: Tensor, width: Tensor, canvas: int) -> Tensor:
+def cut_out(
+    pixels: Tensor, first: Tensor, stride: Tensor, height: Tensor, width: Tensor, canvas: int
+) -> Tensor:
     """RoIs out of the images of a batch.
 
     Args:
@@ -123,7 +125,12 @@ def rasterise(edges: Tensor, x0: Tensor, y0: Tensor, image_height: Tensor, canva
 
 
 def spread_cells(
-    cells: Tensor, height: Tensor, width: Tensor, canvas: int, y: Tensor | float = 0.0, x: Tensor | float = 0.0
+    cells: Tensor,
+    height: Tensor,
+    width: Tensor,
+    canvas: int,
+    y: Tensor | float = 0.0,
+    x: Tensor | float = 0.0,
 ) -> Tensor:
     """Cells [B, g, g] as pixels [B, canvas, canvas], each pixel taking the cell that its centre lies in.
 

@@ -122,4 +122,6 @@ def _may_have_gpu() -> bool:
 
 def has_nvidia_card() -> bool:
     """Whether Linux shows an NVIDIA driver."""
-    return any(Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"))
+    return any(
+        Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    )

@@ -1,7 +1,7 @@
 """Exported programs of the refine step: ``torch.export``, then ONNX, for every size class.
 
-A program in fp32 holds no weights: it names those in the weights file beside it (ONNX's external data), which are stored
-in half precision. Programs in int8 share one file of weights among them.
+A program in fp32 holds no weights: it refers to those in the weights file beside it, which are in half precision
+(ONNX's external data). Programs in int8 share one file of weights among them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def size_classes(config: RefinerConfig) -> list[SizeClass]:
     return with_nodes + [SizeClass(depth, False) for depth in (shallow, shallow + 1)]
 
 
-def export_program(network: MaskTransfiner, size: SizeClass, *, strict: bool = True) -> torch.export.ExportedProgram:
+def export_program(
+    network: MaskTransfiner, size: SizeClass, *, strict: bool = True
+) -> torch.export.ExportedProgram:
     """The step of one size class as one graph, for any batch size.
 
     Args:

@@ -13,12 +13,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
 from transfiner_refine.refine.engine import Engine, SizeClass, size_class
 from transfiner_refine.refine.keep import patches_if_agreed
-from transfiner_refine.refine.roi import Roi, crop_roi, overlap, paste_into_roi, read_mask, resample, roi_around
-from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
+from transfiner_refine.refine.roi import (
+    Roi,
+    crop_roi,
+    overlap,
+    paste_into_roi,
+    read_mask,
+    resample,
+    roi_around,
+)
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["Look", "harden", "refine_instance", "step_input"]

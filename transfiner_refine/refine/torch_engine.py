@@ -42,7 +42,7 @@ class TorchEngine:
         self.config = network.config
         network = copy.deepcopy(network).eval()
         network.backbone.fuse()
-        self.network = network.to(self.torch_device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(self.torch_device, self.dtype).to(memory_format=torch.channels_last)
         self._steps: dict[SizeClass, RefineStep] = {}
 
     def step(

@@ -32,7 +32,7 @@ from transfiner_refine.report.scenes import Kind, Scene, Scenes, Shown, load_sce
 from transfiner_refine.types import InputError
 
 if TYPE_CHECKING:
-    from transfiner_refine.refiner import Refiner
+    from transfiner_refine.refiner import BaseRefiner
 
 __all__ = ["LIMIT", "PHOTO_SIDE", "Built", "build_report"]
 
@@ -84,7 +84,7 @@ def build_report(
     image_info: str | Path | None = None,
     png_kind: Kind = "auto",
     overlay: str | Path | None = None,
-    refiner: Refiner | None = None,
+    refiner: BaseRefiner | None = None,
     limit: int = LIMIT,
     photo_side: int = PHOTO_SIDE,
     seed: int = 0,
@@ -171,7 +171,7 @@ class _Work:
 
     page: Path | None
     overlay: Path | None
-    refiner: Refiner | None
+    refiner: BaseRefiner | None
     photo_side: int
 
     def all(self, scenes: list[Scene]) -> Iterator[dict[str, Any] | InputError]:

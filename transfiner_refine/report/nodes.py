@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.refiner import Refiner
+from transfiner_refine.refiner import BaseRefiner
 from transfiner_refine.trace import trace
 from transfiner_refine.types import MaskWindow
 
 __all__ = ["quadtree_data"]
 
 
-def quadtree_data(refiner: Refiner, image: NDArray[np.uint8], mask: MaskWindow) -> dict[str, Any]:
+def quadtree_data(refiner: BaseRefiner, image: NDArray[np.uint8], mask: MaskWindow) -> dict[str, Any]:
     """The quadtree of the first pass over an instance.
 
     Args:

@@ -30,7 +30,7 @@ from transfiner_refine.model.official.config import Architecture
 from transfiner_refine.model.official.network import OfficialNetwork
 from transfiner_refine.model.official.read import TensorFile
 from transfiner_refine.pipeline.contract import WindowRefiner
-from transfiner_refine.refiner import WindowRefining, window_of
+from transfiner_refine.refiner import BaseRefiner, window_of
 from transfiner_refine.trace import trace
 from transfiner_refine.types import CheckpointError, DeviceError, InputError, MaskWindow
 
@@ -78,7 +78,7 @@ def same(a: MaskWindow, b: MaskWindow) -> bool:
 def test_it_is_what_the_pipeline_asks_for(refiner: OfficialRefiner) -> None:
     stands_in: WindowRefiner = refiner
     assert stands_in.batch_size == 32
-    assert isinstance(refiner, WindowRefining)
+    assert isinstance(refiner, BaseRefiner)
     assert (refiner.device, refiner.engine, refiner.precision) == ("cpu", "torch", "fp32")
 
 

@@ -16,9 +16,9 @@ from transfiner_refine.model.official.detector import Detections, Detector
 from transfiner_refine.model.official.images import prepare
 from transfiner_refine.model.official.network import ImageFeatures, OfficialNetwork
 from transfiner_refine.model.official.nodes import select_nodes
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 from transfiner_refine.model.official.regions import Regions
 from transfiner_refine.model.official.writing import blur, clip_boxes, paste_masks, write_back
-from transfiner_refine.model.official.quadtree import QuadtreeLevel
 from transfiner_refine.types import CheckpointError
 
 __all__ = ["FaithfulMasks", "HeadOutput", "OfficialPredictor", "run_head"]

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transfiner_refine.model.official.config import CONTEXT_GRID, NODE_GRIDS, Architecture
 from transfiner_refine.model.official.network import ImageFeatures, OfficialNetwork
 from transfiner_refine.model.official.nodes import select_nodes
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 from transfiner_refine.model.official.regions import Regions
 from transfiner_refine.model.official.sequence import gather_tokens
-from transfiner_refine.model.official.quadtree import QuadtreeLevel
 
 __all__ = ["TrainingHeads", "TrainingOutput", "TrainingTargets", "dice_loss", "training_losses"]
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transfiner_refine.model.official.config import Architecture
 from transfiner_refine.model.official.fpn import FeaturePyramidNetwork, SemanticResidual
 from transfiner_refine.model.official.heads import CoarseHead, IncoherenceHead
+from transfiner_refine.model.official.pyramid import FeaturePyramid
+from transfiner_refine.model.official.quadtree import QuadtreeLevel
 from transfiner_refine.model.official.regions import Regions, feature_table
 from transfiner_refine.model.official.resnet import ResNet
 from transfiner_refine.model.official.sequence import NodeTransformer, gather_tokens
 from transfiner_refine.model.official.swin import Swin
-from transfiner_refine.model.official.pyramid import FeaturePyramid
-from transfiner_refine.model.official.quadtree import QuadtreeLevel
 
 __all__ = ["ImageFeatures", "OfficialNetwork"]
 

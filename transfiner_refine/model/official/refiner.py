@@ -18,14 +18,13 @@ from transfiner_refine.model.official.config import NODE_GRIDS, Preparation, Ref
 from transfiner_refine.model.official.images import Batch, prepare
 from transfiner_refine.model.official.network import ImageFeatures, OfficialNetwork
 from transfiner_refine.model.official.nodes import select_nodes
+from transfiner_refine.model.official.quadtree import QuadtreeLevel, propagate
 from transfiner_refine.model.official.read import read_tensors
 from transfiner_refine.model.official.regions import Regions
-from transfiner_refine.refine.roi import paste_into_roi
-from transfiner_refine.model.official.quadtree import QuadtreeLevel, propagate
 from transfiner_refine.model.propagate import LevelMap, halvings
-from transfiner_refine.refine.roi import Roi, read_mask, resample, roi_around
 from transfiner_refine.refine.instance import harden
-from transfiner_refine.refiner import WindowRefining, check_masks
+from transfiner_refine.refine.roi import Roi, paste_into_roi, read_mask, resample, roi_around
+from transfiner_refine.refiner import BaseRefiner, check_masks
 from transfiner_refine.trace import Trace, TraceLevel, TracePass, as_array
 from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
@@ -75,7 +74,7 @@ class _Stages:
     maps: list[LevelMap]
 
 
-class OfficialRefiner(WindowRefining):
+class OfficialRefiner(BaseRefiner):
     """Refines masks of any detector with the authors' network.
 
     The given mask takes the place of the network's own coarse mask. Every instance is refined, each by itself:
@@ -205,7 +204,9 @@ class OfficialRefiner(WindowRefining):
             y, x, parent = (each.cpu().numpy() for each in (nodes.y, nodes.x, nodes.parent))
             given = as_array(stages.coarse[nodes.grid][0, 0])
             levels.append(
-                TraceLevel(nodes.grid, y, x, parent, as_array(label), wrong, given, as_array(level.probability[0]))
+                TraceLevel(
+                    nodes.grid, y, x, parent, as_array(label), wrong, given, as_array(level.probability[0])
+                )
             )
         (refined,) = self._refine(image, [mask], [unknown])
         relabelled = stages.maps[0].refined[0].cpu().numpy()
@@ -214,9 +215,7 @@ class OfficialRefiner(WindowRefining):
         return Trace(mask, (step,), (), harden(refined))
 
     @torch.inference_mode()
-    def _stages(
-        self, image: NDArray[np.uint8], masks: list[MaskWindow], classes: list[int]
-    ) -> _Stages:
+    def _stages(self, image: NDArray[np.uint8], masks: list[MaskWindow], classes: list[int]) -> _Stages:
         """Some instances of one image through the network."""
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             batch, features = self._features(image)

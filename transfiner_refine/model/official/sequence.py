@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfiner_refine.model.official.config import CONTEXT_GRID
+from transfiner_refine.model.official.quadtree import QuadtreeLevel, pack
 from transfiner_refine.model.official.regions import Regions
-from transfiner_refine.model.official.quadtree import QuadtreeLevel
-from transfiner_refine.model.official.quadtree import pack
 
 __all__ = ["NodeTransformer", "Tokens", "axis_embedding", "gather_tokens"]
 

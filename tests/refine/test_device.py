@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.weights import find_weights
-from transfiner_refine.refine.batched import BatchedPasses, Group, refine_group
+from transfiner_refine.refine.device_pass import Group, refine_group
+from transfiner_refine.refine.device_queue import BatchedPasses
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.instance import harden, refine_instance
 from transfiner_refine.refine.torch_engine import TorchEngine
@@ -86,7 +87,7 @@ def test_probabilities_can_be_had_and_masks_with_many_runs_need_no_more_than_ano
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that compute something, by name; views and casts to the same type do not."""
+    """Counts the operators that compute something, by name; views and casts to the same type do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +97,8 @@ class Launches(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
         made = [x.untyped_storage()._cdata for x in tree_leaves(result) if torch.is_tensor(x)]
+        if func.namespace == "prim":  # asks for a property
+            return result
         if func._schema.is_mutable or not made or set(made) - given:
             self.seen[func._schema.name.removeprefix("aten::")] += 1
         return result
