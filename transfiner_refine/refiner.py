@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.formats.rle import RleMask
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
-from transfiner_refine.refine.engine import Engine, engine_name
+from transfiner_refine.refine.engine import Engine, engine_name, require_torch
 from transfiner_refine.refine.instance import Look, harden, refine_instance
 from transfiner_refine.types import InputError, MaskWindow
 
@@ -55,6 +55,7 @@ def load_refiner(
     """
     path = find_weights(weights)
     if not is_native(path):
+        require_torch()
         from transfiner_refine.model.official import (
             load_official_refiner,
         )  # here, because it builds on this module

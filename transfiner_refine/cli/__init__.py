@@ -61,6 +61,13 @@ class _Commands(click.Group):
         except Exception as error:
             from transfiner_refine.types import MaskRefineError  # here, because it imports numpy
 
+            if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "torchvision"):
+                from transfiner_refine.refine.engine import require_torch
+
+                try:
+                    require_torch()
+                except MaskRefineError as missing:
+                    error = missing
             if isinstance(error, MaskRefineError):
                 raise _OneLineError(str(error)) from error
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,8 @@ def refine_files(
         weights_file = None
         if refiner is None:
             from transfiner_refine.model.weights import find_weights
-            from transfiner_refine.refiner import load_refiner  # here, because it imports torch
+            from transfiner_refine.refine.engine import unused_card
+            from transfiner_refine.refiner import load_refiner  # here, so that a dry run does not load it
 
             weights_file = find_weights(weights)
             refiner = load_refiner(
@@ -140,6 +142,9 @@ def refine_files(
                 batch_size=batch_size,
                 close_ups=close_ups,
             )
+            left_to_us = (device, engine, precision) == ("auto",) * 3 and refiner.device == "cpu"
+            if left_to_us and (reason := unused_card()) is not None:
+                print(f"transfiner-refine: {reason}", file=sys.stderr)
         reading = {
             "--from": read_as.name,
             "--png-kind": png_kind,

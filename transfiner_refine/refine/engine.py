@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.types import DeviceError
 
-__all__ = ["ENGINES", "PRECISIONS", "Engine", "SizeClass", "engine_name", "has_nvidia_card", "size_class"]
+__all__ = ["ENGINES", "PRECISIONS", "Engine", "SizeClass", "engine_name", "require_torch", "size_class", "unused_card"]
 
 ENGINES = ("auto", "torch", "onnx")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -95,33 +95,55 @@ def engine_name(engine: str, device: str, precision: str, weights: Path) -> str:
         weights: the weights file; exported programs lie beside it.
 
     Raises:
-        DeviceError: the engine is unknown, or does not fit the device.
+        DeviceError: the engine is unknown, does not fit the device, or PyTorch would be needed and is not installed.
     """
     if engine not in ENGINES:
         raise DeviceError(f"unknown engine {engine!r}", remedy=f"known: {', '.join(ENGINES)}")
     if engine == "onnx" and device not in ("auto", "cpu"):
         raise DeviceError(f"the onnx engine does not run on {device}", remedy="leave --device out")
+    if engine == "torch":
+        require_torch()
     if engine != "auto":
         return engine
     from transfiner_refine.refine.onnx_engine import is_exported
 
     if precision == "int8":
         return "onnx"
-    on_cpu = device == "cpu" or (device == "auto" and not _may_have_gpu())
-    return "onnx" if on_cpu and precision in ("auto", "fp32") and is_exported(weights) else "torch"
+    on_cpu = device == "cpu" or (device == "auto" and not _has_gpu())
+    if on_cpu and precision in ("auto", "fp32") and is_exported(weights):
+        return "onnx"
+    require_torch()
+    return "torch"
 
 
-def _may_have_gpu() -> bool:
-    """Whether it is worth importing PyTorch, which takes seconds, to ask for a GPU."""
+def require_torch() -> None:
+    """Raises a DeviceError where PyTorch is not installed."""
+    if find_spec("torch") is None or find_spec("torchvision") is None:
+        raise DeviceError(
+            "this needs PyTorch, which is not installed",
+            remedy="pip install torch torchvision; a CPU refines the built-in weights without it",
+        )
+
+
+def unused_card() -> str | None:
+    """Why a refiner that was to choose its device itself is not on the NVIDIA card of this machine; None without one."""
+    if not _has_nvidia_card():
+        return None
     if find_spec("torch") is None:
+        return "an NVIDIA card is not used: PyTorch is not installed"
+    return "an NVIDIA card is not used: this build of PyTorch, or its driver, does not reach it"
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch reaches a GPU; it is imported only where there may be one, for that takes seconds."""
+    is_mac = sys.platform == "darwin" and platform.machine() == "arm64"
+    if find_spec("torch") is None or not (is_mac or sys.platform == "win32" or _has_nvidia_card()):
         return False
-    if sys.platform == "darwin":
-        return platform.machine() == "arm64"
-    return sys.platform == "win32" or has_nvidia_card()
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def has_nvidia_card() -> bool:
+def _has_nvidia_card() -> bool:
     """Whether Linux shows an NVIDIA driver."""
-    return any(
-        Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-    )
+    return any(Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"))
