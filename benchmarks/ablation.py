@@ -1,7 +1,7 @@
 """What each part of the network and of its training is worth: short runs that differ in one thing.
 
     python benchmarks/ablation.py run --variant full --dataset DIR:WEIGHT … --data DEVVAL --output RUNS
-    python benchmarks/ablation.py settings --data DEVVAL --change max_depth=3 --change passes=1 --output SETTINGS
+    python benchmarks/ablation.py settings --data DEVVAL --change max_depth=3 --change repeat_overlap=0 --output SETTINGS
     python benchmarks/ablation.py table --output RUNS
 
 Every run starts from the same weights with the same seed, hence the same samples in the same order, and has a
@@ -38,7 +38,8 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.incoherence import RootMaps
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import find_weights
-from transfiner_refine.refiner import Refiner, load_refiner
+from transfiner_refine.refine.torch_engine import TorchEngine
+from transfiner_refine.refiner import Refiner
 from transfiner_refine.training import Schedule, objective, open_dataset
 from transfiner_refine.training.loop import train
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
@@ -275,7 +276,7 @@ def run(
         weights = load_file(output / name / "refiner.safetensors")
         network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
         facts = {"title": variant.title, "steps": steps, "seed": seed, "cpu_seconds": round(seconds)}
-        scores = dict(_scores(Refiner(network, device="cpu"), dev_sets))
+        scores = dict(_scores(Refiner(TorchEngine(network, "cpu")), dev_sets))
         file.write_text(json.dumps({**facts, "scores": scores}, indent=1) + "\n")
         click.echo(f"{variant.title}: {scores}")
 
@@ -326,17 +327,18 @@ def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str,
 )
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def settings(weights: str, data: Path, changes: Sequence[str], output: Path) -> None:
-    """What can be changed without training: thresholds, depth, passes."""
+    """What can be changed without training: thresholds, depth, second passes."""
     torch.set_num_threads(1)
     dev_sets = list(load_dev_sets(data))
     for change in changes or ("",):
-        refiner = load_refiner(weights, device="cpu")
+        network = load_network(find_weights(weights))
         pairs = [pair.partition("=") for pair in change.split(",") if pair]
         try:
-            values = {name: type(getattr(refiner.config, name))(float(value)) for name, _, value in pairs}
+            values = {name: type(getattr(network.config, name))(float(value)) for name, _, value in pairs}
         except (AttributeError, ValueError) as error:
             raise click.BadParameter(f"{change!r}: {error}", param_hint="--change") from error
-        refiner.config = replace(refiner.config, **values)
+        network.config = replace(network.config, **values)
+        refiner = Refiner(TorchEngine(network, "cpu"))
         facts = {"title": change or "as shipped", "scores": dict(_scores(refiner, dev_sets))}
         output.mkdir(parents=True, exist_ok=True)
         (output / f"{change or 'shipped'}.json").write_text(json.dumps(facts, indent=1) + "\n")

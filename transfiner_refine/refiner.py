@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -77,7 +78,7 @@ def load_refiner(
     return Refiner(runs, batch_size=batch_size, close_ups=close_ups)
 
 
-class BaseRefiner:
+class BaseRefiner(ABC):
     """What every refiner offers: masks of one image, on top of ``refine_windows``.
 
     Attributes:
@@ -124,6 +125,7 @@ class BaseRefiner:
             result[i] = window.paste()
         return result
 
+    @abstractmethod
     def refine_windows(
         self,
         images: Sequence[NDArray[np.uint8]],
@@ -147,7 +149,6 @@ class BaseRefiner:
         Raises:
             InputError: a mask belongs to an image of another size.
         """
-        raise NotImplementedError
 
 
 class Refiner(BaseRefiner):

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from transfiner_refine import __version__
+from transfiner_refine import __version__, load_refiner
 from transfiner_refine.cli import main
 from transfiner_refine.cli.format_names import FORMAT_NAMES
 from transfiner_refine.formats.detect import FORMATS
@@ -169,10 +169,11 @@ def test_an_interrupted_run_is_neither_forgotten_nor_mixed_up(interrupted_job: P
     )
     other = refine(job, "--device", "cpu", "--resume", "--precision", "bf16")
     assert other.exit_code == 1
-    assert (
-        "is of another run: --precision was float32 and is bfloat16; repeat the command as it was"
-        in other.stderr
-    )
+    assert "is of another run: --engine was onnx and is torch; repeat the command as it was" in other.stderr
+    precisions = {"fp32", "int8"}
+    (first,) = precisions - {load_refiner(device="cpu").precision}
+    other = refine(job, "--device", "cpu", "--resume", "--precision", first)
+    assert f"--precision was {(precisions - {first}).pop()} and is {first}" in other.stderr
     other = refine(job, "--device", "cpu", "--resume", "--no-close-ups")
     assert "--close-ups was true and is false" in other.stderr
     assert refine(job, "--device", "cpu", "--overwrite").exit_code == 0

@@ -13,6 +13,9 @@ __all__ = ["ATTENTION_GRIDS", "RefinerConfig"]
 ATTENTION_GRIDS = (28, 56, 112)
 
 
+_FORMER = {"passes", "repeat_share"}  # of files from version 0.1; they change nothing any more
+
+
 @dataclass(frozen=True)
 class RefinerConfig:
     """Architecture and inference settings of a native refiner; travels in the checkpoint's JSON side file.
@@ -49,12 +52,9 @@ class RefinerConfig:
             things belong to an object the given mask knows better than where they end.
         node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. What a pass costs depends
             on it and not on how many nodes there are.
-    passes: how often an instance may be refined. What a first pass added moves the RoI, and a better mask to
-            start from makes the next one better.
-        repeat_share: a further pass is made where the last one changed at least this share of the coarse mask's
-            area; masks that were good already are not touched again.
-        repeat_overlap: a large object, which close-ups follow, has a further pass only where the RoI of the new mask
-            overlaps that of the old one by less than this (intersection over union).
+        repeat_overlap: a second pass is made where the RoI around the new mask overlaps that of the given one by less
+            than this (intersection over union), to look at what the first pass could not see.
+        repeat_trust: ``trust`` in second passes and close-ups, whose given mask comes from the first pass.
         close_up_from: side of an RoI, pixels, from which on the object is looked at once more in close-ups
             (``close_up.py``).
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
@@ -88,10 +88,9 @@ class RefinerConfig:
     child_threshold: float = 0.5
     trust: float = 0.1
     deep_trust: float = 0.05
-    node_budget: tuple[int, ...] = (128, 224, 320, 384, 512)
-    passes: int = 2
-    repeat_share: float = 0.15
-    repeat_overlap: float = 0.8
+    node_budget: tuple[int, ...] = (224, 352, 576, 640, 768)
+    repeat_overlap: float = 0.7
+    repeat_trust: float = 0.5
     close_up_from: int = 200
     keep_shift: float = 0.005
     keep_patch: float = 0.02
@@ -119,13 +118,14 @@ class RefinerConfig:
         Raises:
             CheckpointError: a field is unknown, so the file comes from another version.
         """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        unknown = sorted(set(values) - {f.name for f in fields(cls)} - _FORMER)
         if unknown:
             raise CheckpointError(
                 f"unknown configuration fields {', '.join(unknown)}",
                 file=file or None,
                 remedy="the checkpoint was made by a newer version; update transfiner-refine",
             )
+        values = {name: value for name, value in values.items() if name not in _FORMER}
         # JSON has lists only
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         # files from before there was trust were made without it

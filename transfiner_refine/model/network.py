@@ -172,7 +172,7 @@ class MaskTransfiner(nn.Module):
             halvings(coarse, ATTENTION_GRIDS[0]),
             labels,
             output.roots.wrong_probability() >= config.relabel_threshold,
-            config.trust,
+            config.trust if output.levels else config.repeat_trust,
             config.deep_trust,
             config.relabel_margin,
         )

@@ -51,7 +51,7 @@ class GroupResult(NamedTuple):
     """What comes of a batch.
 
     Attributes:
-        numbers: [B, 9] int64: the given mask stays as it is; pixels changed by the first look; area and box (x0, y0,
+        numbers: [B, 9] int64: the given mask stays as it is; it agrees about the outline; area and box (x0, y0,
             x1, y1, pixels of the image) after it; number of edges after it, and at the end.
         edges: [2, capacity] int64, ends of runs after the first look and at the end, instance by instance.
         probability: [B, canvas, canvas] float32 at the end.
@@ -104,22 +104,21 @@ def refine_group(
 
     refined = _look(engine, group.size, photo, coarse, whole) * inside
     given, after = coarse >= 0.5, refined >= 0.5
-    changed, area = (given != after).sum((1, 2)), after.sum((1, 2))
+    area = after.sum((1, 2))
     capacity = canvas * edges_a_column * table.shape[0]
     counts, ends = boundaries(after, x0, y0, image_height, capacity)
     result = refined
     if group.window is not None:
         result = _look_closer(engine, group.window, photo, refined, whole, table[:, 7:])
-    stays = torch.zeros_like(area, dtype=torch.bool)
+    stays = agreed = torch.zeros_like(area, dtype=torch.bool)
     if group.first:
         limits = config.keep_shift, config.keep_patch, config.keep_rest
         agreed, patches = kept_patches(given, after, inside, *limits)
         stays = agreed & ~patches.any(2).any(1)
         result = torch.where(agreed[:, None, None], torch.where(patches, refined, coarse), result)
-        changed = torch.where(agreed, 0, changed)
     final_counts, final_ends = boundaries(result >= 0.5, x0, y0, image_height, capacity)
     boxes = boxes_of(after, x0, y0)
-    columns = [each[:, None] for each in (stays.long(), changed, area)]
+    columns = [each[:, None] for each in (stays.long(), agreed.long(), area)]
     numbers = torch.cat((*columns, boxes, counts[:, None], final_counts[:, None]), 1)
     return GroupResult(numbers, torch.stack((ends, final_ends)), result)
 

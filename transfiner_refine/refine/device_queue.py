@@ -229,7 +229,7 @@ class _Work:
             self.finish(group, items, self.launch(group, items, group.canvas + 1))
             return
         stops = np.cumsum(numbers[:, 7:], 0)
-        for row, (item, (stays, changed, area, x0, y0, x1, y1, count, final)) in enumerate(
+        for row, (item, (stays, agreed, area, x0, y0, x1, y1, count, final)) in enumerate(
             zip(items, numbers.tolist(), strict=True)
         ):
             if stays:
@@ -239,10 +239,9 @@ class _Work:
                 edges[which, stops[row, which] - number : stops[row, which]]
                 for which, number in enumerate((count, final))
             )
-            given_area = item.mask.area
-            if group.first and area and config.passes > 1 and changed >= config.repeat_share * given_area:
+            if group.first and area and not agreed:
                 moved = roi_around_box((x0, y0, x1, y1), size, config)
-                if group.window is None or overlap(item.roi, moved) < config.repeat_overlap:
+                if overlap(item.roi, moved) < config.repeat_overlap:
                     self.wait(_Item(item.index, item.image, _from_edges(first, size), moved), first=False)
                     continue
             if self._soft:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.types import DeviceError
 
-__all__ = ["ENGINES", "PRECISIONS", "Engine", "SizeClass", "engine_name", "require_torch", "size_class", "unused_card"]
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "Engine",
+    "SizeClass",
+    "engine_name",
+    "require_torch",
+    "size_class",
+    "unused_card",
+]
 
 ENGINES = ("auto", "torch", "onnx")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -126,7 +135,7 @@ def require_torch() -> None:
 
 
 def unused_card() -> str | None:
-    """Why a refiner that was to choose its device itself is not on the NVIDIA card of this machine; None without one."""
+    """Why a refiner that chose its device itself is not on the NVIDIA card of this machine; None without one."""
     if not _has_nvidia_card():
         return None
     if find_spec("torch") is None:
@@ -146,4 +155,6 @@ def _has_gpu() -> bool:
 
 def _has_nvidia_card() -> bool:
     """Whether Linux shows an NVIDIA driver."""
-    return any(Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"))
+    return any(
+        Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    )

@@ -1,9 +1,9 @@
 """One instance through the passes of the refiner, in NumPy and OpenCV; the step itself runs in an engine.
 
 The whole object first. Where the outcome is so near to the given mask that it is no better evidence, the given mask
-stays. A large object is then looked at once more in close-ups, any other in a second pass if the first changed much.
-The first look builds the quadtree; the later ones start from a mask that is right in its main lines, where dense
-labels are as good.
+stays. Where the new mask's RoI is another one, a second pass looks at that. A large object is then refined once more in
+close-ups. The first look builds the quadtree; the later ones start from a mask that is right in its main lines, where
+dense labels are as good.
 """
 
 from __future__ import annotations
@@ -90,14 +90,9 @@ def refine_instance(
         return replace(refined, values=np.where(patches, refined.values, given)) if patches.any() else mask
     if refined.area == 0:
         return refined
-    is_large = close_ups and roi.side >= config.close_up_from
-    changed = np.count_nonzero((given >= 0.5) != (refined.values >= 0.5))
-    if config.passes > 1 and changed >= config.repeat_share * mask.area:
-        coarse = harden(refined)
-        moved = roi_around(coarse, config)
-        # close-ups do what a second pass would, unless they would miss a part that the first one found
-        if not is_large or overlap(roi, moved) < config.repeat_overlap:
-            roi, refined = moved, look(coarse, moved)
+    moved = roi_around(harden(refined), config)
+    if overlap(roi, moved) < config.repeat_overlap:
+        roi, refined = moved, look(harden(refined), moved)
     if not close_ups or roi.side < config.close_up_from or refined.area == 0:
         return refined
     coarse = harden(refined)

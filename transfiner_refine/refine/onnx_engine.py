@@ -74,7 +74,7 @@ class OnnxEngine:
         self.config, self.precision, self._weights = config, precision, weights
         self._digest = weights_digest(weights)
         self._sessions: dict[SizeClass, Any] = {}
-        self._lock = Lock()
+        self._locks: dict[SizeClass, Lock] = {}
 
     def step(
         self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]
@@ -82,7 +82,7 @@ class OnnxEngine:
         """See ``Engine``."""
         session = self._sessions.get(size)
         if session is None:
-            with self._lock:
+            with self._locks.setdefault(size, Lock()):
                 session = self._sessions.get(size) or self._sessions.setdefault(size, self._session(size))
         probability, relabelled = session.run(_OUTPUTS, {"pixels": pixels, "coarse": coarse})
         return probability, relabelled
