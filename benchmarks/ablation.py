@@ -1,7 +1,7 @@
 """What each part of the network and of its training is worth: short runs that differ in one thing.
 
     python benchmarks/ablation.py run --variant full --dataset DIR:WEIGHT … --data DEVVAL --output RUNS
-    python benchmarks/ablation.py settings --data DEVVAL --change max_depth=3 --change repeat_overlap=0 --output SETTINGS
+    python benchmarks/ablation.py settings --data DEVVAL --change max_depth=3 --change trust=0 --output SETTINGS
     python benchmarks/ablation.py table --output RUNS
 
 Every run starts from the same weights with the same seed, hence the same samples in the same order, and has a

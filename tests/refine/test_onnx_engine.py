@@ -133,7 +133,7 @@ def test_the_engine_follows_from_device_and_precision(monkeypatch: pytest.Monkey
     assert engine_name("auto", "cpu", "bf16", WEIGHTS) == "torch"
     assert engine_name("auto", "cuda", "auto", WEIGHTS) == "torch"
     assert engine_name("auto", "cpu", "int8", Path("elsewhere.safetensors")) == "onnx"
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)  # as where PyTorch is not installed
+    monkeypatch.setattr(engines, "find_spec", lambda _: None)  # as where PyTorch is not installed
     assert engine_name("auto", "auto", "auto", WEIGHTS) == "onnx"
     for asked in (("torch", "auto", "auto"), ("auto", "cuda", "auto"), ("auto", "cpu", "bf16")):
         with pytest.raises(DeviceError, match="needs PyTorch, which is not installed"):

@@ -11,7 +11,8 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -218,10 +219,8 @@ def _optimised(model: Any, *, fold: bool) -> Any:
     inputs = len(copied.graph.inputs)
     if not fold:  # the optimiser does not fold what might come from outside
         copied.graph.inputs.extend(copied.graph.initializers.values())
-    level = logging.getLogger("onnx_ir").level
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of each of these inputs
-    onnxscript.optimizer.optimize_ir(copied, input_size_limit=1 << 30, output_size_limit=1 << 30)
-    logging.getLogger("onnx_ir").setLevel(level)
+    with _only_errors("onnx_ir"):  # it warns of each of these inputs
+        onnxscript.optimizer.optimize_ir(copied, input_size_limit=1 << 30, output_size_limit=1 << 30)
     while len(copied.graph.inputs) > inputs:
         copied.graph.inputs.pop()
     optimised = onnx_ir.to_proto(copied)
@@ -270,18 +269,31 @@ def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
     with TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, before)
-        quantize_static(
-            before,
-            after,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,  # 7-bit weights: without VNNI, sums of 8-bit products would saturate
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=_worth_quantising(model),
-        )
+        with _only_errors(None):  # it advises a step that has been made
+            quantize_static(
+                before,
+                after,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=True,  # 7-bit weights: without VNNI, sums of 8-bit products would saturate
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=_worth_quantising(model),
+            )
         return onnx.load(after)
+
+
+@contextmanager
+def _only_errors(logger: str | None) -> Iterator[None]:
+    """Keeps a library's warnings to itself."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _worth_quantising(model: Any) -> list[str]:
