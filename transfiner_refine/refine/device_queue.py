@@ -154,8 +154,9 @@ class _Work:
         self._starts = starts[:-1]
         self._sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
         together = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, pin_memory=self._pinned)
+        rows = together.numpy()  # PyTorch warns of images that are not writable
         for image, start, stop in zip(images, starts, starts[1:], strict=False):
-            together[start:stop] = torch.from_numpy(image.reshape(-1, 3))
+            rows[start:stop].reshape(image.shape)[...] = image
         self._pixels = self._up(together)
 
     @property
