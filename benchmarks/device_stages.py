@@ -225,11 +225,12 @@ def check_host(run: Session) -> Any:
         scene = Scene(scene.images, scene.masks[:count], scene.owner[:count])
         for mask in scene.masks:
             _ = mask.area, mask.box  # the processes that prepare images compute them
-        passes, totals, clocks = BatchedPasses(engine, 256, close_ups=True), [], []
+        with mock.patch.object(device_queue, "free_bytes", return_value=60 << 30):  # as on a GPU
+            passes = BatchedPasses(engine, 256, close_ups=True)
+        totals, clocks = [], []
         for _ in range(2 if run.small else 7):
             clock = StageClock(run)
-            with clock.around_queue(), mock.patch.object(device_queue, "refine_group", given_masks), \
-                    mock.patch.object(device_queue, "free_bytes", return_value=60 << 30):  # fmt: skip
+            with clock.around_queue(), mock.patch.object(device_queue, "refine_group", given_masks):
                 spent[0], start = 0.0, time.thread_time()
                 with clock.stage("queue"):
                     refined = passes.refine(*scene)

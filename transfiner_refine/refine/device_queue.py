@@ -65,6 +65,8 @@ class BatchedPasses:
 
     def __init__(self, engine: TorchEngine, batch_size: int, *, close_ups: bool) -> None:
         self._engine, self._batch_size, self._close_ups = engine, batch_size, close_ups
+        # measured once: a run has the same batches from its beginning to its end
+        self._canvas_pixels = free_bytes(engine.torch_device) // 2 // _BYTES_A_PIXEL
 
     @torch.inference_mode()
     def refine(
@@ -93,7 +95,7 @@ class BatchedPasses:
         running: deque[tuple[Group, list[_Item], _Pending]] = deque()
         while work.groups or running:
             if work.groups and len(running) < _AHEAD:
-                group, items = work.next_batch(self._batch_size)
+                group, items = work.next_batch(self._batch_size, self._canvas_pixels)
                 running.append((group, items, work.launch(group, items)))
             else:
                 work.finish(*running.popleft())
@@ -149,7 +151,6 @@ class _Work:
         self.groups: dict[Group, list[_Item]] = defaultdict(list)
         self.results: list[RleMask | MaskWindow] = masks
         self._engine, self._close_ups, self._soft = engine, close_ups, soft
-        self._canvas_pixels = free_bytes(engine.torch_device) // 2 // _BYTES_A_PIXEL
         starts = np.cumsum([0, *(image.shape[0] * image.shape[1] for image in images)])
         self._starts = starts[:-1]
         self._sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
@@ -183,12 +184,12 @@ class _Work:
         )
         self.groups[group].append(_Item(instance, image, mask, roi, windows))
 
-    def next_batch(self, batch_size: int) -> tuple[Group, list[_Item]]:
-        """The RoIs to refine next: of the group with most of them."""
+    def next_batch(self, batch_size: int, canvas_pixels: int) -> tuple[Group, list[_Item]]:
+        """The RoIs to refine next, of the group with most of them: no more than either limit lets through."""
         group = max(self.groups, key=lambda each: len(self.groups[each]))
         items = self.groups[group]
         share = _WINDOWS if group.window is not None else 1
-        fitting = self._canvas_pixels // (share * group.canvas**2)
+        fitting = canvas_pixels // (share * group.canvas**2)
         most = max(1, min(batch_size // share, fitting))
         batch, rest = items[:most], items[most:]
         if rest:
@@ -303,7 +304,10 @@ def fitting_batch(device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that a batch may fill."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # for the next tensors
+        return torch.cuda.mem_get_info(device)[0] + held
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return _CPU_BYTES
