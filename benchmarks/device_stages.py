@@ -83,9 +83,9 @@ class StageClock:
                 self._run.synchronise()
                 return result
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            start.record(torch.cuda.current_stream(self._run.device))
             result = refine_group(engine, group, pixels, table, *rest)
-            stop.record()
+            stop.record(torch.cuda.current_stream(self._run.device))
             self._events.append((start, stop))
             return result
 

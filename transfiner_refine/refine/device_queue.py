@@ -111,14 +111,14 @@ class _Pending:
 
     def __init__(self, result: GroupResult, *, soft: bool) -> None:
         numbers, edges, probability = result
-        self._on_device = numbers.device.type != "cpu"
         flat = torch.cat((numbers.flatten(), edges.flatten()))  # one read-back
         self._shape = numbers.shape
         self._flat, self._soft = self._back(flat), self._back(probability) if soft else None
         self._event = None
         if numbers.device.type == "cuda":
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            # by default it would be a stream of the current device, which need not be this one
+            self._event.record(torch.cuda.current_stream(numbers.device))
 
     @staticmethod
     def _back(values: Tensor) -> Tensor:
