@@ -48,7 +48,7 @@ class Same:
     refine_windows = refine_masks  # what versions before this method ask for
 
 
-def make_input(folder: Path, images: int) -> None:
+def make_input(folder: Path, images: int, masks: int = MASKS) -> None:
     """Writes images/ and masks.json: blurred noise with grain (about 70 KB each), wavy ellipses of about 100 pixels."""
     from transfiner_refine.formats import RleMask
     from transfiner_refine.types import MaskWindow
@@ -56,7 +56,7 @@ def make_input(folder: Path, images: int) -> None:
     random = np.random.default_rng(0)
     (folder / "images").mkdir()
     pictures = []
-    for _ in range(20):
+    for _ in range(min(20, images)):
         coarse = Image.fromarray(random.integers(0, 256, (15, 20, 3), np.uint8))
         smooth = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC)).astype(np.float32)
         grain = random.normal(0, 4, (*SIZE, 1))
@@ -67,18 +67,18 @@ def make_input(folder: Path, images: int) -> None:
         (folder / "images" / f"{number:012d}.jpg").write_bytes(pictures[number % len(pictures)])
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     blobs = []
-    for _ in range(100):
+    for _ in range(min(100, images * masks)):
         y, x = random.integers(60, SIZE[0] - 60), random.integers(60, SIZE[1] - 60)
         angle = np.arctan2(rows - y, columns - x)
         radius = random.integers(35, 65) * (1 + 0.2 * np.sin(angle * int(random.integers(3, 12))))
         blobs.append(RleMask.from_window(MaskWindow(np.hypot(rows - y, columns - x) < radius, 0, 0, SIZE)))
     records = []
-    for index in range(images * MASKS):
+    for index in range(images * masks):
         blob = blobs[int(random.integers(len(blobs)))]
         x0, y0, x1, y1 = blob.box
         records.append(
             {
-                "image_id": index // MASKS + 1,
+                "image_id": index // masks + 1,
                 "category_id": int(random.integers(1, 91)),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": round(float(random.random()), 6),

@@ -199,8 +199,8 @@ def _dilated(mask: Tensor, radius: Tensor, *, outside: bool) -> Tensor:
         outside: whether pixels beyond the canvas are set.
     """
     canvas = mask.shape[-1]
-    frame = canvas // 16 + 4  # no radius is larger: keep_patch is a few percent of a side
-    size = canvas + 2 * frame
+    frame = canvas // 16  # no radius is larger: keep_patch is a few percent of a side
+    size = canvas + 2 * frame  # of powers of 2 times 9, which the transforms are fast for
     framed = F.pad(mask.float(), (frame, frame, frame, frame), value=float(outside))
     step = torch.fft.fftfreq(size, 1 / size, device=mask.device).round()  # 0, 1, …, -2, -1
     distance = step[:, None] ** 2 + step[None, :] ** 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,21 +36,22 @@ _CPU_BYTES = 1 << 30
 _AHEAD = 2  # batches that the device may be behind
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """An RoI that waits for its pass.
 
     Attributes:
-        index: of the instance among those handed over.
+        instance: its position among those handed over.
         image: of its image.
         mask: the coarse mask of this pass.
         roi: what is looked at.
+        windows: of its close-ups; none where there are no close-ups.
     """
 
-    index: int
+    instance: int
     image: int
     mask: RleMask | MaskWindow
     roi: Roi
+    windows: Sequence[Roi] = ()
 
 
 class BatchedPasses:
@@ -64,6 +65,8 @@ class BatchedPasses:
 
     def __init__(self, engine: TorchEngine, batch_size: int, *, close_ups: bool) -> None:
         self._engine, self._batch_size, self._close_ups = engine, batch_size, close_ups
+        # measured once: a run has the same batches from its beginning to its end
+        self._canvas_pixels = free_bytes(engine.torch_device) // 2 // _BYTES_A_PIXEL
 
     @torch.inference_mode()
     def refine(
@@ -88,11 +91,11 @@ class BatchedPasses:
         work = _Work(self._engine, images, list(masks), self._close_ups, soft)
         for index, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
             box = mask.box if isinstance(mask, RleMask) else _box_of(mask)
-            work.wait(_Item(index, image, mask, self._roi(box, mask)), first=True)
+            work.wait(index, image, mask, self._roi(box, mask), first=True)
         running: deque[tuple[Group, list[_Item], _Pending]] = deque()
         while work.groups or running:
             if work.groups and len(running) < _AHEAD:
-                group, items = work.next_batch(self._batch_size)
+                group, items = work.next_batch(self._batch_size, self._canvas_pixels)
                 running.append((group, items, work.launch(group, items)))
             else:
                 work.finish(*running.popleft())
@@ -108,14 +111,14 @@ class _Pending:
 
     def __init__(self, result: GroupResult, *, soft: bool) -> None:
         numbers, edges, probability = result
-        self._on_device = numbers.device.type != "cpu"
         flat = torch.cat((numbers.flatten(), edges.flatten()))  # one read-back
         self._shape = numbers.shape
         self._flat, self._soft = self._back(flat), self._back(probability) if soft else None
         self._event = None
         if numbers.device.type == "cuda":
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            # by default it would be a stream of the current device, which need not be this one
+            self._event.record(torch.cuda.current_stream(numbers.device))
 
     @staticmethod
     def _back(values: Tensor) -> Tensor:
@@ -148,13 +151,13 @@ class _Work:
         self.groups: dict[Group, list[_Item]] = defaultdict(list)
         self.results: list[RleMask | MaskWindow] = masks
         self._engine, self._close_ups, self._soft = engine, close_ups, soft
-        self._images = images
-        self._canvas_pixels = free_bytes(engine.torch_device) // 2 // _BYTES_A_PIXEL
         starts = np.cumsum([0, *(image.shape[0] * image.shape[1] for image in images)])
-        self._starts = starts.tolist()
+        self._starts = starts[:-1]
+        self._sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
         together = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, pin_memory=self._pinned)
+        rows = together.numpy()  # PyTorch warns of images that are not writable
         for image, start, stop in zip(images, starts, starts[1:], strict=False):
-            together[start:stop] = torch.from_numpy(image.reshape(-1, 3))
+            rows[start:stop].reshape(image.shape)[...] = image
         self._pixels = self._up(together)
 
     @property
@@ -167,23 +170,26 @@ class _Work:
             values = values.pin_memory()
         return values.to(self._engine.torch_device, non_blocking=self._pinned)
 
-    def wait(self, item: _Item, *, first: bool) -> None:
+    def wait(self, instance: int, image: int, mask: RleMask | MaskWindow, roi: Roi, *, first: bool) -> None:
         """Puts an RoI in its group."""
-        config = self._engine.config
+        config, side = self._engine.config, roi.side
+        windows: Sequence[Roi] = ()
         window = None
-        if self._close_ups and item.roi.side >= config.close_up_from:
-            part = close_up_windows(item.roi)[0]
-            window = size_class(config, part.side, nodes=False)
-        canvas = max(_SMALLEST_CANVAS, 1 << (item.roi.side - 1).bit_length())
-        size = size_class(config, item.roi.side, nodes=first)
-        self.groups[Group(size, canvas, first, window, isinstance(item.mask, MaskWindow))].append(item)
+        if self._close_ups and side >= config.close_up_from:
+            windows = close_up_windows(roi)
+            window = size_class(config, windows[0].side, nodes=False)
+        canvas = max(_SMALLEST_CANVAS, 1 << (side - 1).bit_length())
+        group = Group(
+            size_class(config, side, nodes=first), canvas, first, window, isinstance(mask, MaskWindow)
+        )
+        self.groups[group].append(_Item(instance, image, mask, roi, windows))
 
-    def next_batch(self, batch_size: int) -> tuple[Group, list[_Item]]:
-        """The RoIs to refine next: of the group with most of them."""
+    def next_batch(self, batch_size: int, canvas_pixels: int) -> tuple[Group, list[_Item]]:
+        """The RoIs to refine next, of the group with most of them: no more than either limit lets through."""
         group = max(self.groups, key=lambda each: len(self.groups[each]))
         items = self.groups[group]
         share = _WINDOWS if group.window is not None else 1
-        fitting = self._canvas_pixels // (share * group.canvas**2)
+        fitting = canvas_pixels // (share * group.canvas**2)
         most = max(1, min(batch_size // share, fitting))
         batch, rest = items[:most], items[most:]
         if rest:
@@ -194,15 +200,6 @@ class _Work:
 
     def launch(self, group: Group, items: list[_Item], edges_a_column: int = _EDGES_A_COLUMN) -> _Pending:
         """Starts the pass of a batch."""
-        table = np.zeros((len(items), 7 + 4 * _WINDOWS), np.int64)
-        for row, item in zip(table, items, strict=True):
-            height, width = self._images[item.image].shape[:2]
-            roi = item.roi
-            corner = self._starts[item.image] + roi.y0 * width + roi.x0
-            row[:7] = corner, width, height, roi.x0, roi.y0, roi.width, roi.height
-            if group.window is not None:
-                parts = [(p.x0 - roi.x0, p.y0 - roi.y0, p.width, p.height) for p in close_up_windows(roi)]
-                row[7 : 7 + 4 * len(parts)] = np.ravel(parts)
         soft, edges = None, torch.zeros(0)
         if group.soft:
             values = np.zeros((len(items), group.canvas, group.canvas), np.float32)
@@ -211,15 +208,26 @@ class _Work:
                 canvas[: item.roi.height, : item.roi.width] = read_mask(item.mask, item.roi)
             soft = self._up(torch.from_numpy(values))
         else:
-            ends = [np.cumsum(item.mask.runs)[:-1] for item in items if isinstance(item.mask, RleMask)]
-            longest = 1 << max(len(each) for each in ends).bit_length()
-            filled = np.full((len(items), longest), _BEYOND, np.int64)
-            for row, each in zip(filled, ends, strict=True):
-                row[: len(each)] = each
-            edges = self._up(torch.from_numpy(filled))
-        rows = self._up(torch.from_numpy(table))
+            ends = _run_ends([item.mask.runs for item in items if isinstance(item.mask, RleMask)])
+            edges = self._up(torch.from_numpy(ends))
+        rows = self._up(torch.from_numpy(self._table(items)))
         result = refine_group(self._engine, group, self._pixels, rows, edges, soft, edges_a_column)
         return _Pending(result, soft=self._soft)
+
+    def _table(self, items: list[_Item]) -> NDArray[np.int64]:
+        """``refine_group``'s table."""
+        table = np.zeros((len(items), 7 + 4 * _WINDOWS), np.int64)
+        image = [item.image for item in items]
+        height, width = self._sizes[image].T
+        x0, y0, x1, y1 = np.array([(r.x0, r.y0, r.x1, r.y1) for r in (item.roi for item in items)]).T
+        corner = self._starts[image] + y0 * width + x0
+        table[:, :7] = np.stack((corner, width, height, x0, y0, x1 - x0, y1 - y0), 1)
+        for row, item in zip(table, items, strict=True):
+            if item.windows:
+                x, y = item.roi.x0, item.roi.y0
+                parts = [n for p in item.windows for n in (p.x0 - x, p.y0 - y, p.width, p.height)]
+                row[7 : 7 + len(parts)] = parts
+        return table
 
     def finish(self, group: Group, items: list[_Item], pending: _Pending) -> None:
         """Takes in what came of a batch: results, and RoIs of further passes."""
@@ -228,32 +236,63 @@ class _Work:
         if (numbers[:, 7:].sum(0) > edges.shape[1]).any():
             self.finish(group, items, self.launch(group, items, group.canvas + 1))
             return
-        stops = np.cumsum(numbers[:, 7:], 0)
+        stops = np.cumsum(numbers[:, 7:], 0).tolist()
+        made: list[tuple[_Item, Roi | None]] = []  # with the RoI of a further pass
+        ends: list[NDArray[np.int64]] = []
         for row, (item, (stays, agreed, area, x0, y0, x1, y1, count, final)) in enumerate(
             zip(items, numbers.tolist(), strict=True)
         ):
             if stays:
                 continue  # the given mask
-            size = self._images[item.image].shape[:2]
-            first, last = (
-                edges[which, stops[row, which] - number : stops[row, which]]
-                for which, number in enumerate((count, final))
-            )
+            size = item.mask.size if isinstance(item.mask, RleMask) else item.mask.image_size
+            stop, last = stops[row]
             if group.first and area and not agreed:
                 moved = roi_around_box((x0, y0, x1, y1), size, config)
                 if overlap(item.roi, moved) < config.repeat_overlap:
-                    self.wait(_Item(item.index, item.image, _from_edges(first, size), moved), first=False)
+                    made.append((item, moved))
+                    ends.append(edges[0, stop - count : stop])
                     continue
             if self._soft:
                 assert probability is not None
                 values = probability[row, : item.roi.height, : item.roi.width].copy()
-                self.results[item.index] = MaskWindow(values, item.roi.x0, item.roi.y0, size)
+                self.results[item.instance] = MaskWindow(values, item.roi.x0, item.roi.y0, size)
             else:
-                self.results[item.index] = _from_edges(last, size)
+                made.append((item, None))
+                ends.append(edges[1, last - final : last])
+        for (item, again), mask in zip(
+            made, _from_ends(ends, self._sizes[[item.image for item, _ in made]]), strict=True
+        ):
+            if again is None:
+                self.results[item.instance] = mask
+            else:
+                self.wait(item.instance, item.image, mask, again, first=False)
 
 
-def _from_edges(edges: NDArray[np.int64], size: tuple[int, int]) -> RleMask:
-    return RleMask.from_runs(np.diff(edges, prepend=0, append=size[0] * size[1]), size)
+def _run_ends(runs: list[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """Where the runs of masks end: [masks, power of two], filled up with a number beyond every image."""
+    counts = np.array([len(each) for each in runs])
+    ends = np.concatenate(runs).cumsum(dtype=np.int64)
+    before = np.concatenate(([0], ends[counts.cumsum()[:-1] - 1]))  # pixels of the masks before
+    table = np.full((len(runs), 1 << int(counts.max()).bit_length()), _BEYOND, np.int64)
+    table[np.arange(table.shape[1]) < counts[:, None]] = ends - before.repeat(counts)
+    return table
+
+
+def _from_ends(ends: list[NDArray[np.int64]], sizes: NDArray[np.int64]) -> list[RleMask]:
+    """Masks from where their runs end, but for the last one, which ends with the image; sizes [masks, 2]."""
+    if not ends:
+        return []
+    counts = np.array([len(each) for each in ends])
+    lasts = (counts + 1).cumsum() - 1
+    flat = np.empty(int(lasts[-1]) + 1, np.int64)
+    is_last = np.zeros(len(flat), bool)
+    is_last[lasts] = True
+    flat[lasts], flat[~is_last] = sizes.prod(1), np.concatenate(ends)
+    runs = np.diff(flat, prepend=0)
+    firsts = lasts - counts
+    runs[firsts] = flat[firsts]
+    parts = zip(firsts.tolist(), (lasts + 1).tolist(), sizes.tolist(), strict=True)
+    return [RleMask.from_runs(runs[first:stop], (height, width)) for first, stop, (height, width) in parts]
 
 
 def fitting_batch(device: torch.device) -> int:
@@ -265,7 +304,10 @@ def fitting_batch(device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that a batch may fill."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # for the next tensors
+        return torch.cuda.mem_get_info(device)[0] + held
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return _CPU_BYTES
