@@ -66,12 +66,12 @@ print("pixels the network is unsure of:", dict(zip(names, unsure.tolist(), stric
 # ## How it came about
 #
 # A trace keeps the stages of the method: the region of interest, what the detector took to be wrong, the quadtree's
-# nodes and their labels, and the mask level by level.
+# nodes and their labels, and the mask level by level. Only PyTorch keeps one.
 
 # %%
 from transfiner_refine.trace import trace  # noqa: E402
 
-spoon = trace(refiner, image, coarse[1])
+spoon = trace(load_refiner(engine="torch"), image, coarse[1])
 step = spoon.passes[0]
 print(f"region of interest: {step.roi.width}×{step.roi.height} pixels, {len(spoon.passes)} pass(es)")
 for level in step.levels:

@@ -76,7 +76,7 @@ def test_photos_are_made_smaller_and_outlines_are_not(job: Any, tmp_path: Path) 
 
 
 def test_the_quadtree_is_stored_where_a_refiner_is_given(job: Any, tmp_path: Path) -> None:
-    refiner = load_refiner(device="cpu")
+    refiner = load_refiner(device="cpu", engine="torch")
     build_report(**job.files, output=tmp_path / "report", refiner=refiner, limit=1)
     index = content(tmp_path / "report" / "data" / "index.js")
     assert index["quadtrees"]

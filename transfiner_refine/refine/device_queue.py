@@ -180,7 +180,11 @@ class _Work:
             window = size_class(config, windows[0].side, nodes=False)
         canvas = max(_SMALLEST_CANVAS, 1 << (side - 1).bit_length())
         group = Group(
-            size_class(config, side, nodes=first), canvas, first, window, isinstance(mask, MaskWindow)
+            size_class(config, side, nodes=first, close_ups=self._close_ups),
+            canvas,
+            first,
+            window,
+            isinstance(mask, MaskWindow),
         )
         self.groups[group].append(_Item(instance, image, mask, roi, windows))
 

@@ -55,11 +55,11 @@ class SizeClass(NamedTuple):
         return f"{self.grid}" if self.nodes else f"{self.grid}-dense"
 
 
-def size_class(config: RefinerConfig, roi_side: int, *, nodes: bool) -> SizeClass:
-    """The class of an RoI whose longer side is ``roi_side`` pixels."""
+def size_class(config: RefinerConfig, roi_side: int, *, nodes: bool, close_ups: bool = False) -> SizeClass:
+    """The class of an RoI whose longer side is ``roi_side`` pixels; where close-ups follow they make the 448 level."""
+    ends_at_224 = not nodes or (close_ups and roi_side >= config.close_up_from)
     depth = config.depth(roi_side)
-    # a step without nodes ends at 224 cells, the finest dense labels
-    return SizeClass(depth if nodes else min(depth, len(ATTENTION_GRIDS) + 1), nodes)
+    return SizeClass(min(depth, len(ATTENTION_GRIDS) + 1) if ends_at_224 else depth, nodes)
 
 
 class Engine(Protocol):

@@ -74,7 +74,7 @@ def refine_instance(
     config = engine.config
 
     def look(coarse: MaskWindow, roi: Roi, *, nodes: bool = False, close_up: bool = False) -> MaskWindow:
-        size = size_class(config, roi.side, nodes=nodes)
+        size = size_class(config, roi.side, nodes=nodes, close_ups=close_ups)
         probability, relabelled = engine.step(size, *step_input(image, coarse, roi, size.side(config)))
         values = paste_into_roi(probability[0], relabelled[0], coarse, roi)
         refined = MaskWindow(values, roi.x0, roi.y0, coarse.image_size)
