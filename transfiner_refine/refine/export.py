@@ -186,6 +186,8 @@ def export_weights(
             model.metadata_props.add(key="weights", value=digest)
             path = program_path(folder / weights.name, precision, size)
             path.write_bytes(model.SerializeToString(deterministic=True))
+            if precision == "int8":
+                _fuse(path)
             written.append(path)
     return written
 
@@ -329,6 +331,30 @@ def _shared_data(models: Iterable[Any], name: str) -> bytes:
                 data += raw + bytes(-len(raw) % _ALIGNMENT)
             _refer(tensor, name, places[raw], len(raw))
     return bytes(data)
+
+
+def _fuse(path: Path) -> None:
+    """Makes onnxruntime's fusions beforehand, those that suit every processor: the program loads in half the time.
+
+    Not for fp32, where it would fold the weights into the program.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    fused = path.with_name(f".{path.name}.fused")
+    options.optimized_model_filepath = str(fused)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    model = onnx.load(fused, load_external_data=False)
+    fused.unlink()
+    used = {node.domain for node in model.graph.node}
+    versions = [(each.domain, each.version) for each in model.opset_import if each.domain in used]
+    del model.opset_import[:]
+    for domain, version in versions:
+        model.opset_import.add(domain=domain, version=version)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _refer(tensor: Any, location: str, offset: int, length: int) -> None:
