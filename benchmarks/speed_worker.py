@@ -14,6 +14,9 @@ import os
 import pickle
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +49,74 @@ class Server:
         return (after.values, after.x, after.y, after.image_size), seconds
 
     def stages(self, inputs: list[tuple[Any, Mask]]) -> dict[str, tuple[float, float | None]] | None:
-        """What the refiner's ``timed_stages`` says of refining these images and masks; None if it has none."""
-        if not hasattr(self.refiner, "timed_stages"):
+        """CPU seconds and operations of each stage of refining these; None for a checkout without engines."""
+        if not hasattr(self.refiner, "runs"):
             return None
-        with self.refiner.timed_stages() as stages:
+        with timed_stages(self.refiner) as stages:
             for pixels, mask in inputs:
                 self.refiner.refine_windows([pixels], [MaskWindow(*mask)], [0])
         return dict(stages)
+
+
+_STAGES = {
+    "step_input": "cut and resize",
+    "paste_into_roi": "paste",
+    "patches_if_agreed": "keep rule",
+    "blend_close_ups": "blend close-ups",
+}
+
+
+@contextmanager
+def timed_stages(refiner: Any) -> Iterator[dict[str, tuple[float, float | None]]]:
+    """Times the functions that ``refine/instance.py`` calls, and the step of each size class beside its operations."""
+    from transfiner_refine.refine import instance
+
+    found: dict[str, tuple[float, float | None]] = {}
+
+    def timed(
+        function: Callable[..., Any], name: Callable[..., str], work: Callable[..., float | None]
+    ) -> Any:
+        def call(*args: Any) -> Any:
+            begin = time.thread_time()
+            result = function(*args)
+            taken = time.thread_time() - begin
+            seconds, operations = found.get(name(*args), (0.0, None))
+            more = work(*args)
+            found[name(*args)] = seconds + taken, None if more is None else (operations or 0) + more
+            return result
+
+        return call
+
+    @cache
+    def operations(size: Any) -> float:
+        """Floating-point operations of a step on one RoI."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from transfiner_refine.model.network import MaskTransfiner
+        from transfiner_refine.model.step import RefineStep
+
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            step = RefineStep(MaskTransfiner(refiner.config).eval(), size.depth, nodes=size.nodes)
+            step(
+                torch.zeros(1, 3, step.side, step.side, dtype=torch.uint8),
+                torch.zeros(1, 1, step.side, step.side),
+            )
+        return float(counter.get_total_flops())
+
+    usual = {name: getattr(instance, name) for name in _STAGES}
+    step = refiner.runs.step
+    try:
+        for name, stage in _STAGES.items():
+            setattr(instance, name, timed(usual[name], lambda *_, stage=stage: stage, lambda *_: None))
+        refiner.runs.step = timed(
+            step, lambda size, *_: f"step {size.label}", lambda size, *_: operations(size)
+        )
+        yield found
+    finally:
+        refiner.runs.step = step
+        for name, function in usual.items():
+            setattr(instance, name, function)
 
 
 def main() -> None:
