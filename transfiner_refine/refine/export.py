@@ -13,6 +13,7 @@ import random
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,9 +95,14 @@ def export_files(
 
     Raises:
         CheckpointError: the weights cannot be used.
-        InputError: a data set cannot be read, or has no RoI of some size class.
+        InputError: a data set cannot be read, or has no RoI of some size class; or packages are missing.
         OutputError: there are programs already.
     """
+    if any(find_spec(name) is None for name in ("onnx", "onnxscript")):
+        raise InputError(
+            "exporting needs the packages onnx and onnxscript",
+            remedy='pip install "transfiner-refine[export]"',
+        )
     path = find_weights(weights)
     config = read_config(path)
     folder = output or path.parent
