@@ -30,7 +30,7 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("this machine has no Chromium (apt-get install chromium)")
-    refiner = load_refiner(arguments.weights, device="cpu")
+    refiner = load_refiner(arguments.weights, device="cpu", engine="torch")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         masks, info = HERE / "detections.json", HERE / "image_info.json"

@@ -24,7 +24,7 @@ DIVIDER = "document.querySelector('#picture .before').style.clipPath"
 @pytest.fixture(scope="module")
 def report(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("page") / "report"
-    build_report(**job.files, output=output, refiner=load_refiner(device="cpu"))
+    build_report(**job.files, output=output, refiner=load_refiner(device="cpu", engine="torch"))
     return output / "index.html"
 
 
