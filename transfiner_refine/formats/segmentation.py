@@ -16,6 +16,7 @@ __all__ = ["MAX_OUTLINE", "compressed_masks", "mask_from_segmentation"]
 MAX_OUTLINE = 4_000_000
 _LONGEST_SIDE = 1 << 27  # of an image that pycocotools draws polygons on, in ints of fifths of a pixel
 _FAR = 1e300  # a number beyond it, even a whole one of JSON, is as good as infinite
+_CHARACTERS_AT_ONCE = 1 << 18  # of compressed RLEs
 _MERGED_AT_ONCE = 16  # polygons; COCO's own masks have fewer
 
 
@@ -54,10 +55,11 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
 
 
 def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
-    """The sound compressed RLEs among segmentations, parsed at once.
+    """The sound compressed RLEs among segmentations, many parsed at a time.
 
     Returns:
-        None for a segmentation of another kind, and for all if one is damaged: ``mask_from_segmentation`` says why.
+        None for a segmentation of another kind, and for those that were parsed together with a damaged one:
+        ``mask_from_segmentation`` says why.
     """
     found: list[RleMask | None] = [None] * len(segmentations)
     known: dict[int, tuple[tuple[int, int], str]] = {}
@@ -66,9 +68,14 @@ def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
             size = value.get("size")
             if isinstance(size, list) and len(size) == 2 and type(size[0]) is type(size[1]) is int:
                 known[position] = ((size[0], size[1]), counts)
-    if known:
+    positions = list(known)
+    # parsing takes some hundred bytes a character
+    parts = np.cumsum([len(counts) for _, counts in known.values()]) // _CHARACTERS_AT_ONCE
+    for part in np.unique(parts):
+        together = [positions[i] for i in np.flatnonzero(parts == part)]
         with suppress(InputError):
-            for position, mask in zip(known, RleMask.parsed(list(known.values())), strict=True):
+            masks = RleMask.parsed([known[position] for position in together])
+            for position, mask in zip(together, masks, strict=True):
                 found[position] = mask
     return found
 
