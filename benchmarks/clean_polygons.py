@@ -20,7 +20,7 @@ from devsets import default_refiner, load_dev_sets, refine_windows
 
 from transfiner_refine.evaluation.coco_files import decode
 from transfiner_refine.evaluation.overlap import mask_iou
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__.split("\n")[0])
@@ -39,7 +39,7 @@ def main(dataset: Path, output: Path, weights: str, agreement: float) -> None:
     refined, _ = refine_windows(dev_set, "clean", [entry.image_id for entry in entries], masks, refine)
     overlaps = [mask_iou(before, after) for before, after in zip(masks, refined, strict=True)]
     redrawn = {
-        entry.id: RleMask.from_window(after)
+        entry.id: Mask.from_window(after)
         for entry, after, overlap in zip(entries, refined, overlaps, strict=True)
         if agreement <= overlap < 1
     }

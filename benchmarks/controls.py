@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from transfiner_refine.evaluation.overlap import common_window
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["CONTROLS", "box_side"]
 

@@ -32,7 +32,7 @@ from device_stages import check_host, check_stages, check_variants
 
 from transfiner_refine import load_refiner
 from transfiner_refine.device import choose_device
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.device_queue import BatchedPasses
 from transfiner_refine.refine.engine import SizeClass
@@ -69,7 +69,7 @@ def check_masks(run: Session) -> Any:
                 continue
             apart, ious, changed = [], [], []
             for mask, true, given in zip(refined, expected, windows, strict=True):
-                there = (mask.decode() if isinstance(mask, RleMask) else harden(mask)).paste()
+                there = (mask.decode() if isinstance(mask, Mask) else harden(mask)).paste()
                 different = np.count_nonzero(there != true)
                 box_area = max(1, np.count_nonzero(true.any(0)) * np.count_nonzero(true.any(1)))
                 apart.append(100 * different / box_area)

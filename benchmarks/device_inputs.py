@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from transfiner_refine.formats.images import read_image
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.weights import find_weights
 from transfiner_refine.refine import device_queue
 from transfiner_refine.refine.device_pass import Group
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.torch_engine import TorchEngine
-from transfiner_refine.types import MaskWindow
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SIZES = {"480p": (480, 640), "1080p": (1080, 1920), "4K": (2160, 3840)}
@@ -40,7 +39,7 @@ class Scene(NamedTuple):
     """Images, coarse masks, and the image of each mask."""
 
     images: list[NDArray[np.uint8]]
-    masks: list[RleMask]
+    masks: list[Mask]
     owner: list[int]
 
 
@@ -86,7 +85,7 @@ class Session:
             self.json_path.write_text(json.dumps(self.results, indent=1))
 
 
-def blob(random: np.random.Generator, side: int, size: tuple[int, int]) -> RleMask:
+def blob(random: np.random.Generator, side: int, size: tuple[int, int]) -> Mask:
     """A wavy ellipse whose box is about ``side`` pixels long."""
     height, width = size
     half = min(side, height - 4, width - 4) / 2
@@ -97,7 +96,7 @@ def blob(random: np.random.Generator, side: int, size: tuple[int, int]) -> RleMa
     outline = np.stack((x + radius * np.cos(angle) - x0, y + radius * np.sin(angle) - y0), 1)
     canvas = np.zeros((min(extent, height - y0), min(extent, width - x0)), np.uint8)
     filled = cv2.fillPoly(canvas, [outline.round().astype(np.int32)], 1) > 0
-    return RleMask.from_window(MaskWindow(filled, x0, y0, size))
+    return Mask.from_window(MaskWindow(filled, x0, y0, size))
 
 
 def photo(random: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -138,7 +137,7 @@ def make_scene(
                 pixels = scene.images[-1][there.y : there.y + h, there.x : there.x + w]
                 away = np.where(pixels.mean((0, 1)) > 128, 10, 190).astype(np.uint8)
                 pixels[there.values] = pixels[there.values] // 4 + away
-                mask = RleMask.from_window(_roughened(there))
+                mask = Mask.from_window(_roughened(there))
             scene.masks.append(mask)
             scene.owner.append(index)
     return scene
@@ -162,7 +161,7 @@ def examples() -> Scene:
         if key not in position:
             position[key] = len(scene.images)
             scene.images.append(read_image(EXAMPLES / "images" / names[key]).pixels)
-        scene.masks.append(RleMask(tuple(rle["size"]), rle["counts"]))
+        scene.masks.append(Mask(tuple(rle["size"]), rle["counts"]))
         scene.owner.append(position[key])
     return scene
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from device_inputs import SIZES, Scene, Session, make_scene, one_line
 
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask
 from transfiner_refine.refine import device_queue
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.device_queue import BatchedPasses, fitting_batch
@@ -179,7 +179,7 @@ def _timed_call(run: Session, name: str, passes: BatchedPasses, scene: Scene) ->
             with clock.stage("queue"):
                 refined = passes.refine(*scene)
             with clock.stage("encode"):
-                RleMask.encode([mask for mask in refined if isinstance(mask, RleMask)])
+                Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     done = repeats * masks
     each = {"device": 1e3 * clock.device / done} | {s: 1e3 * clock.wall[s] / done for s in STAGES}
@@ -238,7 +238,7 @@ def check_host(run: Session) -> Any:
             clock.cpu["tables"] -= spent[0]
             clocks.append(clock)
         start = time.thread_time()
-        RleMask.encode([mask for mask in refined if isinstance(mask, RleMask)])
+        Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
         encode = 1e3 * (time.thread_time() - start) / count
         best = clocks[int(np.argmin(totals))]
         stages = {

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine import __version__
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import (
     Annotations,
     Detection,
@@ -31,7 +32,7 @@ from transfiner_refine.evaluation.coco_files import (
 from transfiner_refine.evaluation.matched import MIN_AREA, MatchedScores, matched_scores
 from transfiner_refine.evaluation.matching import Match, match_by_ids
 from transfiner_refine.formats.images import ImageFolder, read_image
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["DevSet", "Refine", "check_kinds", "default_refiner", "load_dev_sets", "refine_windows", "warm_up"]
 

@@ -27,13 +27,13 @@ import click
 from controls import CONTROLS
 from devsets import DevSet, Refine, check_kinds, default_refiner, load_dev_sets, refine_windows
 
+from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.evaluation.average_precision import OVERLAPS, Overlap, average_precision
 from transfiner_refine.evaluation.coco_files import Detection, decode
 from transfiner_refine.evaluation.matched import SizeSummary, matched_scores
 from transfiner_refine.evaluation.matching import check_same_detections
 from transfiner_refine.evaluation.tables import Table, before_after
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.types import MaskRefineError, MaskWindow
+from transfiner_refine.masks import Mask, MaskWindow
 
 _UNTOUCHED = 0.99  # mean IoU that true masks must keep (issue 11)
 
@@ -160,7 +160,7 @@ def _refine_detections(
     )
     after = []
     for detection, window in zip(coarse, windows, strict=True):
-        mask = RleMask.from_window(window)
+        mask = Mask.from_window(window)
         encoded = {"size": list(mask.size), "counts": mask.counts}
         after.append(dataclasses.replace(detection, mask=encoded, area=mask.area))
     return after, seconds / max(len(masks), 1)

@@ -18,10 +18,10 @@ import numpy as np
 from devsets import default_refiner, load_dev_sets, refine_windows
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.evaluation.matched import matched_scores
 from transfiner_refine.evaluation.tables import Table, before_after
 from transfiner_refine.refiner import window_of
-from transfiner_refine.types import MaskRefineError
 
 Mask = NDArray[np.bool_]
 Photo = NDArray[np.uint8]

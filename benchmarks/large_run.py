@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from transfiner_refine.formats import RleMask
+from transfiner_refine.formats import Mask
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_files
-from transfiner_refine.types import MaskWindow
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "images"
 SIZE = (480, 640)
@@ -71,14 +71,14 @@ def make_input(folder: Path, images: int, masks: int) -> None:
         file.write("]\n")
 
 
-def _blob(random: np.random.Generator) -> RleMask:
+def _blob(random: np.random.Generator) -> Mask:
     """A wavy ellipse somewhere in the image."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     y, x = random.integers(60, SIZE[0] - 60), random.integers(60, SIZE[1] - 60)
     angle = np.arctan2(rows - y, columns - x)
     radius = random.integers(15, 130) * (1 + 0.2 * np.sin(angle * int(random.integers(3, 12))))
     inside = np.hypot(rows - y, (columns - x) * random.uniform(0.5, 1.5)) < radius
-    return RleMask.from_window(MaskWindow(inside, 0, 0, SIZE).tight())
+    return Mask.from_window(MaskWindow(inside, 0, 0, SIZE).tight())
 
 
 def run(folder: Path, workers: int | None) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from peers import PEERS, Peer
 
 import transfiner_refine
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["BASELINE", "Method", "Stages", "commit_of", "load_baseline", "load_ours", "load_peers"]
 

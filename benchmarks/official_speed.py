@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from transfiner_refine.model.official.config import CONTEXT_GRID, NODE_GRIDS, Architecture
-from transfiner_refine.model.official.network import OfficialNetwork
-from transfiner_refine.model.official.nodes import select_nodes
-from transfiner_refine.model.official.quadtree import QuadtreeLevel
-from transfiner_refine.model.official.regions import Regions, feature_table
-from transfiner_refine.model.official.sequence import axis_embedding, gather_tokens
+from transfiner_refine.official.config import CONTEXT_GRID, NODE_GRIDS, Architecture
+from transfiner_refine.official.network import OfficialNetwork
+from transfiner_refine.official.nodes import select_nodes
+from transfiner_refine.official.quadtree import QuadtreeLevel
+from transfiner_refine.official.regions import Regions, feature_table
+from transfiner_refine.official.sequence import axis_embedding, gather_tokens
 
 HEIGHT, WIDTH = 800, 1066
 STRIDES = (4, 8, 16, 32)

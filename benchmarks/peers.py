@@ -19,7 +19,7 @@ import numpy as np
 from controls import box_side
 from numpy.typing import NDArray
 
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["PEERS", "Peer", "crop_box"]
 

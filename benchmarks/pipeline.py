@@ -50,8 +50,8 @@ class Same:
 
 def make_input(folder: Path, images: int, masks: int = MASKS) -> None:
     """Writes images/ and masks.json: blurred noise with grain (about 70 KB each), wavy ellipses of about 100 pixels."""
-    from transfiner_refine.formats import RleMask
-    from transfiner_refine.types import MaskWindow
+    from transfiner_refine.formats import Mask
+    from transfiner_refine.masks import MaskWindow
 
     random = np.random.default_rng(0)
     (folder / "images").mkdir()
@@ -71,7 +71,7 @@ def make_input(folder: Path, images: int, masks: int = MASKS) -> None:
         y, x = random.integers(60, SIZE[0] - 60), random.integers(60, SIZE[1] - 60)
         angle = np.arctan2(rows - y, columns - x)
         radius = random.integers(35, 65) * (1 + 0.2 * np.sin(angle * int(random.integers(3, 12))))
-        blobs.append(RleMask.from_window(MaskWindow(np.hypot(rows - y, columns - x) < radius, 0, 0, SIZE)))
+        blobs.append(Mask.from_window(MaskWindow(np.hypot(rows - y, columns - x) < radius, 0, 0, SIZE)))
     records = []
     for index in range(images * masks):
         blob = blobs[int(random.integers(len(blobs)))]

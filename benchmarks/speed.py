@@ -38,9 +38,10 @@ from peers import PEERS, crop_box
 from tqdm import tqdm
 
 from transfiner_refine import __version__
+from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.evaluation.coco_files import decode
 from transfiner_refine.evaluation.tables import Table, points
-from transfiner_refine.types import MaskRefineError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 OURS = ("onnx-int8", "onnx-fp32", "torch-fp32")
 KINDS = ("maskhead", "sim", "poly")

@@ -24,7 +24,7 @@ import cv2
 
 import transfiner_refine
 from transfiner_refine import load_refiner
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 Mask = tuple[Any, int, int, tuple[int, int]]
 """The fields of a ``MaskWindow``."""

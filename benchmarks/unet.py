@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfiner_refine.cli.train import WeightedFolder
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.backbone import EfficientNetLite, load_imagenet
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import halvings
@@ -31,7 +32,6 @@ from transfiner_refine.training.loop import train
 from transfiner_refine.training.objective import map_loss
 from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.trainee import split_decay
-from transfiner_refine.types import MaskWindow
 
 CONFIG = RefinerConfig(roi_max_aspect=1000.0)  # the plain box
 _WIDTH = 64

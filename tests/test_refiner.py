@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from transfiner_refine import Refiner, load_refiner
 from transfiner_refine.device import choose_device, choose_precision
+from transfiner_refine.errors import DeviceError, InputError
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.weights import find_weights
 from transfiner_refine.refine.engine import size_class
@@ -21,7 +23,6 @@ from transfiner_refine.refine.instance import step_input
 from transfiner_refine.refine.roi import paste_into_roi, roi_around
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.refiner import window_of
-from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
 
 def scene(seed: int, height: int = 240, width: int = 320) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from transfiner_refine import Refiner, load_refiner
+from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.explain import Names, explain
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import RefinerConfig
@@ -18,7 +19,6 @@ from transfiner_refine.model.weights import find_weights
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.trace import Trace, trace
-from transfiner_refine.types import DeviceError, InputError
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from transfiner_refine.types import DeviceError
+from transfiner_refine.errors import DeviceError
 
 __all__ = ["choose_device", "choose_precision", "precision_name"]
 

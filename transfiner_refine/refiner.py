@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.errors import InputError
+from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
 from transfiner_refine.refine.engine import Engine, engine_name, require_torch
 from transfiner_refine.refine.instance import Look, harden, refine_instance
-from transfiner_refine.types import InputError, MaskWindow
 
 if TYPE_CHECKING:
     from transfiner_refine.refine.device_queue import BatchedPasses
@@ -57,7 +57,7 @@ def load_refiner(
     path = find_weights(weights)
     if not is_native(path):
         require_torch()
-        from transfiner_refine.model.official import (
+        from transfiner_refine.official import (
             load_official_refiner,
         )  # here, because it builds on this module
 
@@ -191,16 +191,16 @@ class Refiner(BaseRefiner):
         if self._batched is None:
             refined = list(self._one_by_one(images, masks, image_index))
         else:
-            given = [mask if _is_soft(mask) else RleMask.from_window(mask) for mask in masks]
+            given = [mask if _is_soft(mask) else Mask.from_window(mask) for mask in masks]
             refined = [_window(mask) for mask in self._in_batches(images, given, image_index, soft=soft)]
         return refined if soft else [harden(mask) for mask in refined]
 
     def refine_masks(
         self,
         images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[RleMask | MaskWindow],
+        masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
-    ) -> Iterator[RleMask]:
+    ) -> Iterator[Mask]:
         """The same with encoded masks, as the pipeline has them.
 
         Args:
@@ -216,11 +216,11 @@ class Refiner(BaseRefiner):
             for given, window, refined in zip(
                 masks, windows, self._one_by_one(images, windows, image_index), strict=True
             ):
-                is_given = refined is window and isinstance(given, RleMask)
-                yield given if is_given else RleMask.from_window(refined)  # type: ignore[misc]
+                is_given = refined is window and isinstance(given, Mask)
+                yield given if is_given else Mask.from_window(refined)  # type: ignore[misc]
         else:
             for mask in self._in_batches(images, masks, image_index, soft=False):
-                yield mask if isinstance(mask, RleMask) else RleMask.from_window(mask)
+                yield mask if isinstance(mask, Mask) else Mask.from_window(mask)
 
     def _one_by_one(
         self,
@@ -246,11 +246,11 @@ class Refiner(BaseRefiner):
     def _in_batches(
         self,
         images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[RleMask | MaskWindow],
+        masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
         *,
         soft: bool,
-    ) -> list[RleMask | MaskWindow]:
+    ) -> list[Mask | MaskWindow]:
         """Refined masks, or given ones that stay, many at a time on the device."""
         assert self._batched is not None
         result = list(masks)
@@ -298,7 +298,7 @@ def _is_soft(mask: MaskWindow) -> bool:
     return mask.values.dtype != bool
 
 
-def _window(mask: RleMask | MaskWindow) -> MaskWindow:
+def _window(mask: Mask | MaskWindow) -> MaskWindow:
     return mask if isinstance(mask, MaskWindow) else mask.decode()
 
 

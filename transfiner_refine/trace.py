@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import DeviceError, InputError
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.instance import Look, step_input
 from transfiner_refine.refine.roi import Roi
 from transfiner_refine.refiner import BaseRefiner, Refiner, window_of
-from transfiner_refine.types import DeviceError, InputError, MaskWindow
 
 if TYPE_CHECKING:
     from transfiner_refine.refine.torch_engine import TorchEngine
@@ -148,7 +149,7 @@ def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | M
         raise InputError("the mask is empty", remedy="an empty mask is never refined")
     if isinstance(refiner, Refiner):
         return _native_trace(refiner, image, window)
-    from transfiner_refine.model.official import OfficialRefiner
+    from transfiner_refine.official import OfficialRefiner
 
     if not isinstance(refiner, OfficialRefiner):
         raise InputError(f"a {type(refiner).__name__} keeps no trace")

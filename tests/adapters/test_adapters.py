@@ -25,7 +25,7 @@ from transfiner_refine.adapters import (
     refine_predictions,
     with_masks,
 )
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 SIZE = (24, 32)
 IMAGE = np.zeros((*SIZE, 3), np.uint8)

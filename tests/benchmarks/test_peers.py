@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from transfiner_refine.evaluation.overlap import mask_iou
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from pycocotools.coco import COCO
 
 from transfiner_refine.cli import main
 from transfiner_refine.cli.format_names import FORMAT_NAMES
-from transfiner_refine.formats import RleMask
+from transfiner_refine.formats import Mask
 from transfiner_refine.formats.convert import convert_masks
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (20, 30)
 
 
 def rle(x: int, y: int, width: int, height: int) -> dict[str, Any]:
-    mask = RleMask.from_window(MaskWindow(np.ones((height, width), bool), x, y, SIZE))
+    mask = Mask.from_window(MaskWindow(np.ones((height, width), bool), x, y, SIZE))
     return {"size": list(SIZE), "counts": mask.counts}
 
 

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from transfiner_refine.cli import main
-from transfiner_refine.model.official.config import Architecture
-from transfiner_refine.model.official.detector import Detector
-from transfiner_refine.model.official.keys import detector_keys, inference_keys
-from transfiner_refine.model.official.network import OfficialNetwork
+from transfiner_refine.official.config import Architecture
+from transfiner_refine.official.detector import Detector
+from transfiner_refine.official.keys import detector_keys, inference_keys
+from transfiner_refine.official.network import OfficialNetwork
 
 SMALL = Architecture("resnet", (1, 1, 1, 1), 8, (False,) * 4, 5, 32, 48, 1, 24)
 

@@ -18,9 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scenes import HEIGHT, WIDTH, plain_boundary, rle, scenes, write
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.average_precision import AveragePrecision, Overlap, average_precision
 from transfiner_refine.evaluation.coco_files import load_annotations, load_results
-from transfiner_refine.types import InputError
 
 pytest.importorskip("faster_coco_eval", reason="the eval extra is not installed")
 

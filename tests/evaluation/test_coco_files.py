@@ -12,8 +12,8 @@ import pytest
 from pycocotools import mask as codec
 from scenes import HEIGHT, WIDTH, scenes, write
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import decode, load_annotations, load_match, load_results
-from transfiner_refine.types import InputError
 
 
 def with_change(content: Any, path: tuple[Any, ...], value: Any) -> Any:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation import boundary_iou, mask_iou, matched_scores, mean_boundary_accuracy
 from transfiner_refine.evaluation.matched import bootstrap_mean
-from transfiner_refine.types import InputError
 
 
 def square(side: int, *, left: int = 20) -> NDArray[np.bool_]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scenes import HEIGHT, WIDTH, rle, write
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
 from transfiner_refine.evaluation.matching import check_same_detections, match_by_ids, match_by_iou
-from transfiner_refine.types import InputError
 
 
 def square(left: int, side: int = 40) -> dict[str, Any]:

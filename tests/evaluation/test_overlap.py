@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as codec
 from scenes import blob, plain_boundary, rle
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation import boundary_iou, mask_iou, mean_boundary_accuracy
 from transfiner_refine.evaluation.overlap import boundary_width
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 
 def plain_iou(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

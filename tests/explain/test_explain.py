@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transfiner_refine import Refiner, load_refiner
+from transfiner_refine.errors import InputError
 from transfiner_refine.explain import Names, explain
 from transfiner_refine.explain.canvas import Canvas, paragraph_height
 from transfiner_refine.explain.files import read_mask_png
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.trace import trace
-from transfiner_refine.types import InputError, MaskWindow
 
 NAMES = Names("photo.jpg", "mask.png", "lite")
 

@@ -8,15 +8,16 @@ import numpy as np
 from mask_scenes import SceneSource
 from PIL import Image
 
-from transfiner_refine.formats import RleMask, Source
+from transfiner_refine.formats import Mask, Source
 from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.davis import DAVIS
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
-from transfiner_refine.types import ImageRecord, Instance, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 FOLDERS = [CITYSCAPES_RESULTS, CITYSCAPES_IDS, VOC, DAVIS, PNG_FOLDER, ID_MAPS, YOLO_SEG, LABELME]
 STREET = {24: "person", 26: "car", 33: "bicycle"}
@@ -42,7 +43,7 @@ def two_images(folder: Path) -> tuple[SceneSource, Path]:
     def box(index: int, y: int, x: int, category_id: int) -> Instance:
         pixels = np.zeros(size, bool)
         pixels[y : y + 5, x : x + 6] = True
-        mask = RleMask.from_window(MaskWindow(pixels, 0, 0, size))
+        mask = Mask.from_window(MaskWindow(pixels, 0, 0, size))
         return Instance(index, mask, f"instance {index}", category_id, score=0.5)
 
     first = (box(0, 0, 0, 24), box(1, 6, 2, 26))
@@ -54,9 +55,9 @@ def two_images(folder: Path) -> tuple[SceneSource, Path]:
     return source, photos_of(source, folder / "images")
 
 
-def flat(source: Source) -> list[RleMask]:
+def flat(source: Source) -> list[Mask]:
     return [
-        RleMask.from_window(instance.mask.decode())
+        Mask.from_window(instance.mask.decode())
         for item in source
         if isinstance(item, ImageRecord)
         for instance in item.instances

@@ -11,8 +11,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, Written
-from transfiner_refine.types import ImageRecord, Instance, MaskWindow
+from transfiner_refine.formats import Mask, RecordFault, Source, Written
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 CATEGORIES = {1: "person", 2: "a cup", 7: "Löffel"}
 
@@ -41,7 +42,7 @@ class SceneSource:
     def write(
         self,
         output: Path,  # noqa: ARG002
-        results: Mapping[int, RleMask],  # noqa: ARG002
+        results: Mapping[int, Mask],  # noqa: ARG002
         *,
         keep_boxes: bool = False,  # noqa: ARG002
         overwrite: bool = False,  # noqa: ARG002
@@ -89,7 +90,7 @@ def scenes(
             instances.append(
                 Instance(
                     number,
-                    RleMask.from_window(MaskWindow(pixels, 0, 0, size)),
+                    Mask.from_window(MaskWindow(pixels, 0, 0, size)),
                     f"instance {number}",
                     category_id=draw(st.sampled_from(sorted(CATEGORIES))) if categories else None,
                     score=draw(st.floats(0, 1)) if scores else None,
@@ -129,7 +130,7 @@ def held(source: Source, *fields: str, image: tuple[str, ...] = ("file_name",), 
     for item in source:
         assert isinstance(item, ImageRecord), item.error
         instances = [
-            (RleMask.from_window(instance.mask.decode()), *(getattr(instance, field) for field in fields))
+            (Mask.from_window(instance.mask.decode()), *(getattr(instance, field) for field in fields))
             for instance in item.instances
         ]
         if instances or empty:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.cityscapes_ids import repaint
 from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.palette import write_grey
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (20, 30)
 FRAME = "frankfurt_000000_000294"
@@ -78,7 +80,7 @@ def test_text_files_find_their_photo_by_how_their_names_begin(
 
 def test_refined_masks_are_written_black_and_white_and_the_text_stays(tmp_path: Path, photos: Path) -> None:
     folder = results(tmp_path, "masks/0.png 26 0.98\r\nmasks/1.png 24 1\n")
-    refined = RleMask.from_window(MaskWindow(np.ones((3, 4), bool), 5, 6, SIZE))
+    refined = Mask.from_window(MaskWindow(np.ones((3, 4), bool), 5, 6, SIZE))
     open_source(folder, photos).write(tmp_path / "out", {0: refined})
     values = np.asarray(Image.open(tmp_path / "out" / "masks" / "0.png"))
     assert np.array_equal(values, np.where(refined.decode().paste(), 255, 0))
@@ -111,7 +113,7 @@ def test_a_bad_line_is_named_and_the_others_go_on(
     with pytest.raises(InputError, match=reason):
         raise InputError(fault)
     assert (len(instances_of(source)), source.num_instances) == (1, 2)
-    refined = RleMask.from_window(MaskWindow(DISC, 0, 0, SIZE))
+    refined = Mask.from_window(MaskWindow(DISC, 0, 0, SIZE))
     source.write(tmp_path / "out", {0: refined})
     assert (tmp_path / "out" / f"{FRAME}_pred.txt").read_text() == f"masks/1.png 24 0.9\n{line}\n"
 
@@ -154,8 +156,8 @@ def maps(tmp_path: Path) -> Path:
     return tmp_path / "gtFine"
 
 
-def full(mask: np.ndarray) -> RleMask:
-    return RleMask.from_window(MaskWindow(mask, 0, 0, mask.shape))
+def full(mask: np.ndarray) -> Mask:
+    return Mask.from_window(MaskWindow(mask, 0, 0, mask.shape))
 
 
 def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:

@@ -14,12 +14,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow, OutputError
+from transfiner_refine.errors import InputError, OutputError
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (6, 8)
 RLE = {"size": [6, 8], "counts": [10, 5, 33]}
-NEW = RleMask.from_window(MaskWindow(np.ones((2, 3), bool), 4, 1, SIZE))
+NEW = Mask.from_window(MaskWindow(np.ones((2, 3), bool), 4, 1, SIZE))
 
 
 def make_images(folder: Path, *names: str) -> Path:

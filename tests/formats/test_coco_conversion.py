@@ -15,15 +15,17 @@ from mask_scenes import CATEGORIES, SceneSource, held, scenes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from transfiner_refine.formats import RecordFault, RleMask, open_source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, open_source
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (4, 5)
 
 
-def mask(x: int = 0, y: int = 0, height: int = 2, width: int = 3) -> RleMask:
-    return RleMask.from_window(MaskWindow(np.ones((height, width), bool), x, y, SIZE))
+def mask(x: int = 0, y: int = 0, height: int = 2, width: int = 3) -> Mask:
+    return Mask.from_window(MaskWindow(np.ones((height, width), bool), x, y, SIZE))
 
 
 def scene(*images: tuple[str, list[dict[str, Any]]], image_ids: Any = None) -> SceneSource:

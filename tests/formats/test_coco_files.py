@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, json_scan, open_source, text_file
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, Source, json_scan, open_source, text_file
 from transfiner_refine.formats.detect import recognise
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (6, 8)
 RLE = {"size": [6, 8], "counts": [10, 5, 33]}
-NEW = RleMask.from_window(MaskWindow(np.ones((2, 3), bool), 4, 1, SIZE))
+NEW = Mask.from_window(MaskWindow(np.ones((2, 3), bool), 4, 1, SIZE))
 
 
 def result(image_id: Any = 1, **keys: Any) -> dict[str, Any]:

@@ -15,14 +15,16 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.errors import InputError, OutputError
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.coco import COCO_RESULTS
 from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.panoptic.partition import repartition
+from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.registry import OpenOptions
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.selection import Selection
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow, OutputError
 
 CATEGORIES = [
     {"id": 1, "name": "car", "isthing": 1, "color": [0, 0, 142]},
@@ -76,9 +78,9 @@ def panoptic(tmp_path: Path, ids: NDArray[Any] = COARSE, segments: Any = SEGMENT
     return path
 
 
-def mask(*rows: str) -> RleMask:
+def mask(*rows: str) -> Mask:
     values = np.array([[letter == "x" for letter in row] for row in rows])
-    return RleMask.from_window(MaskWindow(values, 0, 0, (values.shape[0], values.shape[1])))
+    return Mask.from_window(MaskWindow(values, 0, 0, (values.shape[0], values.shape[1])))
 
 
 def instances_of(source: Source) -> list[Instance]:
@@ -203,9 +205,7 @@ def test_whatever_is_refined_the_result_is_a_partition_with_every_segment_alive(
     refined_ids = data.draw(st.lists(st.sampled_from(sorted(present)), unique=True)) if present else []
     stuff = {value for value in present if value not in refined_ids and data.draw(st.booleans())}
     masks = {value: data.draw(hnp.arrays(bool, size)) for value in refined_ids}
-    refined = [
-        (value, RleMask.from_window(MaskWindow(pixels, 0, 0, size))) for value, pixels in masks.items()
-    ]
+    refined = [(value, Mask.from_window(MaskWindow(pixels, 0, 0, size))) for value, pixels in masks.items()]
     done = repartition(coarse, refined, stuff)
     assert set(np.unique(done.ids).tolist()) - {0} == present
     for value in present - set(refined_ids) - stuff:
@@ -323,5 +323,5 @@ def test_overlaps_go_to_things_before_stuff_then_to_the_higher_score(tmp_path: P
     assert [(category["name"], category["isthing"]) for category in categories] == [("car", 1), ("road", 0)]
 
 
-def value(rle: RleMask) -> dict[str, Any]:
+def value(rle: Mask) -> dict[str, Any]:
     return {"size": list(rle.size), "counts": rle.counts}

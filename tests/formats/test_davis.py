@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, open_source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, open_source
 from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.palette import DAVIS_PALETTE, write_indexed
-from transfiner_refine.types import ImageRecord, InputError, MaskWindow
+from transfiner_refine.formats.records import ImageRecord
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (12, 16)
 FRAME = np.zeros(SIZE, np.uint8)
@@ -71,7 +73,7 @@ def test_colours_and_other_ids_stay_as_they_are(root: Path, tmp_path: Path) -> N
     palette = bytes(reversed(DAVIS_PALETTE))
     write_indexed(root / "Annotations/480p/bear/00000.png", FRAME, palette)
     refined = MaskWindow(np.ones((5, 8), bool), 3, 3, SIZE)
-    open_source(root / "Annotations").write(tmp_path / "out", {0: RleMask.from_window(refined)})
+    open_source(root / "Annotations").write(tmp_path / "out", {0: Mask.from_window(refined)})
     expected = np.where(FRAME == 1, 0, FRAME)
     expected[3:8, 3:9] = 1  # id 3 is in the way of the rest
     with Image.open(tmp_path / "out" / "480p" / "bear" / "00000.png") as image:
@@ -93,7 +95,7 @@ def test_void_is_void_where_it_occurs(root: Path, tmp_path: Path) -> None:
         3,
     ]
     refined = MaskWindow(np.ones((3, 4), bool), 2, 1, SIZE)
-    source.write(tmp_path / "out", {0: RleMask.from_window(refined)})
+    source.write(tmp_path / "out", {0: Mask.from_window(refined)})
     values = np.asarray(Image.open(tmp_path / "out" / "00000.png"))
     assert (values[0] == 255).all()
     assert values[1].tolist() == [255, 255, 1, 1, 1, 1] + [255] * 10

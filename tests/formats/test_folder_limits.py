@@ -13,17 +13,18 @@ from folder_scenes import FOLDERS, REFINED, STREET, contents, flat, two_images
 from mask_scenes import SceneSource
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault
 from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS
 from transfiner_refine.formats.davis import DAVIS
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.records import ImageRecord, Instance, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.source import Written
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_instances_without_a_place_in_the_format_are_named(tmp_path: Path) -> No
 
 def test_results_take_the_place_of_coarse_masks(tmp_path: Path) -> None:
     source, photos = two_images(tmp_path)
-    refined = RleMask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))
+    refined = Mask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))
     for entry in FOLDERS:
         entry.write(tmp_path / entry.name, source, {0: refined})
         assert refined in flat(entry.open(tmp_path / entry.name, OpenOptions(images=photos)))
@@ -101,7 +102,7 @@ def test_a_map_has_sixteen_bits_only_where_it_needs_them(tmp_path: Path) -> None
     def row(count: int) -> ImageRecord:
         masks = [np.eye(1, count, number, dtype=bool) for number in range(count)]
         instances = tuple(
-            Instance(number, RleMask.from_window(MaskWindow(mask, 0, 0, (1, count))), str(number))
+            Instance(number, Mask.from_window(MaskWindow(mask, 0, 0, (1, count))), str(number))
             for number, mask in enumerate(masks)
         )
         return ImageRecord(None, f"{count}.jpg", instances, (1, count), None, f"{count}.jpg")
@@ -153,7 +154,7 @@ def test_stuff_lies_below_the_instances_of_cityscapes(tmp_path: Path) -> None:
     record = source.records[0]
     road = replace(
         record.instances[1],
-        mask=RleMask.from_window(MaskWindow(np.ones((12, 15), bool), 0, 0, (12, 15))),
+        mask=Mask.from_window(MaskWindow(np.ones((12, 15), bool), 0, 0, (12, 15))),
         category_id=7,
         is_stuff=True,
     )
@@ -180,7 +181,7 @@ def test_records_can_be_sent_to_another_process(tmp_path: Path, pickled: Callabl
         opened = entry.open(tmp_path / entry.name, OpenOptions(images=photos))
         sent = [pickled(item) for item in opened]
         assert [
-            RleMask.from_window(instance.mask.decode()) for item in sent for instance in item.instances
+            Mask.from_window(instance.mask.decode()) for item in sent for instance in item.instances
         ] == flat(opened)
 
 

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mask_scenes import SceneSource, held, scenes
 
-from transfiner_refine.formats import RleMask, Source
+from transfiner_refine.formats import Mask, Source
 from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.davis import DAVIS
 from transfiner_refine.formats.detect import FORMATS
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.records import ImageRecord, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.source import Written
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
-from transfiner_refine.types import ImageRecord, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 EXAMPLES = settings(max_examples=25, deadline=None)
 
@@ -155,7 +155,7 @@ def test_overlaps_go_to_the_higher_score_and_are_counted(scene: SceneSource, ent
             twice |= pixels & taken
             taken |= pixels
             if left.any():
-                expected.append(RleMask.from_window(MaskWindow(left, 0, 0, left.shape)).counts)
+                expected.append(Mask.from_window(MaskWindow(left, 0, 0, left.shape)).counts)
             else:
                 covered.add(instance.index)
         shared += int(twice.sum())
@@ -192,11 +192,11 @@ def test_a_refined_mask_written_in_place_is_read_back_to_the_pixel(entry: Format
     (tmp_path / "masks" / "notes.md").write_text("mine")
     opened = entry.open(tmp_path / "masks", OpenOptions(images=photos))
     assert (opened.num_images, opened.num_instances) == (2, 3)
-    done = opened.write(tmp_path / "out", {1: RleMask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))})
+    done = opened.write(tmp_path / "out", {1: Mask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))})
     assert done.faults == ()
     again = entry.open(tmp_path / "out", OpenOptions(images=photos))
     before, after = flat(opened), flat(again)
-    assert after[1] == RleMask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))
+    assert after[1] == Mask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))
     assert [after[0], after[2]] == [before[0], before[2]]
     assert (tmp_path / "out" / "notes.md").exists() == (entry not in (PNG_FOLDER, ID_MAPS))
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.image_file import opened
 from transfiner_refine.formats.images import ImageFolder, read_image, upright_size
 from transfiner_refine.formats.png_pixels import read_pixels
-from transfiner_refine.types import InputError
 
 CORNERS = np.zeros((24, 40, 3), np.uint8)
 CORNERS[:12, :20], CORNERS[:12, 20:], CORNERS[12:, :20] = (250, 0, 0), (0, 250, 0), (0, 0, 250)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.detect import recognise
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (30, 40)
 
@@ -58,8 +60,8 @@ def box(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
     return mask
 
 
-def full(mask: np.ndarray) -> RleMask:
-    return RleMask.from_window(MaskWindow(mask, 0, 0, mask.shape))
+def full(mask: np.ndarray) -> Mask:
+    return Mask.from_window(MaskWindow(mask, 0, 0, mask.shape))
 
 
 def picture(mask: np.ndarray) -> str:

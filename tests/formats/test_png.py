@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, PngImagePlugin
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.errors import InputError, OutputError
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.id_map import paint
 from transfiner_refine.formats.png_pixels import kind_of, read_pixels, write_like
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow, OutputError
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (30, 40)
 DISC = np.hypot(*(np.indices(SIZE) - np.array([[[14]], [[18]]]))) < 9
@@ -49,9 +51,9 @@ def labels_of(source: Source) -> dict[str, list[str]]:
     return {name: [instance.label for instance in found] for name, found in instances_of(source).items()}
 
 
-def coarse_results(source: Source) -> dict[int, RleMask]:
+def coarse_results(source: Source) -> dict[int, Mask]:
     found = [instance for instances in instances_of(source).values() for instance in instances]
-    return {instance.index: RleMask.from_window(instance.mask.decode()) for instance in found}
+    return {instance.index: Mask.from_window(instance.mask.decode()) for instance in found}
 
 
 def binary(value: int = 255, dtype: type = np.uint8) -> np.ndarray:
@@ -74,7 +76,7 @@ def test_a_binary_mask_comes_out_with_its_own_two_values(tmp_path: Path, values:
     (coarse,) = instances_of(source)["a.jpg"]
     assert np.array_equal(coarse.mask.decode().paste(), DISC)
     assert coarse.mask.size == SIZE
-    refined = RleMask.from_window(MaskWindow(np.ones((4, 5), bool), 7, 8, SIZE))
+    refined = Mask.from_window(MaskWindow(np.ones((4, 5), bool), 7, 8, SIZE))
     source.write(tmp_path / "out", {0: refined})
     with (
         Image.open(tmp_path / "out" / "a_0.png") as image,
@@ -121,7 +123,7 @@ def test_a_palette_image_is_an_id_map_whose_void_is_never_refined(tmp_path: Path
     image.save(tmp_path / "masks" / "a.png")
     source = open_source(tmp_path / "masks", tmp_path / "images")
     assert [instance.is_crowd for instance in instances_of(source)["a.jpg"]] == [False, False, False, True]
-    refined = RleMask.from_window(MaskWindow(np.ones((6, 6), bool), 0, 0, SIZE))
+    refined = Mask.from_window(MaskWindow(np.ones((6, 6), bool), 0, 0, SIZE))
     source.write(tmp_path / "out", {0: refined})
     with Image.open(tmp_path / "out" / "a.png") as out:
         assert out.mode == "P"
@@ -184,7 +186,7 @@ def test_a_mask_in_colours_is_an_error_and_grey_rgb_is_not(tmp_path: Path) -> No
     assert np.array_equal(fine.mask.decode().paste(), DISC)
     with pytest.raises(InputError, match="in colours"):
         wrong.mask.decode()
-    source.write(tmp_path / "out", {0: RleMask.from_window(fine.mask.decode())})
+    source.write(tmp_path / "out", {0: Mask.from_window(fine.mask.decode())})
     with Image.open(tmp_path / "out" / "a_grey.png") as image:
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), grey)
@@ -293,8 +295,8 @@ def chunks(path: Path) -> dict[bytes, bytes]:
 # one id a pixel
 
 
-def full(bitmap: np.ndarray) -> RleMask:
-    return RleMask.from_window(MaskWindow(bitmap, 0, 0, bitmap.shape))
+def full(bitmap: np.ndarray) -> Mask:
+    return Mask.from_window(MaskWindow(bitmap, 0, 0, bitmap.shape))
 
 
 def test_overlaps_go_to_the_one_named_first_and_are_counted() -> None:

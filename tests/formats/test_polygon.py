@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.polygon import fill_contour, fill_polygons, is_pixel_contour
 from transfiner_refine.formats.polygon_outline import joined_outline, outlines
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 EXAMPLES = settings(max_examples=150, deadline=None)
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.palette import VOC_PALETTE, write_indexed
-from transfiner_refine.types import ImageRecord, MaskWindow
+from transfiner_refine.formats.records import ImageRecord
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (20, 24)
 OBJECTS = np.zeros(SIZE, np.uint8)
@@ -45,8 +46,8 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def box(y0: int, y1: int, x0: int, x1: int) -> RleMask:
-    return RleMask.from_window(MaskWindow(np.ones((y1 - y0, x1 - x0), bool), x0, y0, SIZE))
+def box(y0: int, y1: int, x0: int, x1: int) -> Mask:
+    return Mask.from_window(MaskWindow(np.ones((y1 - y0, x1 - x0), bool), x0, y0, SIZE))
 
 
 @pytest.mark.parametrize("folder", ["", "SegmentationObject"])

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfiner_refine.formats import RecordFault, RleMask, Source, open_source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.detect import recognise
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 
 SIZE = (30, 40)
 SQUARE = "0.25 0.2 0.5 0.2 0.5 0.6 0.25 0.6"  # columns 10 ... 19, rows 6 ... 17
@@ -55,7 +57,7 @@ def test_lines_are_polygons_with_a_class_and_perhaps_a_confidence(tmp_path: Path
 
 def test_refined_lines_keep_class_and_confidence_and_the_rest_its_bytes(tmp_path: Path, photos: Path) -> None:
     folder = labels(tmp_path, f"3 {SQUARE}\r\n00 {SQUARE} 0.8750\r\n\r\n7   {SQUARE}")
-    refined = RleMask.from_window(MaskWindow(REFINED, 0, 0, SIZE))
+    refined = Mask.from_window(MaskWindow(REFINED, 0, 0, SIZE))
     open_source(folder, photos).write(tmp_path / "out", {1: refined})
     before = (folder / "train" / "street.txt").read_bytes().split(b"\r\n")
     after = (tmp_path / "out" / "train" / "street.txt").read_bytes().split(b"\r\n")
@@ -97,7 +99,7 @@ def test_a_bad_line_is_named_and_passes_through(tmp_path: Path, photos: Path, li
     (fault,) = [str(item.error) for item in source if isinstance(item, RecordFault)]
     assert "street.txt: line 2: " in fault
     assert reason in fault
-    source.write(tmp_path / "out", {0: RleMask.from_window(MaskWindow(REFINED, 0, 0, SIZE))})
+    source.write(tmp_path / "out", {0: Mask.from_window(MaskWindow(REFINED, 0, 0, SIZE))})
     assert (tmp_path / "out" / "train" / "street.txt").read_text().splitlines()[1] == line
 
 

@@ -12,10 +12,10 @@ from hostile_masks import pick
 from law import MAX_PIXELS, Case, check_message, require
 from png_cases import png_case
 
+from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.formats import open_source
 from transfiner_refine.formats.convert import convert_masks
 from transfiner_refine.formats.detect import FORMATS
-from transfiner_refine.types import MaskRefineError
 
 
 def conversion_trial(folder: Path, rng: np.random.Generator) -> str:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scene import eroded
 
 from transfiner_refine.cli import main
+from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.formats import open_source
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import Summary, refine_files
-from transfiner_refine.types import MaskRefineError, MaskWindow
 
 MAX_PIXELS = 4_000_000  # of an image; small, so that what gets past the limit shows in the memory
 _LONGEST_MESSAGE = 1500  # characters

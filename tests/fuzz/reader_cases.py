@@ -14,11 +14,11 @@ from law import check_message, require
 from pycocotools import mask as coco_mask
 from scene import draw_bitmap, draw_scene, rle, runs, side, write_photos
 
+from transfiner_refine.errors import InputError, MaskRefineError
 from transfiner_refine.evaluation.evaluate import evaluate
-from transfiner_refine.formats import RleMask, mask_from_segmentation
+from transfiner_refine.formats import Mask, mask_from_segmentation
 from transfiner_refine.formats.segmentation import compressed_masks
 from transfiner_refine.training.datasets import load_training_set
-from transfiner_refine.types import InputError, MaskRefineError
 
 _MOST_PIXELS = 10_000_000  # of a mask that pycocotools is asked to decode
 
@@ -40,7 +40,7 @@ def segmentation_trial(folder: Path, rng: np.random.Generator) -> str:  # noqa: 
             continue
         found = coco_mask.decode({"size": list(mask.size), "counts": mask.counts}).astype(bool)
         require(np.array_equal(mask.decode().paste(), found), f"pycocotools reads {segmentation!r} otherwise")
-        require(RleMask.from_window(mask.decode()).runs.sum() == found.size, "the encoding is not whole")
+        require(Mask.from_window(mask.decode()).runs.sum() == found.size, "the encoding is not whole")
         require(mask.area == int(found.sum()), "the area is another")
         sound = {"size": list(mask.size), "counts": mask.counts}
         _check_together(segmentation, sound, mask)
@@ -79,13 +79,13 @@ def _segmentation(rng: np.random.Generator, bitmap: Any) -> Any:
     return {"size": list(bitmap.shape), "counts": text}
 
 
-def _check_together(segmentation: Any, sound: Any, mask: RleMask) -> None:
+def _check_together(segmentation: Any, sound: Any, mask: Mask) -> None:
     """Parsed with others, a mask is the same."""
     other = {"size": [2, 3], "counts": "123"}
     together = compressed_masks([sound, segmentation, other])
     require(together[0] == mask, f"{sound!r} is another mask beside others")
     require(together[1] in (None, mask), f"{segmentation!r} is another mask beside others")
-    require(together[2] == RleMask((2, 3), "123"), f"another mask is changed by {segmentation!r}")
+    require(together[2] == Mask((2, 3), "123"), f"another mask is changed by {segmentation!r}")
 
 
 def evaluation_trial(folder: Path, rng: np.random.Generator) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.backbone import build_backbone, load_imagenet
-from transfiner_refine.types import CheckpointError
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.checkpoint import load_network, save_network
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import KIND, find_weights
-from transfiner_refine.types import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import MaskRefineError
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_files
-from transfiner_refine.types import MaskRefineError, MaskWindow
 
 
 class Stripes:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from transfiner_refine.formats import RleMask, open_source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, open_source
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_files, refine_source
 from transfiner_refine.pipeline.contract import as_mask_refiner
 from transfiner_refine.pipeline.run import _Progress, changed_share
-from transfiner_refine.types import InputError, MaskWindow
 
 SHAPE = (9, 13)
 bitmaps = arrays(bool, SHAPE)
@@ -35,19 +36,19 @@ def of_masks(quick_run: Any) -> Any:
         batch_size = 4
 
         def __init__(self) -> None:
-            self.seen: list[RleMask | MaskWindow] = []
+            self.seen: list[Mask | MaskWindow] = []
 
         def refine_masks(
             self,
             images: Sequence[NDArray[np.uint8]],
-            masks: Sequence[RleMask | MaskWindow],
+            masks: Sequence[Mask | MaskWindow],
             image_index: Sequence[int],
-        ) -> Iterator[RleMask]:
+        ) -> Iterator[Mask]:
             self.seen += masks
             for mask, index in zip(masks, image_index, strict=True):
-                window = mask.decode() if isinstance(mask, RleMask) else mask
+                window = mask.decode() if isinstance(mask, Mask) else mask
                 (refined,) = quick_run.Stripes().refine_windows([images[index]], [window], [0])
-                yield RleMask.from_window(refined)
+                yield Mask.from_window(refined)
 
     return Stripes()
 
@@ -59,9 +60,9 @@ def test_a_refiner_of_windows_gives_the_runs_of_its_windows(
     windows = [MaskWindow(mask, 0, 0, SHAPE).tight() for mask in masks]
     owners = [0] * len(masks)
     expected = quick_run.Stripes().refine_windows([image], windows, owners)
-    coarse = [RleMask.from_window(window) for window in windows]
+    coarse = [Mask.from_window(window) for window in windows]
     found = list(as_mask_refiner(quick_run.Stripes()).refine_masks([image], coarse, owners))
-    assert found == [RleMask.from_window(window) for window in expected]
+    assert found == [Mask.from_window(window) for window in expected]
     assert found == list(of_masks(quick_run).refine_masks([image], coarse, owners))
 
 
@@ -72,8 +73,8 @@ def test_the_changed_share_is_that_of_the_pixels(
     rows, columns = np.flatnonzero(coarse.any(1)), np.flatnonzero(coarse.any(0))
     box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
     before = MaskWindow(np.where(coarse, 0.5, 0.4375).astype(np.float32) if as_soft else coarse, 0, 0, SHAPE)
-    given_mask = before if as_soft else RleMask.from_window(before)
-    found = changed_share(given_mask, RleMask.from_window(MaskWindow(refined, 0, 0, SHAPE)))
+    given_mask = before if as_soft else Mask.from_window(before)
+    found = changed_share(given_mask, Mask.from_window(MaskWindow(refined, 0, 0, SHAPE)))
     assert found == int(np.count_nonzero(coarse != refined)) / int(box)
 
 
@@ -87,7 +88,7 @@ def test_runs_or_windows_are_written_byte_for_byte_alike(job: Any, quick_run: An
     )
     assert job.output.read_bytes() == wanted
     assert found.lines()[1:] == summary[1:]
-    assert {type(mask) for mask in refiner.seen} == {RleMask}
+    assert {type(mask) for mask in refiner.seen} == {Mask}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -103,14 +104,14 @@ def test_only_soft_masks_come_as_windows(tmp_path: Path, quick_run: Any, workers
     window, mask = refiner.seen
     assert isinstance(window, MaskWindow)
     assert np.array_equal(window.paste(), soft.astype(np.float32) / 255)
-    assert mask == RleMask.from_window(MaskWindow(soft > 99, 0, 0, (300, 400)))
+    assert mask == Mask.from_window(MaskWindow(soft > 99, 0, 0, (300, 400)))
 
 
 def test_a_refiner_of_masks_that_refuses_one_keeps_the_others(job: Any, quick_run: Any) -> None:
     refiner = of_masks(quick_run)
     original = refiner.refine_masks
 
-    def refuse(images: Any, masks: Any, image_index: Any) -> Iterator[RleMask]:
+    def refuse(images: Any, masks: Any, image_index: Any) -> Iterator[Mask]:
         for mask, refined in zip(masks, original(images, masks, image_index), strict=True):
             if mask == first:
                 raise InputError("is too thin")

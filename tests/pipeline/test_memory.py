@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats import open_source
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_source
-from transfiner_refine.types import InputError, MaskWindow
 
 CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CPU = RuntimeError(

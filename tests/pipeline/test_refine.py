@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import open_source
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import Selection, Summary, refine_files, refine_source
-from transfiner_refine.types import InputError, MaskWindow, OutputError
 
 SIZE = (40, 60)
 

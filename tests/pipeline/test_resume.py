@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import open_source
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import Interrupted, Summary, refine_files
-from transfiner_refine.types import InputError, MaskWindow, OutputError
 
 
 def refine(job: Any, refiner: Any, **options: Any) -> Summary:

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from transfiner_refine.formats import RecordFault, open_source
+from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.pipeline import Selection, refine_source
 from transfiner_refine.pipeline.decoding import DecodingPool
 from transfiner_refine.pipeline.prepare import Preparing
-from transfiner_refine.types import ImageRecord
 
 CRASHING = '''
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from transfiner_refine.types import EncodedMask
+from transfiner_refine.formats.records import EncodedMask
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.canvas import (
     axis_matrix,
@@ -24,7 +24,6 @@ from transfiner_refine.refine.canvas import (
 from transfiner_refine.refine.close_up import OVERLAP, _weights
 from transfiner_refine.refine.keep import patches_if_agreed
 from transfiner_refine.refine.roi import Roi, crop_roi, paste_into_roi, read_mask, resample
-from transfiner_refine.types import MaskWindow
 
 CANVAS = 128
 sides = st.integers(1, CANVAS)
@@ -75,7 +74,7 @@ def test_pixels_of_a_cut_out_roi_differ_by_rounding_only(
 def test_runs_are_rasterised_in_the_roi_and_found_again(seed: int, height: int, width: int) -> None:
     rng = np.random.default_rng(seed)
     mask = blobs(rng, height, width)
-    encoded = RleMask.from_window(MaskWindow(mask, 0, 0, (height, width)))
+    encoded = Mask.from_window(MaskWindow(mask, 0, 0, (height, width)))
     ends = np.append(np.cumsum(encoded.runs)[:-1], 1 << 40)
     x0, y0 = int(rng.integers(width)), int(rng.integers(height))
     roi = Roi(x0, y0, width, height)
@@ -87,12 +86,12 @@ def test_runs_are_rasterised_in_the_roi_and_found_again(seed: int, height: int, 
     only[0, : roi.height, : roi.width] = torch.from_numpy(inside)
     counts, found = boundaries(only, *place, 4 * CANVAS)
     runs = np.diff(found[: int(counts)].numpy(), prepend=0, append=height * width)
-    again = RleMask.from_runs(runs, (height, width)).decode().paste()
+    again = Mask.from_runs(runs, (height, width)).decode().paste()
     expected = np.zeros_like(mask)
     expected[y0:, x0:] = mask[y0:, x0:]
     assert np.array_equal(again, expected)
     if expected.any():
-        box = RleMask.from_window(MaskWindow(expected, 0, 0, (height, width))).box
+        box = Mask.from_window(MaskWindow(expected, 0, 0, (height, width))).box
         assert tuple(boxes_of(only, place[0], place[1])[0].tolist()) == box
 
 

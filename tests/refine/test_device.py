@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.weights import find_weights
 from transfiner_refine.refine.device_pass import Group, refine_group
@@ -23,7 +23,6 @@ from transfiner_refine.refine.device_queue import BatchedPasses
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.instance import harden, refine_instance
 from transfiner_refine.refine.torch_engine import TorchEngine
-from transfiner_refine.types import MaskWindow
 
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "item", "equal", "is_nonzero")
 GROUPS = [
@@ -58,15 +57,15 @@ def as_window(mask: NDArray[Any]) -> MaskWindow:
 
 def test_masks_are_those_of_one_instance_at_a_time_but_for_few_pixels(engine: TorchEngine) -> None:
     scenes = [scene(seed, scale) for seed, scale in enumerate((0.5, 0.8, 1.2, 2.0, 3.1, 0.5))]
-    given: list[RleMask | MaskWindow] = [RleMask.from_window(as_window(mask)) for _, mask in scenes[:-1]]
+    given: list[Mask | MaskWindow] = [Mask.from_window(as_window(mask)) for _, mask in scenes[:-1]]
     soft = cv2.GaussianBlur(scenes[-1][1].astype(np.float32), (7, 7), 0)
     given.append(as_window(soft))
     images = [image for image, _ in scenes]
     refined = BatchedPasses(engine, 4, close_ups=True).refine(images, given, range(6))
     for image, mask, result in zip(images, given, refined, strict=True):
-        window = mask.decode() if isinstance(mask, RleMask) else mask
+        window = mask.decode() if isinstance(mask, Mask) else mask
         expected = harden(refine_instance(engine, image, window)).paste()
-        found = (result.decode() if isinstance(result, RleMask) else harden(result)).paste()
+        found = (result.decode() if isinstance(result, Mask) else harden(result)).paste()
         assert np.count_nonzero(found != expected) <= 0.004 * np.count_nonzero(expected)
         assert np.count_nonzero(found != (window.paste() >= 0.5)) > 0
 
@@ -77,12 +76,12 @@ def test_probabilities_can_be_had_and_masks_with_many_runs_need_no_more_than_ano
     image, mask = scene(3, 0.6)
     rng = np.random.default_rng(0)
     speckled = mask ^ (rng.random(mask.shape) < 0.3)
-    given = [RleMask.from_window(as_window(each)) for each in (mask, speckled)]
+    given = [Mask.from_window(as_window(each)) for each in (mask, speckled)]
     passes = BatchedPasses(engine, 4, close_ups=False)
     hard, probable = (passes.refine([image], given, [0, 0], soft=soft) for soft in (False, True))
     for one, other in zip(hard, probable, strict=True):
         assert isinstance(other, MaskWindow)
-        assert isinstance(one, RleMask)
+        assert isinstance(one, Mask)
         assert np.array_equal(other.paste() >= 0.5, one.decode().paste())
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.roi import paste_into_roi, read_mask, resample, roi_around
-from transfiner_refine.types import MaskWindow
 
 CONFIG = RefinerConfig()
 

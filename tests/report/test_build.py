@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from transfiner_refine import load_refiner
+from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.report import build_report, load_scenes
-from transfiner_refine.types import InputError, OutputError
 
 
 def content(script: Path) -> Any:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from transfiner_refine.evaluation.matched import MaskScores
-from transfiner_refine.formats import RleMask
+from transfiner_refine.formats import Mask
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.report.choose import choose
 from transfiner_refine.report.focus import focus
 from transfiner_refine.report.scenes import Scene, Shown
-from transfiner_refine.types import MaskWindow
 
-EMPTY = RleMask.from_runs([100], (10, 10))
+EMPTY = Mask.from_runs([100], (10, 10))
 
 
 def scene(number: int, gain: float | None) -> Scene:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.report.outline import mask_path
-from transfiner_refine.types import MaskWindow
 
 masks = arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from transfiner_refine.evaluation.overlap import mask_iou
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.training.image_errors import Segments
 from transfiner_refine.training.simulate import simulate_coarse
-from transfiner_refine.types import MaskWindow
 
 
 def halves(height: int, width: int) -> NDArray[np.uint8]:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from pycocotools import mask as mask_api
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.training import open_dataset
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, load_training_set
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
-from transfiner_refine.types import InputError
 
 CONFIG = RefinerConfig()
 PLAIN = Augmentation(paste=0, backdrop=0, occlude=0, shorten=0, join=0, follow_image=0, warp=0, degrade=0)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfiner_refine.evaluation.overlap import mask_iou
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.training.simulate import simulate_coarse
-from transfiner_refine.types import MaskWindow
 
 
 def star(height: int, width: int, x: int, y: int, image: tuple[int, int]) -> MaskWindow:

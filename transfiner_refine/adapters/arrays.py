@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["check_masks", "hard", "like", "tight_boxes", "to_numpy"]
 

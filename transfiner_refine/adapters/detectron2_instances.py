@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.adapters.arrays import check_masks, hard, like, tight_boxes, to_numpy
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["from_detectron2", "is_detectron2", "with_detectron2_masks"]
 

@@ -29,7 +29,7 @@ from transfiner_refine.adapters.ultralytics_results import (
     is_ultralytics,
     with_ultralytics_masks,
 )
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["MaskRefiner", "masks_of", "refine_predictions", "with_masks"]
 

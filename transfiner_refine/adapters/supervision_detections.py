@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.adapters.arrays import check_masks, hard, tight_boxes
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["from_supervision", "is_supervision", "with_supervision_masks"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.adapters.arrays import check_masks, like, tight_boxes, to_numpy
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["from_torchvision", "is_torchvision", "with_torchvision_masks"]
 

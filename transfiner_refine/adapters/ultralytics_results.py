@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.adapters.arrays import check_masks, hard, like, tight_boxes, to_numpy
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["from_ultralytics", "is_ultralytics", "with_ultralytics_masks"]
 

@@ -59,7 +59,7 @@ class _Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
             raise  # click's own: usage, help, --version
         except Exception as error:
-            from transfiner_refine.types import MaskRefineError  # here, because it imports numpy
+            from transfiner_refine.errors import MaskRefineError  # here, because it imports numpy
 
             if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "torchvision"):
                 from transfiner_refine.refine.engine import require_torch

@@ -101,7 +101,7 @@ def command(
 
     from transfiner_refine.evaluation.evaluate import Analysis, Settings, evaluate
     from transfiner_refine.evaluation.tables import as_json, as_markdown, as_text
-    from transfiner_refine.formats.output import atomic_file, check_output_file
+    from transfiner_refine.output import atomic_file, check_output_file
 
     inputs = [path for path in (annotations, results, before, match) if path is not None]
     for output in (json_file, markdown_file):

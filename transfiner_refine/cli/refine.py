@@ -159,7 +159,7 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
     if report is not None and options["to"] is not None:
         raise click.UsageError("--report compares masks of one format; leave --to out, or make it afterwards")
     if report is not None:
-        from transfiner_refine.formats.output import check_output_folder
+        from transfiner_refine.output import check_output_folder
 
         # before the work: nobody wants to hear of it after an hour
         check_output_folder(report, [options["images"], options["masks"]], overwrite=options["overwrite"])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import Annotations, Detection, decode
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
@@ -24,7 +25,7 @@ from transfiner_refine.evaluation.overlap import (
     common_window,
     crop_iou,
 )
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["OVERLAPS", "AveragePrecision", "ClassPrecision", "Overlap", "average_precision"]
 

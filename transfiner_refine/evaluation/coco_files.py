@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.segmentation import compressed_masks, mask_from_segmentation
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = [
     "Annotations",
@@ -210,7 +210,7 @@ def load_match(path: str | Path, length: int) -> list[int | None]:
 def decode(mask: Rle) -> MaskWindow:
     """The mask inside its bounding box."""
     height, width = mask["size"]
-    return RleMask((height, width), mask["counts"]).decode()
+    return Mask((height, width), mask["counts"]).decode()
 
 
 def _true_instances(
@@ -267,8 +267,8 @@ def _checked_areas(path: Path, masks: list[Rle], labels: list[str]) -> list[int]
         checked = []
         for index, mask in enumerate(compressed_masks(some), first):
             with _record(path, labels[index]):
-                checked.append(mask or RleMask(tuple(masks[index]["size"]), masks[index]["counts"]))
-        RleMask.encode(checked)
+                checked.append(mask or Mask(tuple(masks[index]["size"]), masks[index]["counts"]))
+        Mask.encode(checked)
         for value, mask in zip(some, checked, strict=True):
             value["counts"] = mask.counts
         areas += [mask.area for mask in checked]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.average_precision import (
     OVERLAPS,
     AveragePrecision,
@@ -31,7 +32,7 @@ from transfiner_refine.evaluation.matching import match as match_detections
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
 from transfiner_refine.formats import read_image
 from transfiner_refine.formats.images import ImageFolder
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis

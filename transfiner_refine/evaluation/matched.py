@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     Mask,
@@ -25,7 +26,6 @@ from transfiner_refine.evaluation.overlap import (
     crop_iou,
     mean_boundary_accuracy,
 )
-from transfiner_refine.types import InputError
 
 __all__ = [
     "CHANGE_THRESHOLD",

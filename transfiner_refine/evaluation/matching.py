@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as codec
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance, load_match
-from transfiner_refine.types import InputError
 
 __all__ = ["Match", "check_same_detections", "match", "match_by_ids", "match_by_iou"]
 

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.errors import InputError
+from transfiner_refine.masks import MaskWindow
 
 __all__ = [
     "BOUNDARY_RATIO",

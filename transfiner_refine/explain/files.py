@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.explain.picture import Names, explain
 from transfiner_refine.formats import read_image
-from transfiner_refine.formats.output import atomic_binary_file, check_output_file
 from transfiner_refine.formats.png_pixels import kind_of, read_pixels
+from transfiner_refine.masks import MaskWindow
+from transfiner_refine.output import atomic_binary_file, check_output_file
 from transfiner_refine.refiner import load_refiner
 from transfiner_refine.trace import trace
-from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["explain_files", "read_mask_png"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.explain.canvas import Colour
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.roi import Roi, read_mask
 from transfiner_refine.trace import TraceLevel, TracePass
-from transfiner_refine.types import MaskWindow
 
 __all__ = [
     "ADDED",

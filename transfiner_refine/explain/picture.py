@@ -13,9 +13,9 @@ from transfiner_refine.evaluation.matched import mask_scores
 from transfiner_refine.evaluation.overlap import as_window, mask_iou
 from transfiner_refine.explain import panels
 from transfiner_refine.explain.canvas import QUIET, Canvas, Colour, paragraph_height
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.report.focus import focus
 from transfiner_refine.trace import Trace
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["Names", "explain"]
 

@@ -4,18 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 from transfiner_refine.formats.images import DecodedImage, read_image
 from transfiner_refine.formats.png_pixels import PngKind
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.formats.records import RecordFault, Source, Written
 from transfiner_refine.formats.segmentation import mask_from_segmentation
-from transfiner_refine.formats.source import RecordFault, Source, Written
+from transfiner_refine.masks import Mask
 
 if TYPE_CHECKING:
     from transfiner_refine.formats.detect import open_source
 
 __all__ = [
     "DecodedImage",
+    "Mask",
     "PngKind",
     "RecordFault",
-    "RleMask",
     "Source",
     "Written",
     "mask_from_segmentation",

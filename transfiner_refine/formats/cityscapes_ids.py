@@ -38,12 +38,12 @@ from transfiner_refine.formats.conversion import Conversion, ConvertedImage, Con
 from transfiner_refine.formats.folder_files import first_files
 from transfiner_refine.formats.id_map import Painted, ids_in, lay, paint
 from transfiner_refine.formats.id_map_folder import IdMapFolderSource, MapInstance
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.photo_tree import PhotoTree
+from transfiner_refine.formats.records import Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import Source, Written
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["CITYSCAPES_IDS", "CityscapesIdsSource", "repaint"]
 
@@ -71,14 +71,14 @@ class CityscapesIdsSource(IdMapFolderSource):
     def instances_in(self, name: PurePosixPath, values: NDArray[Any]) -> Sequence[MapInstance]:  # noqa: ARG002
         return [MapInstance(value, value // _STEP) for value in ids_in(values) if value >= _STEP]
 
-    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
         return repaint(values, refined)
 
     def usual_photo_name(self, position: int) -> str | None:
         return photo_of(self.images[position].stem)
 
 
-def repaint(values: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+def repaint(values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
     """A map with refined masks, by the rules at the top of this module.
 
     Args:
@@ -107,7 +107,7 @@ def open_cityscapes_ids(path: Path, options: OpenOptions) -> CityscapesIdsSource
     return CityscapesIdsSource(path, options.images, max_pixels=options.max_image_pixels)
 
 
-def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes one map an image; overlaps go to the higher score.
 
     Raises:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.cityscapes_labels import (
     LABELS,
     base_of,
@@ -31,16 +32,15 @@ from transfiner_refine.formats.conversion import Conversion
 from transfiner_refine.formats.folder_files import first_files
 from transfiner_refine.formats.folder_source import FolderImage, FolderSource
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png import PngFileMask
 from transfiner_refine.formats.png_pixels import read_pixels, write_like
+from transfiner_refine.formats.records import Instance, RecordFault, Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Source, Written
 from transfiner_refine.formats.text_lines import LINES_LOOKED_AT, first_lines, read_lines
-from transfiner_refine.types import InputError, Instance
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["CITYSCAPES_RESULTS", "CityscapesResultsSource"]
 
@@ -128,7 +128,7 @@ class CityscapesResultsSource(FolderSource):
     def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002
         return None
 
-    def write_image(self, position: int, masks: Mapping[int, RleMask], draft: Path) -> Written:
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         for number, mask in masks.items():
             line = self._lines[position][number]
             assert isinstance(line, _Line)
@@ -193,7 +193,7 @@ def open_cityscapes_results(path: Path, options: OpenOptions) -> CityscapesResul
     return CityscapesResultsSource(path, options.images, options.max_image_pixels)
 
 
-def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a text file an image and a 0/255 PNG an instance. Instances without a score get confidence 1.
 
     Raises:

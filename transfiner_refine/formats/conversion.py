@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.images import SUFFIXES, upright_size
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Source, Written
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source, Written
+from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = ["Conversion", "ConvertedImage", "ConvertedInstance", "by_importance", "stem_of"]
 
@@ -59,7 +59,7 @@ class ConvertedImage:
 class Conversion:
     """Walks over a source for a writer, and keeps account of what does not arrive."""
 
-    def __init__(self, source: Source, results: Mapping[int, RleMask]) -> None:
+    def __init__(self, source: Source, results: Mapping[int, Mask]) -> None:
         """Args: ``source`` is what to write; ``results`` its refined masks by ``Instance.index``."""
         self._source, self._results = source, results
         self._faults: list[RecordFault] = []

@@ -28,11 +28,11 @@ from transfiner_refine.formats.id_map_folder import (
     paint_over_void,
 )
 from transfiner_refine.formats.id_map_writing import lay_with_void
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import DAVIS_PALETTE, is_palette_png, write_indexed
+from transfiner_refine.formats.records import Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import Source, Written
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["DAVIS", "DavisSource"]
 
@@ -45,7 +45,7 @@ class DavisSource(IdMapFolderSource):
     def instances_in(self, name: PurePosixPath, values: NDArray[Any]) -> Sequence[MapInstance]:  # noqa: ARG002
         return [MapInstance(value) for value in ids_but_void(values)]
 
-    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
         return paint_over_void(values, refined)
 
     def usual_photo_name(self, position: int) -> str | None:
@@ -69,7 +69,7 @@ def open_davis(path: Path, options: OpenOptions) -> DavisSource:
     return DavisSource(path, options.images, max_pixels=options.max_image_pixels)
 
 
-def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes one map an image; overlaps go to the higher score.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
@@ -14,11 +15,10 @@ from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.png_pixels import PngKind
+from transfiner_refine.formats.records import Source
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.source import Source
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
-from transfiner_refine.types import InputError
 
 __all__ = ["FORMATS", "format_named", "open_source", "recognise"]
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["copy_file", "copy_rest", "files_in", "first_files"]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folder_files import copy_rest, files_in
 from transfiner_refine.formats.images import upright_size
-from transfiner_refine.formats.output import atomic_folder, check_output_folder
 from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Written
-from transfiner_refine.types import ImageRecord, InputError, Instance
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder, check_output_folder
 
 __all__ = ["FolderImage", "FolderSource"]
 
@@ -71,7 +71,7 @@ class FolderSource(ABC):
         """(height, width) that the format states for an image, None where it states none."""
 
     @abstractmethod
-    def write_image(self, position: int, masks: Mapping[int, RleMask], draft: Path) -> Written:
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         """Writes the files of one image with refined masks, by their position in the image, into ``draft``.
 
         Covered instances are named by their position in the image too.
@@ -105,7 +105,7 @@ class FolderSource(ABC):
     def write(
         self,
         output: Path,
-        results: Mapping[int, RleMask],
+        results: Mapping[int, Mask],
         *,
         keep_boxes: bool = False,  # noqa: ARG002  none of these formats states boxes beside masks
         overwrite: bool = False,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = ["IdMap", "IdMask", "Laid", "Painted", "choose_ids", "ids_in", "lay", "paint"]
 
@@ -90,7 +89,7 @@ class Painted:
     covered: tuple[int, ...]
 
 
-def paint(coarse: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+def paint(coarse: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
     """Puts refined masks into a map that holds one id a pixel, without losing an id.
 
     Ids that are not refined keep every pixel. Among the refined ones the earlier wins a pixel that several

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folder_source import FolderImage, FolderSource
 from transfiner_refine.formats.id_map import IdMap, IdMask, Painted, ids_in, paint
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png_pixels import read_values, write_like
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Written
-from transfiner_refine.types import InputError, Instance
+from transfiner_refine.formats.records import Instance, RecordFault, Written
+from transfiner_refine.masks import Mask
 
 __all__ = ["VOID", "IdMapFolderSource", "MapInstance", "ids_but_void", "paint_over_void"]
 
@@ -106,7 +106,7 @@ class IdMapFolderSource(FolderSource):
         """The instances of the map at ``name``, by rising id."""
 
     @abstractmethod
-    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
         """The map with refined masks, (id, mask), the most important first."""
 
     def is_map(self, name: PurePosixPath) -> bool:  # noqa: ARG002  the formats differ
@@ -142,7 +142,7 @@ class IdMapFolderSource(FolderSource):
         found = self._maps[position]
         return None if found is None else found.size
 
-    def write_image(self, position: int, masks: Mapping[int, RleMask], draft: Path) -> Written:
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name, found = self.images[position].name, self._maps[position]
         assert found is not None
         ids = [item.value for item in found.instances]
@@ -174,7 +174,7 @@ def ids_but_void(values: NDArray[Any]) -> tuple[int, ...]:
     return tuple(value for value in ids_in(values) if value != VOID)
 
 
-def paint_over_void(values: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+def paint_over_void(values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
     """Repaints a map with a void border (255): refined masks may claim void, what they leave of it stays.
 
     VOC's border is void because its annotators were not sure where the outline runs. A refined outline runs

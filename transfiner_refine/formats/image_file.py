@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from transfiner_refine.formats.rle import MAX_PIXELS
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
+from transfiner_refine.masks import MAX_PIXELS
 
 __all__ = ["MAX_IMAGE_PIXELS", "check_pixels", "opened"]
 

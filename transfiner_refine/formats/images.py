@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
 from transfiner_refine.formats.png_chunks import read_chunks
-from transfiner_refine.types import InputError
 
 __all__ = ["MAX_IMAGE_PIXELS", "DecodedImage", "ImageFolder", "opened", "read_image", "upright_size"]
 

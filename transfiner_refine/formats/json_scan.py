@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.text_file import TextFile
-from transfiner_refine.types import InputError
 
 __all__ = ["MAX_VALUE", "Ambiguous", "JsonValues", "Scanner", "elements", "members", "parse", "short"]
 

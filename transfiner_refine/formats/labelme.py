@@ -23,17 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
 from transfiner_refine.formats.conversion import Conversion, ConvertedImage
 from transfiner_refine.formats.folder_files import first_files
 from transfiner_refine.formats.folder_source import FolderImage, FolderSource
 from transfiner_refine.formats.labelme_shapes import Shape, ShapesMask, is_area, parse_shape, shapes_of
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.photo_tree import PhotoTree
+from transfiner_refine.formats.records import Instance, RecordFault, Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Source, Written
-from transfiner_refine.types import InputError, Instance
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["LABELME", "LabelmeSource"]
 
@@ -148,7 +148,7 @@ class LabelmeSource(FolderSource):
     def stated_size(self, position: int) -> tuple[int, int] | None:
         return self._files[position].size
 
-    def write_image(self, position: int, masks: Mapping[int, RleMask], draft: Path) -> Written:
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.images[position].name
         document = _load(self.folder / name)
         shapes: list[Any] = document["shapes"]
@@ -186,7 +186,7 @@ def open_labelme(path: Path, options: OpenOptions) -> LabelmeSource:
     return LabelmeSource(path, options.images, options.class_names)
 
 
-def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a JSON file an image.
 
     Raises:

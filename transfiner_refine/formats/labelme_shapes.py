@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.polygon import fill_polygons
 from transfiner_refine.formats.polygon_outline import inset_points, outlines
-from transfiner_refine.formats.rle import MAX_PIXELS
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MAX_PIXELS, MaskWindow
 
 __all__ = ["Shape", "ShapesMask", "is_area", "parse_shape", "shapes_of"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folder_files import files_in
 from transfiner_refine.formats.images import SUFFIXES
-from transfiner_refine.types import InputError
 
 __all__ = ["PhotoTree"]
 

@@ -28,10 +28,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folder_files import files_in
 from transfiner_refine.formats.id_map import IdMap, IdMask, ids_in, paint
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.output import atomic_folder, check_output_folder
 from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png_owners import Owner, owner_by_name, owner_by_photos
 from transfiner_refine.formats.png_pixels import (
@@ -43,9 +43,9 @@ from transfiner_refine.formats.png_pixels import (
     read_values,
     write_like,
 )
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Written
-from transfiner_refine.types import ImageRecord, InputError, Instance, MaskWindow
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
+from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.output import atomic_folder, check_output_folder
 
 __all__ = ["PngFileMask", "PngFolderSource"]
 
@@ -211,7 +211,7 @@ class PngFolderSource:
     def write(
         self,
         output: Path,
-        results: Mapping[int, RleMask],
+        results: Mapping[int, Mask],
         *,
         keep_boxes: bool = False,  # noqa: ARG002  PNGs have no boxes
         overwrite: bool = False,
@@ -294,7 +294,7 @@ def _instances(file: _MaskFile, first: int, max_pixels: int) -> list[Instance]:
 
 
 def _write_file(
-    file: _MaskFile, target: Path, masks: Mapping[int, RleMask], max_pixels: int
+    file: _MaskFile, target: Path, masks: Mapping[int, Mask], max_pixels: int
 ) -> tuple[int, list[int]]:
     """Writes one PNG with refined masks by their position in it.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["Header", "read_chunks", "read_header", "write_chunks"]
 

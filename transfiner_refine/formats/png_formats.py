@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.conversion import Conversion, ConvertedInstance
 from transfiner_refine.formats.id_map_writing import lay_image
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.png import PngFolderSource
+from transfiner_refine.formats.records import Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import Source, Written
-from transfiner_refine.types import InputError
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["ID_MAPS", "PNG_FOLDER"]
 
@@ -60,7 +60,7 @@ def open_id_maps(path: Path, options: OpenOptions) -> PngFolderSource:
     return open_png(path, replace(options, png_kind="id-map"))
 
 
-def write_masks(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes one PNG an instance.
 
     Raises:
@@ -74,7 +74,7 @@ def write_masks(output: Path, source: Source, results: Mapping[int, RleMask]) ->
     return conversion.written()
 
 
-def write_id_maps(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write_id_maps(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes one map an image; overlaps go to the higher score.
 
     Raises:

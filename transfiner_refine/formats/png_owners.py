@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png_pixels import PngKind, kind_of, read_pixels
-from transfiner_refine.types import InputError
 
 __all__ = ["Owner", "owner_by_name", "owner_by_photos"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
 from transfiner_refine.formats.png_chunks import read_chunks, read_header, write_chunks
-from transfiner_refine.types import InputError
 
 __all__ = ["MaskPixels", "PngKind", "kind_of", "png_size", "read_pixels", "read_values", "write_like"]
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.rle import MAX_PIXELS
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.segmentation import MAX_OUTLINE
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MAX_PIXELS, MaskWindow
 
 __all__ = ["fill_contour", "fill_polygons", "is_pixel_contour"]
 

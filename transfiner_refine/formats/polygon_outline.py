@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["Loop", "inset_points", "joined_outline", "outlines"]
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.png_pixels import PngKind
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import Source, Written
+from transfiner_refine.formats.records import Source, Written
+from transfiner_refine.masks import Mask
 
 __all__ = ["Format", "OpenOptions"]
 
@@ -56,5 +56,5 @@ class Format:
     is_folder: bool
     recognise: Callable[[Path], bool]
     open: Callable[[Path, OpenOptions], Source]
-    write: Callable[[Path, Source, Mapping[int, RleMask]], Written]
+    write: Callable[[Path, Source, Mapping[int, Mask]], Written]
     beside: Callable[[Path], Path] | None = None

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from transfiner_refine.formats.rle import RleMask, check_size, short
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError, short
+from transfiner_refine.masks import Mask, check_size
 
 __all__ = ["MAX_OUTLINE", "compressed_masks", "mask_from_segmentation"]
 
@@ -20,7 +20,7 @@ _CHARACTERS_AT_ONCE = 1 << 18  # of compressed RLEs
 _MERGED_AT_ONCE = 16  # polygons; COCO's own masks have fewer
 
 
-def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> RleMask:
+def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> Mask:
     """The mask of a COCO ``segmentation``: compressed RLE, uncompressed RLE or a list of polygons.
 
     Args:
@@ -42,9 +42,9 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
         if isinstance(counts, bytes):
             counts = counts.decode("latin-1")  # never fails; foreign characters are refused below
         if isinstance(counts, str):
-            return RleMask((size[0], size[1]), counts)
+            return Mask((size[0], size[1]), counts)
         if isinstance(counts, (list, tuple)):
-            return RleMask.from_runs(counts, (size[0], size[1]))
+            return Mask.from_runs(counts, (size[0], size[1]))
         raise InputError(f"the RLE's counts are {short(counts)}, neither text nor a list of runs")
     if isinstance(segmentation, list):
         return _mask_from_polygons(segmentation, image_size())
@@ -54,14 +54,14 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
     )
 
 
-def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
+def compressed_masks(segmentations: Sequence[object]) -> list[Mask | None]:
     """The sound compressed RLEs among segmentations, many parsed at a time.
 
     Returns:
         None for a segmentation of another kind, and for those that were parsed together with a damaged one:
         ``mask_from_segmentation`` says why.
     """
-    found: list[RleMask | None] = [None] * len(segmentations)
+    found: list[Mask | None] = [None] * len(segmentations)
     known: dict[int, tuple[tuple[int, int], str]] = {}
     for position, value in enumerate(segmentations):
         if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
@@ -74,19 +74,19 @@ def compressed_masks(segmentations: Sequence[object]) -> list[RleMask | None]:
     for part in np.unique(parts):
         together = [positions[i] for i in np.flatnonzero(parts == part)]
         with suppress(InputError):
-            masks = RleMask.parsed([known[position] for position in together])
+            masks = Mask.parsed([known[position] for position in together])
             for position, mask in zip(together, masks, strict=True):
                 found[position] = mask
     return found
 
 
-def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> RleMask:
+def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
     check_size(size)
     height, width = size
     if max(size) > _LONGEST_SIDE:
         raise InputError(f"the image is {height}×{width}, too long for polygons", remedy="write RLE masks")
     if not polygons:
-        return RleMask.from_runs([height * width], size)
+        return Mask.from_runs([height * width], size)
     outline = 0.0
     checked = []
     for position, polygon in enumerate(polygons):
@@ -118,4 +118,4 @@ def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> RleMas
             coco_mask.merge(drawn[first : first + _MERGED_AT_ONCE])
             for first in range(0, len(drawn), _MERGED_AT_ONCE)
         ]
-    return RleMask(size, drawn[0]["counts"].decode("ascii"))
+    return Mask(size, drawn[0]["counts"].decode("ascii"))

@@ -13,8 +13,8 @@ from threading import Lock
 from typing import BinaryIO, cast
 from weakref import finalize
 
-from transfiner_refine.formats.output import atomic_binary_file
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
+from transfiner_refine.output import atomic_binary_file
 
 __all__ = ["MAX_UNPACKED", "TextFile", "is_gzip", "look_into", "text_output"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["LINES_LOOKED_AT", "first_lines", "read_lines"]
 

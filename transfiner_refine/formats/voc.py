@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
 from transfiner_refine.formats.conversion import Conversion
 from transfiner_refine.formats.folder_files import first_files
@@ -34,13 +35,12 @@ from transfiner_refine.formats.id_map_folder import (
 )
 from transfiner_refine.formats.id_map_writing import lay_with_void
 from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.palette import VOC_PALETTE, has_voc_palette, write_indexed
 from transfiner_refine.formats.png_pixels import read_values, write_like
+from transfiner_refine.formats.records import Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import Source, Written
-from transfiner_refine.types import InputError
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["VOC", "VocSource"]
 
@@ -94,7 +94,7 @@ class VocSource(IdMapFolderSource):
             )
         return [MapInstance(value, _class_of(classes[values == value])) for value in ids]
 
-    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, RleMask]]) -> Painted:
+    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
         return paint_over_void(values, refined)
 
     def map_written(self, position: int, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
@@ -140,7 +140,7 @@ def open_voc(path: Path, options: OpenOptions) -> VocSource:
     return VocSource(path, options.images, options.class_names, options.max_image_pixels)
 
 
-def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a map of objects, and one of classes, for each image; overlaps go to the higher score.
 
     Raises:

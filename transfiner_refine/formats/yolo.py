@@ -24,19 +24,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names, write_class_names
 from transfiner_refine.formats.conversion import Conversion
 from transfiner_refine.formats.folder_files import first_files
 from transfiner_refine.formats.folder_source import FolderImage, FolderSource
-from transfiner_refine.formats.output import atomic_folder
 from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.polygon import fill_contour, fill_polygons, is_pixel_contour
 from transfiner_refine.formats.polygon_outline import joined_outline
+from transfiner_refine.formats.records import Instance, RecordFault, Source, Written
 from transfiner_refine.formats.registry import Format, OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Source, Written
 from transfiner_refine.formats.text_lines import first_lines, read_lines
-from transfiner_refine.types import InputError, Instance, MaskWindow
+from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.output import atomic_folder
 
 __all__ = ["YOLO_SEG", "SharesMask", "YoloSource"]
 
@@ -150,7 +150,7 @@ class YoloSource(FolderSource):
     def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002  the photo alone knows
         return None
 
-    def write_image(self, position: int, masks: Mapping[int, RleMask], draft: Path) -> Written:
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.images[position].name
         texts = (self.folder / name).read_bytes().decode("utf-8").split("\n")
         for index, mask in masks.items():
@@ -182,7 +182,7 @@ def open_yolo(path: Path, options: OpenOptions) -> YoloSource:
     return YoloSource(path, options.images, options.class_names)
 
 
-def write(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a label file an image, and ``classes.txt`` where the source names its categories.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from transfiner_refine.types import CheckpointError
+from transfiner_refine.errors import CheckpointError
 
 __all__ = ["Backbone", "EfficientNetLite", "build_backbone", "load_imagenet"]
 

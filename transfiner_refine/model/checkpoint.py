@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import KIND, read_config
-from transfiner_refine.types import CheckpointError
 
 __all__ = ["load_network", "save_network"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from transfiner_refine.types import CheckpointError
+from transfiner_refine.errors import CheckpointError
 
 __all__ = ["ATTENTION_GRIDS", "RefinerConfig"]
 

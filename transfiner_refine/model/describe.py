@@ -7,9 +7,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from transfiner_refine.model.checkpoint import load_network
-from transfiner_refine.model.official.checkpoint import fit, groups
-from transfiner_refine.model.official.read import read_tensors
 from transfiner_refine.model.weights import is_native
+from transfiner_refine.official.checkpoint import fit, groups
+from transfiner_refine.official.read import read_tensors
 
 __all__ = ["Description", "describe"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.config import RefinerConfig
-from transfiner_refine.types import CheckpointError
 
 __all__ = [
     "DEFAULT_WEIGHTS",

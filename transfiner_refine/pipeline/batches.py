@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats import RleMask
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask
+from transfiner_refine.formats.records import EncodedMask, ImageRecord
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.prepare import PreparedImage, prepared_mask
 from transfiner_refine.pipeline.tally import Place
-from transfiner_refine.types import EncodedMask, ImageRecord, InputError, MaskWindow
 
 __all__ = ["Batch", "ImageToRefine", "batches"]
 
@@ -35,7 +37,7 @@ class Batch:
     """
 
     images: list[NDArray[np.uint8]] = field(default_factory=list)
-    masks: list[RleMask | MaskWindow] = field(default_factory=list)
+    masks: list[Mask | MaskWindow] = field(default_factory=list)
     image_index: list[int] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     files: list[Path | None] = field(default_factory=list)
@@ -104,5 +106,5 @@ def _holds(batch: Batch, image: NDArray[np.uint8]) -> bool:
     return bool(batch.images) and batch.images[-1] is image
 
 
-def _decoded(mask: RleMask | MaskWindow | EncodedMask) -> RleMask | MaskWindow:
+def _decoded(mask: Mask | MaskWindow | EncodedMask) -> Mask | MaskWindow:
     return mask if isinstance(mask, MaskWindow) else prepared_mask(mask)

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats import RleMask
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.formats import Mask
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["AnyRefiner", "MaskRefiner", "WindowRefiner", "as_mask_refiner"]
 
@@ -26,9 +26,9 @@ class MaskRefiner(Protocol):
     def refine_masks(
         self,
         images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[RleMask | MaskWindow],
+        masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
-    ) -> Iterable[RleMask]:
+    ) -> Iterable[Mask]:
         """Refines the masks, each by itself: the result of one does not depend on the others.
 
         Args:
@@ -79,8 +79,8 @@ class _Decoding:
     def refine_masks(
         self,
         images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[RleMask | MaskWindow],
+        masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
-    ) -> Iterable[RleMask]:
-        windows = [mask.decode() if isinstance(mask, RleMask) else mask for mask in masks]
-        return map(RleMask.from_window, self._refiner.refine_windows(images, windows, image_index))
+    ) -> Iterable[Mask]:
+        windows = [mask.decode() if isinstance(mask, Mask) else mask for mask in masks]
+        return map(Mask.from_window, self._refiner.refine_windows(images, windows, image_index))

@@ -14,10 +14,11 @@ from io import BufferedReader, FileIO
 from types import TracebackType
 from typing import cast
 
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.pipeline.handover import BUFFER, SharedMemory, receive, send, widen
 from transfiner_refine.pipeline.prepare import PreparedImage, Preparing, failed, no_memory, prepare
 from transfiner_refine.pipeline.worker import READY, command
-from transfiner_refine.types import ImageRecord, InputError
 
 __all__ = ["DecodingPool", "Pending"]
 

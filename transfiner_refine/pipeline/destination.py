@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfiner_refine.formats import RleMask, Source, Written
+from transfiner_refine.formats import Mask, Source, Written
 from transfiner_refine.formats.convert import check_destination, covered_errors
-from transfiner_refine.formats.output import remove_drafts
 from transfiner_refine.formats.registry import Format
+from transfiner_refine.output import remove_drafts
 from transfiner_refine.pipeline.run import Outcome, mean_share
 
 __all__ = ["Destination"]
@@ -48,7 +48,7 @@ class Destination:
         if self.other_format is not None and self.other_format.beside is not None:
             remove_drafts(self.other_format.beside(self.output))
 
-    def write(self, masks: Mapping[int, RleMask]) -> Written:
+    def write(self, masks: Mapping[int, Mask]) -> Written:
         """Writes the output, over what is there.
 
         Raises:

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from transfiner_refine._version import __version__
+from transfiner_refine.errors import InputError
 from transfiner_refine.pipeline.contract import AnyRefiner
 from transfiner_refine.pipeline.selection import Selection
-from transfiner_refine.types import InputError
 
 __all__ = ["content_digest", "input_entries", "refiner_entries"]
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from transfiner_refine.errors import OutputError
 from transfiner_refine.pipeline.ledger import Ledger
 from transfiner_refine.pipeline.lock import lock
 from transfiner_refine.pipeline.record_log import RecordLog
-from transfiner_refine.types import OutputError
 
 __all__ = ["Journal", "journal_path"]
 

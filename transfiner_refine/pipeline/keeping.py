@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from transfiner_refine.errors import MaskRefineError, OutputError
 from transfiner_refine.pipeline.journal import Journal
-from transfiner_refine.types import MaskRefineError, OutputError
 
 __all__ = ["Interrupted", "kept_run"]
 

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats import RleMask
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask
+from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage
 from transfiner_refine.pipeline.record_log import RecordLog
-from transfiner_refine.types import ImageRecord, InputError
 
 __all__ = ["Ledger", "Recalled"]
 
@@ -100,7 +101,7 @@ class Ledger:
         return self._seconds_before + time.monotonic() - self._start
 
     @property
-    def masks(self) -> Mapping[int, RleMask]:
+    def masks(self) -> Mapping[int, Mask]:
         """Refined masks by ``Instance.index``, read where they are asked for."""
         return _Masks(self._log, self._mask_at, self._valid)
 
@@ -163,7 +164,7 @@ class Ledger:
         }
         self._image_at[first] = self._log.append(_IMAGE + json.dumps(said).encode())
 
-    def note_mask(self, index: int, mask: RleMask | None, changed_share: float) -> None:
+    def note_mask(self, index: int, mask: Mask | None, changed_share: float) -> None:
         """Writes down a refined mask; None if it came out empty."""
         share = np.nan if mask is None else changed_share
         shape = (0,) * 7 if mask is None else (*mask.size, mask.area, *mask.box)
@@ -238,19 +239,19 @@ class _Entry:
     is_refusal: bool = False
 
 
-class _Masks(Mapping[int, RleMask]):
+class _Masks(Mapping[int, Mask]):
     """The masks of a log, each read when it is asked for; a look never holds more than one."""
 
     def __init__(self, log: RecordLog, places: NDArray[np.int64], valid: NDArray[np.bool_]) -> None:
         self._log, self._places, self._valid = log, places, valid
 
-    def __getitem__(self, index: int) -> RleMask:
+    def __getitem__(self, index: int) -> Mask:
         if index not in self:
             raise KeyError(index)
         record = self._log.read(int(self._places[index]))
         *_, height, width, area, x0, y0, x1, y1 = _MASK_HEAD.unpack_from(record)
         counts = record[_MASK_HEAD.size :].decode("ascii")
-        return RleMask.restored((height, width), counts, area, (x0, y0, x1, y1))
+        return Mask.restored((height, width), counts, area, (x0, y0, x1, y1))
 
     def __contains__(self, index: object) -> bool:
         if not isinstance(index, Integral):  # NumPy's whole numbers are among them

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from transfiner_refine.formats import RleMask
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask
 from transfiner_refine.pipeline.batches import Batch
 from transfiner_refine.pipeline.contract import MaskRefiner
-from transfiner_refine.types import InputError
 
 __all__ = ["OomSplittingRefiner"]
 
@@ -45,7 +45,7 @@ class OomSplittingRefiner:
         self._refiner, self._say, self._said, self._progress = refiner, say, False, progress
         self.batch_size = refiner.batch_size
 
-    def refine(self, batch: Batch) -> list[RleMask | InputError]:
+    def refine(self, batch: Batch) -> list[Mask | InputError]:
         """The refined mask of each instance, or why there is none."""
         fitted: list[int] = []
         refined = self._in_parts(batch, fitted)
@@ -54,7 +54,7 @@ class OomSplittingRefiner:
             self.batch_size = min(self.batch_size, max(fitted))
         return refined
 
-    def _in_parts(self, batch: Batch, fitted: list[int]) -> list[RleMask | InputError]:
+    def _in_parts(self, batch: Batch, fitted: list[int]) -> list[Mask | InputError]:
         """The batch whole, or else each half in the same way; ``fitted`` receives the sizes that went through."""
         refined, failure = self._attempt(batch)
         if failure is None:
@@ -77,12 +77,12 @@ class OomSplittingRefiner:
                 f"{instances} masks at a time do not fit into memory; going on with fewer (same result)"
             )
 
-    def _attempt(self, batch: Batch) -> tuple[list[RleMask], str | InputError | None]:
+    def _attempt(self, batch: Batch) -> tuple[list[Mask], str | InputError | None]:
         """The refined masks, or what stood against them.
 
         A function of its own, because an exception that is still being handled holds the memory of the attempt.
         """
-        refined: list[RleMask] = []
+        refined: list[Mask] = []
         try:
             for mask in self._refiner.refine_masks(batch.images, batch.masks, batch.image_index):
                 refined.append(mask)

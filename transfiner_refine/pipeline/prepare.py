@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats import RleMask, read_image
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, read_image
 from transfiner_refine.formats.image_file import check_pixels
+from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.selection import Selection
-from transfiner_refine.types import EncodedMask, ImageRecord, InputError, Instance, MaskWindow
 
 __all__ = [
     "ChosenInstance",
@@ -52,7 +54,7 @@ class ChosenInstance:
 
     index: int
     label: str
-    coarse_mask: RleMask | MaskWindow | EncodedMask
+    coarse_mask: Mask | MaskWindow | EncodedMask
     pixels: int
 
 
@@ -115,8 +117,8 @@ def prepare(image: ImageRecord, how: Preparing) -> PreparedImage:
         if reason is not None:
             kept.append((instance.index, reason))
             continue
-        held: RleMask | MaskWindow | EncodedMask = mask
-        if isinstance(mask, RleMask):
+        held: Mask | MaskWindow | EncodedMask = mask
+        if isinstance(mask, Mask):
             x0, y0, x1, y1 = mask.box
             pixels = (x1 - x0) * (y1 - y0)
         else:
@@ -145,16 +147,16 @@ def prepare(image: ImageRecord, how: Preparing) -> PreparedImage:
     return PreparedImage(photo.pixels, photo.turned, tuple(fitting), tuple(kept), tuple(faults))
 
 
-def prepared_mask(mask: EncodedMask) -> RleMask | MaskWindow:
+def prepared_mask(mask: EncodedMask) -> Mask | MaskWindow:
     """A mask as a refiner takes it: runs, or a window of probabilities.
 
     Raises:
         InputError: the encoding is damaged.
     """
-    if isinstance(mask, RleMask):
+    if isinstance(mask, Mask):
         return mask
     window = mask.decode()
-    return RleMask.from_window(window) if window.values.dtype == bool else window
+    return Mask.from_window(window) if window.values.dtype == bool else window
 
 
 def failed(image: ImageRecord, error: InputError) -> PreparedImage:

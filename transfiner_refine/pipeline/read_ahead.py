@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from transfiner_refine.formats import RecordFault, Source
-from transfiner_refine.formats.source import UnreadSource
+from transfiner_refine.formats.records import ImageRecord, UnreadSource
 from transfiner_refine.pipeline.decoding import DecodingPool, Pending
 from transfiner_refine.pipeline.ledger import Ledger, Recalled
 from transfiner_refine.pipeline.prepare import PreparedImage
-from transfiner_refine.types import ImageRecord
 
 __all__ = ["ImageAhead", "read_ahead"]
 

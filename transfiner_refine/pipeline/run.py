@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from transfiner_refine.formats import RecordFault, RleMask, Source
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault, Source
 from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.batches import ImageToRefine, batches
 from transfiner_refine.pipeline.contract import AnyRefiner, as_mask_refiner
 from transfiner_refine.pipeline.decoding import DecodingPool
@@ -28,7 +30,6 @@ from transfiner_refine.pipeline.read_ahead import ImageAhead, read_ahead
 from transfiner_refine.pipeline.selection import Selection
 from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.tally import Place, Tally
-from transfiner_refine.types import InputError, MaskWindow
 
 __all__ = ["Outcome", "changed_share", "default_workers", "mean_share", "refine_source"]
 
@@ -51,7 +52,7 @@ class Outcome:
         summary: the tally.
     """
 
-    masks: Mapping[int, RleMask]
+    masks: Mapping[int, Mask]
     changed_shares: NDArray[np.float64]
     summary: Summary
 
@@ -251,20 +252,20 @@ def _refine(
         behind.hand_over()
 
 
-def changed_share(coarse: RleMask | MaskWindow, refined: RleMask) -> float:
+def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
     """Pixels whose label changed / pixels of the coarse mask's box; a soft mask counts from 0.5 on."""
-    before = coarse if isinstance(coarse, RleMask) else RleMask.from_window(coarse)
+    before = coarse if isinstance(coarse, Mask) else Mask.from_window(coarse)
     x0, y0, x1, y1 = before.box
     return before.differing(refined) / ((x1 - x0) * (y1 - y0))
 
 
 def _write_down(
     places: list[Place],
-    coarse_masks: list[RleMask | MaskWindow],
-    refined: list[RleMask | InputError],
+    coarse_masks: list[Mask | MaskWindow],
+    refined: list[Mask | InputError],
     tally: Tally,
 ) -> None:
-    RleMask.encode([mask for mask in refined if isinstance(mask, RleMask)])
+    Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
     for place, coarse, mask in zip(places, coarse_masks, refined, strict=True):
         if isinstance(mask, InputError):
             tally.refused(place, mask)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfiner_refine.formats import RleMask
-from transfiner_refine.types import InputError, Instance, MaskWindow
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask
+from transfiner_refine.formats.records import Instance
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["Selection", "category_ids"]
 
@@ -42,7 +44,7 @@ class Selection:
             return "category not chosen"
         return None
 
-    def reason_to_skip_mask(self, coarse_mask: RleMask | MaskWindow) -> str | None:
+    def reason_to_skip_mask(self, coarse_mask: Mask | MaskWindow) -> str | None:
         """Why an instance passes through by its mask, None if nothing speaks against it."""
         area = coarse_mask.area
         if area == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from transfiner_refine.types import InputError
+from transfiner_refine.errors import InputError
 
 __all__ = ["Summary"]
 

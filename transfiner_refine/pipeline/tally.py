@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from transfiner_refine.formats import RecordFault, RleMask
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats import Mask, RecordFault
 from transfiner_refine.pipeline.ledger import Ledger
 from transfiner_refine.pipeline.prepare import InstanceFault
 from transfiner_refine.pipeline.read_ahead import ImageAhead
 from transfiner_refine.pipeline.summary import Summary
-from transfiner_refine.types import InputError
 
 __all__ = ["Place", "Tally"]
 
@@ -62,7 +62,7 @@ class Tally:
         if self._noting:
             self._ledger.note_image(image.record, before, now)
 
-    def mask(self, index: int, mask: RleMask | None, changed_share: float) -> None:
+    def mask(self, index: int, mask: Mask | None, changed_share: float) -> None:
         """Counts a refined mask, None where nothing is left of it."""
         self._ledger.note_mask(index, mask, changed_share)
         self._count_mask(mask is not None)

@@ -15,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.refine.close_up import close_up_windows
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.engine import size_class
 from transfiner_refine.refine.roi import Roi, overlap, read_mask, roi_around_box
 from transfiner_refine.refine.torch_engine import TorchEngine
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["BatchedPasses", "fitting_batch"]
 
@@ -49,7 +48,7 @@ class _Item(NamedTuple):
 
     instance: int
     image: int
-    mask: RleMask | MaskWindow
+    mask: Mask | MaskWindow
     roi: Roi
     windows: Sequence[Roi] = ()
 
@@ -72,11 +71,11 @@ class BatchedPasses:
     def refine(
         self,
         images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[RleMask | MaskWindow],
+        masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
         *,
         soft: bool = False,
-    ) -> list[RleMask | MaskWindow]:
+    ) -> list[Mask | MaskWindow]:
         """Refines masks that have foreground.
 
         Args:
@@ -90,7 +89,7 @@ class BatchedPasses:
         """
         work = _Work(self._engine, images, list(masks), self._close_ups, soft)
         for index, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
-            box = mask.box if isinstance(mask, RleMask) else _box_of(mask)
+            box = mask.box if isinstance(mask, Mask) else _box_of(mask)
             work.wait(index, image, mask, self._roi(box, mask), first=True)
         running: deque[tuple[Group, list[_Item], _Pending]] = deque()
         while work.groups or running:
@@ -101,8 +100,8 @@ class BatchedPasses:
                 work.finish(*running.popleft())
         return work.results
 
-    def _roi(self, box: tuple[int, int, int, int], mask: RleMask | MaskWindow) -> Roi:
-        size = mask.size if isinstance(mask, RleMask) else mask.image_size
+    def _roi(self, box: tuple[int, int, int, int], mask: Mask | MaskWindow) -> Roi:
+        size = mask.size if isinstance(mask, Mask) else mask.image_size
         return roi_around_box(box, size, self._engine.config)
 
 
@@ -144,12 +143,12 @@ class _Work:
         self,
         engine: TorchEngine,
         images: Sequence[NDArray[np.uint8]],
-        masks: list[RleMask | MaskWindow],
+        masks: list[Mask | MaskWindow],
         close_ups: bool,
         soft: bool,
     ) -> None:
         self.groups: dict[Group, list[_Item]] = defaultdict(list)
-        self.results: list[RleMask | MaskWindow] = masks
+        self.results: list[Mask | MaskWindow] = masks
         self._engine, self._close_ups, self._soft = engine, close_ups, soft
         starts = np.cumsum([0, *(image.shape[0] * image.shape[1] for image in images)])
         self._starts = starts[:-1]
@@ -170,7 +169,7 @@ class _Work:
             values = values.pin_memory()
         return values.to(self._engine.torch_device, non_blocking=self._pinned)
 
-    def wait(self, instance: int, image: int, mask: RleMask | MaskWindow, roi: Roi, *, first: bool) -> None:
+    def wait(self, instance: int, image: int, mask: Mask | MaskWindow, roi: Roi, *, first: bool) -> None:
         """Puts an RoI in its group."""
         config, side = self._engine.config, roi.side
         windows: Sequence[Roi] = ()
@@ -212,7 +211,7 @@ class _Work:
                 canvas[: item.roi.height, : item.roi.width] = read_mask(item.mask, item.roi)
             soft = self._up(torch.from_numpy(values))
         else:
-            ends = _run_ends([item.mask.runs for item in items if isinstance(item.mask, RleMask)])
+            ends = _run_ends([item.mask.runs for item in items if isinstance(item.mask, Mask)])
             edges = self._up(torch.from_numpy(ends))
         rows = self._up(torch.from_numpy(self._table(items)))
         result = refine_group(self._engine, group, self._pixels, rows, edges, soft, edges_a_column)
@@ -248,7 +247,7 @@ class _Work:
         ):
             if stays:
                 continue  # the given mask
-            size = item.mask.size if isinstance(item.mask, RleMask) else item.mask.image_size
+            size = item.mask.size if isinstance(item.mask, Mask) else item.mask.image_size
             stop, last = stops[row]
             if group.first and area and not agreed:
                 moved = roi_around_box((x0, y0, x1, y1), size, config)
@@ -282,7 +281,7 @@ def _run_ends(runs: list[NDArray[np.int32]]) -> NDArray[np.int64]:
     return table
 
 
-def _from_ends(ends: list[NDArray[np.int64]], sizes: NDArray[np.int64]) -> list[RleMask]:
+def _from_ends(ends: list[NDArray[np.int64]], sizes: NDArray[np.int64]) -> list[Mask]:
     """Masks from where their runs end, but for the last one, which ends with the image; sizes [masks, 2]."""
     if not ends:
         return []
@@ -296,7 +295,7 @@ def _from_ends(ends: list[NDArray[np.int64]], sizes: NDArray[np.int64]) -> list[
     firsts = lasts - counts
     runs[firsts] = flat[firsts]
     parts = zip(firsts.tolist(), (lasts + 1).tolist(), sizes.tolist(), strict=True)
-    return [RleMask.from_runs(runs[first:stop], (height, width)) for first, stop, (height, width) in parts]
+    return [Mask.from_runs(runs[first:stop], (height, width)) for first, stop, (height, width) in parts]
 
 
 def fitting_batch(device: torch.device) -> int:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import DeviceError
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
-from transfiner_refine.types import DeviceError
 
 __all__ = [
     "ENGINES",

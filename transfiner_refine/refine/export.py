@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
@@ -34,7 +35,6 @@ from transfiner_refine.refine.onnx_engine import program_path
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.training.datasets import decode
 from transfiner_refine.training.job import open_dataset
-from transfiner_refine.types import InputError, OutputError
 
 __all__ = ["export_files", "export_program", "export_weights", "size_classes"]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
 from transfiner_refine.refine.engine import Engine, SizeClass, size_class
 from transfiner_refine.refine.keep import patches_if_agreed
@@ -25,7 +26,6 @@ from transfiner_refine.refine.roi import (
     resample,
     roi_around,
 )
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["Look", "harden", "refine_instance", "step_input"]
 

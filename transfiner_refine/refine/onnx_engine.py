@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import CheckpointError, DeviceError
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.weights import weights_digest
 from transfiner_refine.refine.engine import SizeClass
-from transfiner_refine.types import CheckpointError, DeviceError
 
 __all__ = ["OnnxEngine", "has_fast_int8", "is_exported", "program_path"]
 

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
 from transfiner_refine.evaluation.overlap import as_window
 from transfiner_refine.formats import read_image
-from transfiner_refine.formats.output import atomic_folder, check_output_folder
+from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.report.choose import choose
 from transfiner_refine.report.focus import focus
 from transfiner_refine.report.outline import mask_path
 from transfiner_refine.report.overlay import write_overlay
 from transfiner_refine.report.scenes import Kind, Scene, Scenes, Shown, load_scenes
-from transfiner_refine.types import InputError
 
 if TYPE_CHECKING:
     from transfiner_refine.refiner import BaseRefiner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["Box", "focus"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refiner import BaseRefiner
 from transfiner_refine.trace import trace
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["quadtree_data"]
 

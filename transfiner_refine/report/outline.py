@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["mask_path"]
 

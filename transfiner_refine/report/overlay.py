@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from transfiner_refine.types import MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["COLOURS", "paint_masks", "write_overlay"]
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import load_annotations, load_results
 from transfiner_refine.evaluation.matched import MaskScores, mask_scores
 from transfiner_refine.evaluation.matching import check_same_detections
 from transfiner_refine.evaluation.matching import match as match_detections
 from transfiner_refine.evaluation.overlap import as_window
-from transfiner_refine.formats import PngKind, RecordFault, RleMask, open_source
-from transfiner_refine.types import EncodedMask, InputError, MaskWindow
+from transfiner_refine.formats import Mask, PngKind, RecordFault, open_source
+from transfiner_refine.formats.records import EncodedMask
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["TrueMask", "Truth", "load_truth"]
 
@@ -78,7 +80,7 @@ def load_truth(
     masks = {}
     for i, j in matches:
         rle = truth.instances[i].mask
-        mask = RleMask((rle["size"][0], rle["size"][1]), rle["counts"])
+        mask = Mask((rle["size"][0], rle["size"][1]), rle["counts"])
         masks[coarse[j].record] = TrueMask(mask, mask.area)
     return Truth(masks, truth.categories)
 

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.roi import Roi, read_mask, resample, roi_of
 from transfiner_refine.training.simulate import near_side, outline_point
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["change_backdrop", "occlude", "paste_object", "shorten"]
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.image_file import opened
 from transfiner_refine.formats.segmentation import mask_from_segmentation
-from transfiner_refine.types import InputError, MaskWindow
+from transfiner_refine.masks import MaskWindow
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]
 

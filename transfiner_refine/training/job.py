@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from transfiner_refine.device import choose_device
+from transfiner_refine.errors import InputError
 from transfiner_refine.model.backbone import load_imagenet
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import RefinerConfig
@@ -22,7 +23,6 @@ from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.team import Team
 from transfiner_refine.training.trainee import RefinerTrainee
 from transfiner_refine.training.validate import Validation
-from transfiner_refine.types import InputError
 
 __all__ = ["TrainingJob", "draw_curve", "fastest_precision", "open_dataset", "run_training"]
 

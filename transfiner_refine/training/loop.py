@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from transfiner_refine.errors import CheckpointError, InputError
 from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.team import Team
-from transfiner_refine.types import CheckpointError, InputError
 
 __all__ = ["Schedule", "Trainee", "train"]
 

@@ -16,12 +16,12 @@ from pycocotools import mask as mask_api
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.roi import Roi, crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, decode
 from transfiner_refine.training.simulate import simulate_coarse
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["Augmentation", "RefinementSamples"]
 

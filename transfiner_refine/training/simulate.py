@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.training.image_errors import Segments
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["near_side", "outline_point", "simulate_coarse"]
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed, nn
 
-from transfiner_refine.types import DeviceError
+from transfiner_refine.errors import DeviceError
 
 __all__ = ["Team"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refiner import load_refiner
 from transfiner_refine.training.datasets import TrainingSet, decode
 from transfiner_refine.training.simulate import simulate_coarse
-from transfiner_refine.types import MaskWindow
 
 __all__ = ["Validation"]
 

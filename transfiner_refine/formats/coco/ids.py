@@ -7,8 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from transfiner_refine.formats.coco.photos import ImageId
-from transfiner_refine.formats.source import RecordFault, Source
-from transfiner_refine.types import ImageRecord, Instance
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source
 
 __all__ = ["Ids"]
 

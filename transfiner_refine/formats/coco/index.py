@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.photos import (
     ImageId,
     ImageList,
@@ -20,7 +21,6 @@ from transfiner_refine.formats.coco.photos import (
 )
 from transfiner_refine.formats.json_scan import MAX_VALUE, JsonValues, Scanner, parse
 from transfiner_refine.formats.text_file import TextFile
-from transfiner_refine.types import InputError
 
 __all__ = ["Layout", "RecordIndex", "index_records"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.photos import image_id_of
 from transfiner_refine.formats.json_scan import parse
 from transfiner_refine.formats.text_file import look_into
-from transfiner_refine.types import InputError
 
 __all__ = ["is_annotations", "is_lines", "is_panoptic", "is_results"]
 

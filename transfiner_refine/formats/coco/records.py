@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.json_scan import Ambiguous, members, short
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.formats.records import Instance
 from transfiner_refine.formats.segmentation import mask_from_segmentation
-from transfiner_refine.types import InputError, Instance
+from transfiner_refine.masks import Mask
 
 __all__ = ["compact", "edited", "instance_of", "mask_values", "score_of", "with_mask"]
 
@@ -24,7 +25,7 @@ def instance_of(
     label: str,
     image_size: Callable[[], tuple[int, int]],
     stuff: Collection[int] = (),
-    mask: RleMask | None = None,
+    mask: Mask | None = None,
 ) -> Instance:
     """A results record or an annotation as an instance.
 
@@ -69,7 +70,7 @@ def score_of(record: dict[str, Any]) -> float | None:
     raise InputError(f"score is {short(score)}", remedy="write a finite number")
 
 
-def with_mask(text: str, mask: RleMask, *, keep_boxes: bool) -> str:
+def with_mask(text: str, mask: Mask, *, keep_boxes: bool) -> str:
     """The text of a sound record with another mask; all that does not follow from the mask stays as it is.
 
     Args:
@@ -99,7 +100,7 @@ def edited(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
     return "".join((*parts, text[at:]))
 
 
-def mask_values(mask: RleMask) -> dict[str, Any]:
+def mask_values(mask: Mask) -> dict[str, Any]:
     """A mask as the ``segmentation`` that COCO's tools take."""
     return {"size": list(mask.size), "counts": mask.counts}
 

@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.image import CocoImage, blamed, own_label
 from transfiner_refine.formats.coco.index import Layout, index_records
 from transfiner_refine.formats.coco.photos import ImageId, Photo, check_any_found, find_photo, read_listing
 from transfiner_refine.formats.coco.records import with_mask
 from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.json_scan import short
-from transfiner_refine.formats.output import check_output_file
+from transfiner_refine.formats.records import ImageRecord, RecordFault, UnreadSource, Written
 from transfiner_refine.formats.registry import OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, UnreadSource, Written
 from transfiner_refine.formats.text_file import TextFile, text_output
-from transfiner_refine.types import ImageRecord, InputError
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import check_output_file
 
 __all__ = ["CocoSource"]
 
@@ -106,7 +106,7 @@ class CocoSource(UnreadSource):
     def write(
         self,
         output: Path,
-        results: Mapping[int, RleMask],
+        results: Mapping[int, Mask],
         *,
         keep_boxes: bool = False,
         overwrite: bool = False,
@@ -126,7 +126,7 @@ class CocoSource(UnreadSource):
             self._text.check_unchanged()
         return Written()
 
-    def record_texts(self, results: Mapping[int, RleMask], indexes: Iterable[int]) -> Iterator[str]:
+    def record_texts(self, results: Mapping[int, Mask], indexes: Iterable[int]) -> Iterator[str]:
         """Sound records as they are to be written, each on one line.
 
         Raises:
@@ -137,7 +137,7 @@ class CocoSource(UnreadSource):
             text = self._index.values.text(index) if mask is None else self._with_mask(index, mask, False)
             yield text.replace("\n", " ").replace("\r", " ")  # in JSON these stand between values only
 
-    def _with_mask(self, index: int, mask: RleMask, keep_boxes: bool) -> str:
+    def _with_mask(self, index: int, mask: Mask, keep_boxes: bool) -> str:
         try:
             return with_mask(self._index.values.text(index), mask, keep_boxes=keep_boxes)
         except (RecursionError, ValueError):  # it was sound when it was read as an instance

@@ -6,22 +6,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.ids import Ids
 from transfiner_refine.formats.coco.photos import ImageId
 from transfiner_refine.formats.coco.records import compact, mask_values
 from transfiner_refine.formats.coco.source import CocoSource
 from transfiner_refine.formats.images import upright_size
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Source, Written
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source, Written
 from transfiner_refine.formats.text_file import text_output
-from transfiner_refine.types import ImageRecord, InputError, Instance
+from transfiner_refine.masks import Mask
 
 __all__ = ["write_annotations", "write_lines", "write_list", "write_results"]
 
 NO_SCORE = 1.0  # what results state for an instance whose source has no scores; pycocotools needs one
 
 
-def write_results(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write_results(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a COCO results list; ``.gz`` at the end of the name packs it.
 
     Results of COCO keep their records with all keys, numbers and their order.
@@ -36,7 +36,7 @@ def write_results(output: Path, source: Source, results: Mapping[int, RleMask]) 
     return Written(faults=tuple(faults))
 
 
-def write_lines(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write_lines(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes the same records as ``write_results``, one a line and nothing else.
 
     Raises:
@@ -49,7 +49,7 @@ def write_lines(output: Path, source: Source, results: Mapping[int, RleMask]) ->
     return Written(faults=tuple(faults))
 
 
-def write_annotations(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write_annotations(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a COCO annotation file: images, annotations, categories.
 
     Raises:
@@ -69,15 +69,15 @@ def write_annotations(output: Path, source: Source, results: Mapping[int, RleMas
 
 
 def _masks_of(
-    record: ImageRecord, results: Mapping[int, RleMask], faults: list[RecordFault]
-) -> Iterator[tuple[Instance, RleMask]]:
+    record: ImageRecord, results: Mapping[int, Mask], faults: list[RecordFault]
+) -> Iterator[tuple[Instance, Mask]]:
     """The instances of an image with the masks to write; one that cannot be decoded goes into ``faults``."""
     for instance in record.instances:
         mask = results.get(instance.index)
         try:
-            if mask is None and isinstance(instance.mask, RleMask):
+            if mask is None and isinstance(instance.mask, Mask):
                 mask = instance.mask
-            yield instance, RleMask.from_window(instance.mask.decode()) if mask is None else mask
+            yield instance, Mask.from_window(instance.mask.decode()) if mask is None else mask
         except InputError as error:
             label = error.record or instance.label
             where = label if error.file else f"{record.name}, {label}"
@@ -100,7 +100,7 @@ def _image_size(record: ImageRecord) -> tuple[int, int] | None:
         return None
 
 
-def _result_texts(source: Source, results: Mapping[int, RleMask], faults: list[RecordFault]) -> Iterator[str]:
+def _result_texts(source: Source, results: Mapping[int, Mask], faults: list[RecordFault]) -> Iterator[str]:
     if isinstance(source, CocoSource) and source.layout != "annotations":
         sound = []
         for item in source:
@@ -125,7 +125,7 @@ def _result_texts(source: Source, results: Mapping[int, RleMask], faults: list[R
 
 
 def _annotations(
-    source: Source, results: Mapping[int, RleMask], ids: Ids, faults: list[RecordFault]
+    source: Source, results: Mapping[int, Mask], ids: Ids, faults: list[RecordFault]
 ) -> Iterator[dict[str, Any]]:
     converted = _converted(source, results, ids, faults)
     for position, (image_id, _, instance, mask) in enumerate(converted):
@@ -145,8 +145,8 @@ def _annotations(
 
 
 def _converted(
-    source: Source, results: Mapping[int, RleMask], ids: Ids, faults: list[RecordFault]
-) -> Iterator[tuple[ImageId, ImageRecord, Instance, RleMask]]:
+    source: Source, results: Mapping[int, Mask], ids: Ids, faults: list[RecordFault]
+) -> Iterator[tuple[ImageId, ImageRecord, Instance, Mask]]:
     position = 0
     for item in source:
         if isinstance(item, RecordFault):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.formats.id_map import paint
-from transfiner_refine.formats.rle import RleMask
+from transfiner_refine.masks import Mask
 
 __all__ = ["Partition", "repartition"]
 
@@ -30,7 +30,7 @@ class Partition:
 
 
 def repartition(
-    coarse: NDArray[np.uint32], refined: Sequence[tuple[int, RleMask]], yielding: Collection[int]
+    coarse: NDArray[np.uint32], refined: Sequence[tuple[int, Mask]], yielding: Collection[int]
 ) -> Partition:
     """Puts refined masks into a partition; no segment and no pixel is lost.
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.photos import Listing
 from transfiner_refine.formats.coco.records import compact, edited, score_of
 from transfiner_refine.formats.json_scan import Ambiguous, elements, members, short
 from transfiner_refine.formats.panoptic.pixels import LARGEST_ID
-from transfiner_refine.types import InputError
 
 __all__ = ["Segment", "segment_of", "with_boxes"]
 

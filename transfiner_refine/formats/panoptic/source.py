@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.photos import (
     ImageId,
     ImageList,
@@ -24,21 +25,20 @@ from transfiner_refine.formats.coco.photos import (
 from transfiner_refine.formats.id_map import IdMap, IdMask
 from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.json_scan import JsonValues, Scanner, short
-from transfiner_refine.formats.output import (
+from transfiner_refine.formats.panoptic.partition import repartition
+from transfiner_refine.formats.panoptic.pixels import id_boxes, read_ids, write_ids
+from transfiner_refine.formats.panoptic.segments import segment_of, with_boxes
+from transfiner_refine.formats.png_pixels import png_size
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
+from transfiner_refine.formats.registry import OpenOptions
+from transfiner_refine.formats.text_file import TextFile, text_output
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import (
     atomic_folder,
     check_output_file,
     check_output_folder,
     remove_drafts,
 )
-from transfiner_refine.formats.panoptic.partition import repartition
-from transfiner_refine.formats.panoptic.pixels import id_boxes, read_ids, write_ids
-from transfiner_refine.formats.panoptic.segments import segment_of, with_boxes
-from transfiner_refine.formats.png_pixels import png_size
-from transfiner_refine.formats.registry import OpenOptions
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import RecordFault, Written
-from transfiner_refine.formats.text_file import TextFile, text_output
-from transfiner_refine.types import ImageRecord, InputError, Instance
 
 __all__ = ["PanopticSource", "png_folder"]
 
@@ -142,7 +142,7 @@ class PanopticSource:
     def write(
         self,
         output: Path,
-        results: Mapping[int, RleMask],
+        results: Mapping[int, Mask],
         *,
         keep_boxes: bool = False,
         overwrite: bool = False,
@@ -176,7 +176,7 @@ class PanopticSource:
         return Written(overlap_pixels, tuple(covered))
 
     def _write_image(
-        self, position: int, text: str, masks: Mapping[int, RleMask], draft: Path, keep_boxes: bool
+        self, position: int, text: str, masks: Mapping[int, Mask], draft: Path, keep_boxes: bool
     ) -> tuple[int, list[int], str]:
         """Writes the PNG of an image with refined masks by index.
 

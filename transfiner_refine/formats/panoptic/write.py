@@ -13,19 +13,19 @@ from transfiner_refine.formats.coco.records import compact
 from transfiner_refine.formats.coco.write import write_list
 from transfiner_refine.formats.conversion import Conversion, ConvertedImage, ConvertedInstance, by_importance
 from transfiner_refine.formats.id_map import choose_ids, lay
-from transfiner_refine.formats.output import atomic_folder, remove_drafts
 from transfiner_refine.formats.panoptic.pixels import LARGEST_ID, id_boxes, write_ids
 from transfiner_refine.formats.panoptic.source import png_folder
-from transfiner_refine.formats.rle import RleMask
-from transfiner_refine.formats.source import Source, Written
+from transfiner_refine.formats.records import Source, Written
 from transfiner_refine.formats.text_file import text_output
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder, remove_drafts
 
 __all__ = ["write_panoptic"]
 
 _MOST = (1 << 16) - 1  # segments of an image that are laid at a time; no image comes near it
 
 
-def write_panoptic(output: Path, source: Source, results: Mapping[int, RleMask]) -> Written:
+def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a panoptic JSON file and the folder of its PNGs beside it.
 
     A pixel that several instances claim goes to things before crowds before stuff, then to the higher score, then

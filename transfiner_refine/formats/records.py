@@ -1,0 +1,195 @@
+"""What every format gives: image records with their instances, and a source that writes them back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.masks import Mask, MaskWindow
+
+__all__ = [
+    "EncodedMask",
+    "ImageRecord",
+    "Instance",
+    "RecordFault",
+    "Source",
+    "UnreadSource",
+    "Written",
+]
+
+
+@runtime_checkable
+class EncodedMask(Protocol):
+    """A mask as it travels between rooms: compact, decoded only where its pixels are needed."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image the mask belongs to, pixels."""
+
+    def decode(self) -> MaskWindow:
+        """The mask inside its bounding box.
+
+        Raises:
+            InputError: the encoding is damaged.
+        """
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One detection: its coarse mask and what the detector said of it.
+
+    Attributes:
+        index: position in the source, 0-based over the whole source; the refined mask goes back under it.
+        mask: the coarse mask in the frame of its image.
+        label: how a person finds the record in its source ("record 17", "street_002.png").
+        category_id: class id as the source has it, None where the format has no classes.
+        score: detector's confidence, None where the format has none.
+        is_crowd: the mask covers a group (COCO ``iscrowd``); such regions are never refined.
+        instance_id: the id the source itself gives the instance (annotation id, value in an id map), None where
+            the format has none.
+        is_stuff: the mask is of an uncountable class such as sky (COCO panoptic ``isthing`` 0); such regions are
+            never refined either.
+    """
+
+    index: int
+    mask: EncodedMask
+    label: str
+    category_id: int | None = None
+    score: float | None = None
+    is_crowd: bool = False
+    instance_id: int | None = None
+    is_stuff: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and its instances, in the order of the source.
+
+    Attributes:
+        path: the image file; None where the source was opened without photos.
+        name: how the source names the image (file name or image id), for messages.
+        instances: the instances; may be empty.
+        size: (height, width) the source states for the image, None where it states none.
+        image_id: the id the source gives the image, None where the format has none.
+        file_name: the photo's path inside the folder of photos, with "/", as far as the source or the folder
+            tells; None where only an id is known.
+    """
+
+    path: Path | None
+    name: str
+    instances: tuple[Instance, ...] = field(default=())
+    size: tuple[int, int] | None = None
+    image_id: int | str | None = None
+    file_name: str | None = None
+
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """``Instance.index`` of each instance."""
+        return tuple(instance.index for instance in self.instances)
+
+    def without(self, done: Collection[int]) -> ImageRecord:
+        """The same image without some instances, by index."""
+        return replace(self, instances=tuple(each for each in self.instances if each.index not in done))
+
+    def read(self) -> tuple[ImageRecord, list[tuple[int, InputError]]]:
+        """The image with its instances parsed, and what is wrong with the others, by index."""
+        return self, []
+
+    @property
+    def stated_pixels(self) -> int:
+        """Pixels of the image as far as the source tells without looking at it, else 0."""
+        try:
+            height, width = self.size or self.instances[0].mask.size
+        except (InputError, IndexError):
+            return 0
+        return height * width
+
+
+@dataclass(frozen=True)
+class RecordFault:
+    """Records that cannot be used; they pass through unchanged and the others go on.
+
+    Attributes:
+        error: why, with file, record and remedy.
+        instances: number of records it concerns.
+        whole_image: the image itself is at fault, so none of its records can be refined.
+    """
+
+    error: InputError
+    instances: int = 1
+    whole_image: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """What writing had to decide because the format cannot hold everything.
+
+    Attributes:
+        overlap_pixels: pixels that more than one instance claimed in a format that holds one id a pixel.
+        covered: indexes of instances whose refined mask would have lain entirely under others; their coarse
+            mask was written instead, so that no instance is lost. In a conversion, where there is nothing to
+            fall back on, they are not in the output.
+        faults: records that could not be read or that the format cannot hold, so that they are not in the output.
+    """
+
+    overlap_pixels: int = 0
+    covered: tuple[int, ...] = ()
+    faults: tuple[RecordFault, ...] = ()
+
+
+class UnreadSource(ABC):
+    """A source that can leave the parsing of records to whoever prepares an image, in another process."""
+
+    @abstractmethod
+    def unread(self) -> Iterator[ImageRecord | RecordFault]:
+        """As iterating, but images come without instances; ``ImageRecord.read`` parses them."""
+
+
+class Source(Protocol):
+    """The masks of one input in its order: iterate for what there is to refine, then ``write`` it back."""
+
+    @property
+    def num_images(self) -> int:
+        """Images that have at least one instance, those at fault included."""
+
+    @property
+    def num_instances(self) -> int:
+        """Instances (records, files or ids), those at fault included."""
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        """Category names by id; empty where the input does not name them."""
+
+    def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
+        """Images with their sound instances, and what is at fault, in the order of the input."""
+
+    def check_output(self, output: Path, *, overwrite: bool) -> None:
+        """Says before the work whether ``write`` may write there.
+
+        Raises:
+            OutputError: the output is the input, exists already, or cannot be made there.
+        """
+
+    def write(
+        self,
+        output: Path,
+        results: Mapping[int, Mask],
+        *,
+        keep_boxes: bool = False,
+        overwrite: bool = False,
+    ) -> Written:
+        """Writes the input again with the masks of ``results``, all else as it was, and never half of it.
+
+        Args:
+            output: a file or a folder, as the input is.
+            results: refined masks by ``Instance.index``; instances not in it are written as they came in.
+            keep_boxes: leave boxes and areas that the input states beside its masks as they are.
+            overwrite: an output that exists may be replaced.
+
+        Raises:
+            OutputError: as for ``check_output``, or the disk refused.
+        """

@@ -1,0 +1,367 @@
+"""COCO run-length masks: checked before use, decoded inside their box, written as pycocotools writes them.
+
+A run-length mask lists the lengths of alternating runs of background and foreground pixels, background first,
+down the columns of the image, left to right. "Compressed" is a text form of that list: each run (from the
+fourth on its difference to the run two before) in groups of five bits, lowest first, a sixth bit saying
+that more follow, each group as the character of code 48 + value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfiner_refine.errors import InputError, short
+
+__all__ = ["MAX_PIXELS", "Mask", "MaskWindow", "check_size"]
+
+# 23,170 × 23,170; the longest run that pycocotools reads: a difference of two longer ones takes seven characters,
+# and then it shifts its sign by more bits than an int has
+MAX_PIXELS = (1 << 29) - 1
+_FIRST_CHARACTER = 48  # "0"
+_LONGEST_NUMBER = 6  # groups of five bits: 30 bits hold any difference of two runs up to MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class MaskWindow:
+    """A mask (or a probability map) of one instance inside a rectangular window of its image; outside it is zero.
+
+    Attributes:
+        values: [h, w] bool, or float32 probabilities in [0, 1].
+        x: column of the window's left edge in the image, pixels.
+        y: row of the window's top edge in the image, pixels.
+        image_size: (height, width) of the image, pixels.
+    """
+
+    values: NDArray[Any]
+    x: int
+    y: int
+    image_size: tuple[int, int]
+
+    def paste(self) -> NDArray[Any]:
+        """The mask at full image size: [H, W], the dtype of ``values``."""
+        full = np.zeros(self.image_size, self.values.dtype)
+        h, w = self.values.shape
+        full[self.y : self.y + h, self.x : self.x + w] = self.values
+        return full
+
+    def tight(self) -> MaskWindow:
+        """The same mask with the window shrunk to its foreground (values ≥ 0.5); 0×0 if there is none."""
+        foreground = self.values if self.values.dtype == bool else self.values >= 0.5
+        rows, columns = np.flatnonzero(foreground.any(1)), np.flatnonzero(foreground.any(0))
+        if len(rows) == 0:
+            return MaskWindow(self.values[:0, :0], self.x, self.y, self.image_size)
+        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        return MaskWindow(self.values[y0:y1, x0:x1], self.x + x0, self.y + y0, self.image_size)
+
+    @property
+    def area(self) -> int:
+        """Number of foreground pixels (values ≥ 0.5)."""
+        return int(np.count_nonzero(self.values if self.values.dtype == bool else self.values >= 0.5))
+
+
+class Mask:
+    """A binary mask as COCO's runs, validated on construction; equal and hashed by content, never changed.
+
+    The runs are parsed and checked once. The text form, the area and the box are computed when asked for, once.
+
+    Runs of no pixels, but for the first, are joined to their neighbours: pycocotools takes two of them for the end
+    of the masks when it compares two masks, and writes beyond its memory when it merges masks that have many.
+
+    Attributes:
+        size: (height, width) of the image, pixels.
+
+    Raises:
+        InputError: the size is not that of an image, or the runs are no numbers, negative, or do not add up
+            to height × width (pycocotools would crash or read foreign memory on some of these).
+    """
+
+    __slots__ = ("_area", "_box", "_counts", "_runs", "size")
+
+    size: tuple[int, int]
+    _runs: NDArray[np.int32] | None  # None until it is parsed from ``_counts``
+    _counts: str | None
+    _area: int | None
+    _box: tuple[int, int, int, int] | None
+
+    def __init__(self, size: tuple[int, int], counts: str) -> None:
+        check_size(size)
+        self._fill(size, _checked(_runs_from_text(counts), size))
+
+    @classmethod
+    def parsed(cls, masks: Sequence[tuple[tuple[int, int], str]]) -> list[Mask]:
+        """Masks from many sizes and texts, in a fraction of the time of one by one.
+
+        Raises:
+            InputError: one of them is damaged; construct each to see which.
+        """
+        if not all(counts for _, counts in masks):
+            raise InputError("an RLE's counts are empty")
+        stops = np.cumsum([len(counts) for _, counts in masks])
+        numbers, ends = _numbers("".join([counts for _, counts in masks]))
+        lasts = np.searchsorted(ends, stops - 1)
+        if (ends[lasts] != stops - 1).any():
+            raise InputError("an RLE's counts end in the middle of a number")
+        found, start = [], 0
+        for (size, _), stop in zip(masks, (lasts + 1).tolist(), strict=True):
+            check_size(size)
+            found.append(cls.__new__(cls)._fill(size, _checked(_summed(numbers[start:stop]), size)))
+            start = stop
+        return found
+
+    @classmethod
+    def from_runs(cls, runs: Sequence[int] | NDArray[np.integer[Any]], size: tuple[int, int]) -> Mask:
+        """A mask from uncompressed runs: background and foreground in turn, background first.
+
+        Raises:
+            InputError: as for the class.
+        """
+        check_size(size)
+        if not isinstance(runs, np.ndarray):
+            for position, run in enumerate(runs):
+                if type(run) is not int:
+                    raise InputError(f"run {position} of the RLE is {short(run)}, not a whole number")
+                if not 0 <= run <= MAX_PIXELS:
+                    raise InputError(
+                        f"run {position} of the RLE is {short(run)}, which is no number of pixels"
+                    )
+        return cls.__new__(cls)._fill(size, _checked(np.asarray(runs, np.int64), size))
+
+    @classmethod
+    def from_window(cls, window: MaskWindow) -> Mask:
+        """The mask of a window (soft values count from 0.5 on), as pycocotools' ``encode`` gives it."""
+        return cls.__new__(cls)._fill(window.image_size, _runs_of_window(window))
+
+    @classmethod
+    def restored(cls, size: tuple[int, int], counts: str, area: int, box: tuple[int, int, int, int]) -> Mask:
+        """A mask from attributes that one had before; they are taken unchecked."""
+        mask = cls.__new__(cls)
+        mask.size, mask._counts, mask._area, mask._box, mask._runs = size, counts, area, box, None
+        return mask
+
+    def _fill(
+        self,
+        size: tuple[int, int],
+        runs: NDArray[np.integer[Any]],
+        area: int | None = None,
+        box: tuple[int, int, int, int] | None = None,
+    ) -> Mask:
+        self.size, self._runs = size, runs.astype(np.int32, copy=False)
+        self._counts, self._area, self._box = None, area, box
+        self._runs.flags.writeable = False
+        return self
+
+    @property
+    def runs(self) -> NDArray[np.int32]:
+        """[runs] lengths in pixels, background first; only the first may be 0."""
+        if self._runs is None:
+            assert self._counts is not None
+            self._runs = _runs_from_text(self._counts).astype(np.int32)
+            self._runs.flags.writeable = False
+        return self._runs
+
+    @property
+    def counts(self) -> str:
+        """The runs as pycocotools' text form."""
+        if self._counts is None:
+            (self._counts,) = _texts_from_runs([self.runs])
+        return self._counts
+
+    @staticmethod
+    def encode(masks: Sequence[Mask]) -> None:
+        """Makes the text form of many masks at once, which takes a fraction of the time of one by one."""
+        missing = [mask for mask in masks if mask._counts is None]
+        if missing:
+            texts = _texts_from_runs([mask.runs for mask in missing])
+            for mask, text in zip(missing, texts, strict=True):
+                mask._counts = text
+
+    @property
+    def area(self) -> int:
+        """Number of foreground pixels."""
+        if self._area is None:
+            self._area = int(self.runs[1::2].sum())
+        return self._area
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive; all 0 where there is none."""
+        if self._box is None:
+            self._box = _box(self.runs, self.size[0])
+        return self._box
+
+    def decode(self) -> MaskWindow:
+        """The mask inside its bounding box, bool; costs the columns of the box, not the image."""
+        height, (x0, y0, x1, y1) = self.size[0], self.box
+        # cut the list of runs to the columns x0 ... x1, so that only these are ever pixels
+        edges = np.clip(np.cumsum(self.runs, dtype=np.int64), x0 * height, x1 * height)
+        lengths = np.diff(edges, prepend=x0 * height)
+        columns = np.repeat(np.arange(len(edges)) % 2 == 1, lengths).reshape(x1 - x0, height)
+        return MaskWindow(np.ascontiguousarray(columns[:, y0:y1].T), x0, y0, self.size)
+
+    def differing(self, other: Mask) -> int:
+        """Number of pixels that belong to one of two masks of the same size, and not to the other."""
+        # every edge of either mask turns the difference on or off
+        edges = np.concatenate([mask.runs[:-1].cumsum(dtype=np.int64) for mask in (self, other)])
+        edges.sort(kind="stable")  # which merges what is sorted in parts
+        rest = self.size[0] * self.size[1] if len(edges) % 2 else 0
+        return int(edges[1::2].sum()) - int(edges[::2].sum()) + rest
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self.size == other.size and np.array_equal(self.runs, other.runs)
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.runs.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"Mask(size={self.size}, counts={self.counts!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.size, self.runs.tobytes(), self._area, self._box)
+
+
+def _unpickled(
+    size: tuple[int, int], runs: bytes, area: int | None, box: tuple[int, int, int, int] | None
+) -> Mask:
+    return Mask.__new__(Mask)._fill(size, np.frombuffer(runs, np.int32), area, box)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises InputError where a size is not that of an image."""
+    height, width = size
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise InputError(
+            f"the mask's size is {short(height)}×{short(width)} (height × width), not that of an image"
+        )
+
+
+def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+    """The runs without empty ones but the first."""
+    pixels, shortest = size[0] * size[1], runs.min(initial=MAX_PIXELS)
+    # run by run first: a sum of longer ones could come round to the right number in 64 bits
+    if shortest < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
+        if shortest < 0:
+            raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
+        raise InputError(
+            f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {size[0]}×{size[1]} has "
+            f"{pixels}",
+            remedy="check that size is [height, width] and that counts are complete",
+        )
+    if shortest > 0 or runs[1:].all():
+        return runs
+    ends = np.cumsum(runs)
+    foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
+    return _runs_between((ends - runs)[foreground], ends[foreground], int(ends[-1]))
+
+
+def _runs_from_text(counts: str) -> NDArray[np.int64]:
+    return _summed(_numbers(counts)[0]) if counts else np.zeros(0, np.int64)
+
+
+def _numbers(counts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of a text, and the position of the last character of each."""
+    try:
+        codes = np.frombuffer(counts.encode("ascii"), np.uint8) - np.uint8(_FIRST_CHARACTER)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the RLE's counts have {counts[error.start]!r} at character {error.start}"
+        ) from None
+    if codes.max() > 63:  # those below the first have come round to above 200
+        at = int((codes > 63).argmax())
+        raise InputError(f"the RLE's counts have {counts[at]!r} at character {at}, which belongs to no RLE")
+    if codes[-1] & 32:
+        raise InputError(
+            "the RLE's counts end in the middle of a number", remedy="check that the file is complete"
+        )
+    (ends,) = (codes < 32).nonzero()
+    lengths = ends + 1
+    lengths[1:] -= lengths[:-1].copy()
+    if lengths.max() > _LONGEST_NUMBER:
+        raise InputError("the RLE's counts have a run longer than any image")
+    numbers = codes[ends].astype(np.int64)
+    numbers -= (numbers & 16) << 1  # the last group's top bit is the sign
+    (longer,) = (lengths > 1).nonzero()
+    for group in range(1, _LONGEST_NUMBER):
+        if not len(longer):
+            break
+        numbers[longer] = (numbers[longer] << 5) | (codes[ends[longer] - group] & 31)
+        longer = longer[lengths[longer] > group + 1]
+    return numbers, ends
+
+
+def _summed(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Runs in place of numbers, of which each from the fourth on is the difference to the run two before."""
+    numbers[1::2].cumsum(out=numbers[1::2])
+    numbers[2::2].cumsum(out=numbers[2::2])
+    return numbers
+
+
+def _texts_from_runs(masks: Sequence[NDArray[np.int32]]) -> list[str]:
+    """The text form of many masks; most of what one alone costs is numpy's time for a call."""
+    runs = np.concatenate(masks)
+    starts = np.array([0, *map(len, masks)]).cumsum()
+    rest = runs.copy()
+    rest[3:] -= runs[1:-2]
+    first = (starts[:-1, None] + np.arange(3)).ravel()  # beyond a shorter mask these belong to the next one
+    first = first[first < len(runs)]
+    rest[first] = runs[first]
+    characters = np.zeros((len(rest), _LONGEST_NUMBER), np.uint8)  # [runs, groups]; 0 = no character
+    lengths = np.zeros(len(rest), np.int64)  # [runs] in characters
+    unfinished = np.arange(len(rest))
+    for group in range(_LONGEST_NUMBER):
+        low = rest & 31
+        rest = rest >> 5
+        more = rest != -(low >> 4)  # what is left is more than the sign
+        characters[unfinished, group] = low + (_FIRST_CHARACTER + 32 * more)
+        lengths[unfinished] = group + 1
+        unfinished, rest = unfinished[more], rest[more]
+        if not len(rest):
+            break
+    text = characters[characters != 0].tobytes().decode("ascii")
+    ends = np.add.reduceat(lengths, starts[:-1]).cumsum().tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
+    foreground = window.values if window.values.dtype == bool else window.values >= 0.5
+    rows, columns = foreground.shape
+    height, width = window.image_size
+    framed = np.zeros((columns, rows + 2), bool)  # each column between two background pixels
+    framed[:, 1:-1] = foreground.T
+    flat = framed.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 2)
+    edges = (window.x + column) * height + window.y + row
+    starts, ends = edges[::2], edges[1::2]
+    return _runs_between(starts, ends, height * width)
+
+
+def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Runs from where stretches of foreground start and end; those that touch become one."""
+    # a run at the bottom of a column goes on at the top of the next one
+    apart = starts[1:] != ends[:-1]
+    starts = starts[np.concatenate((np.ones(min(len(starts), 1), bool), apart))]
+    ends = ends[np.concatenate((apart, np.ones(min(len(ends), 1), bool)))]
+    edges = np.stack((starts, ends), 1).ravel()
+    runs = np.diff(edges, prepend=0, append=total)
+    return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
+
+
+def _box(runs: NDArray[np.int32], height: int) -> tuple[int, int, int, int]:
+    """Of runs of which only the first may be empty."""
+    if len(runs) < 2:
+        return 0, 0, 0, 0
+    edges = runs.cumsum(dtype=np.int64)
+    last = edges[1::2] - 1  # first and last pixel of each stretch of foreground
+    first = edges[: 2 * len(last) : 2]
+    columns = first // height
+    x0, x1 = int(columns[0]), int(last[-1]) // height + 1
+    tops, bottoms = first - columns * height, last - columns * height
+    y1 = int(bottoms.max()) + 1
+    # a run over the end of a column touches its last row and the next one's first
+    return (x0, 0, x1, height) if y1 > height else (x0, int(tops.min()), x1, y1)
