@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow
+from transfiner_refine.refine.base import BaseRefiner, window_of
 from transfiner_refine.refine.instance import Look, step_input
 from transfiner_refine.refine.roi import Roi
-from transfiner_refine.refiner import BaseRefiner, Refiner, window_of
 
 if TYPE_CHECKING:
     from transfiner_refine.refine.torch_engine import TorchEngine
+    from transfiner_refine.refiner import Refiner
 
-__all__ = ["Trace", "TraceLevel", "TracePass", "as_array", "trace"]
+__all__ = ["Trace", "TraceLevel", "TracePass", "as_array", "native_trace", "trace"]
 
 
 @dataclass(frozen=True)
@@ -147,16 +148,11 @@ def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | M
     window = mask if isinstance(mask, MaskWindow) else window_of(mask)
     if window.area == 0:
         raise InputError("the mask is empty", remedy="an empty mask is never refined")
-    if isinstance(refiner, Refiner):
-        return _native_trace(refiner, image, window)
-    from transfiner_refine.official import OfficialRefiner
-
-    if not isinstance(refiner, OfficialRefiner):
-        raise InputError(f"a {type(refiner).__name__} keeps no trace")
     return refiner.trace(image, window)
 
 
-def _native_trace(refiner: Refiner, image: NDArray[np.uint8], window: MaskWindow) -> Trace:
+def native_trace(refiner: Refiner, image: NDArray[np.uint8], window: MaskWindow) -> Trace:
+    """The trace of a native network; see ``BaseRefiner.trace``."""
     from transfiner_refine.refine.torch_engine import TorchEngine
 
     engine = refiner.runs

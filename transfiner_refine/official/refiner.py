@@ -24,9 +24,9 @@ from transfiner_refine.official.nodes import select_nodes
 from transfiner_refine.official.quadtree import QuadtreeLevel, propagate
 from transfiner_refine.official.read import read_tensors
 from transfiner_refine.official.regions import Regions
+from transfiner_refine.refine.base import BaseRefiner, check_masks
 from transfiner_refine.refine.instance import harden
 from transfiner_refine.refine.roi import Roi, paste_into_roi, read_mask, resample, roi_around
-from transfiner_refine.refiner import BaseRefiner, check_masks
 from transfiner_refine.trace import Trace, TraceLevel, TracePass, as_array
 
 __all__ = ["OfficialRefiner", "load_official_refiner"]
