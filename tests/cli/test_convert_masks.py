@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from transfiner_refine.cli import main
-from transfiner_refine.cli.format_names import FORMAT_NAMES
+from transfiner_refine.cli.options import FORMAT_NAMES
 from transfiner_refine.formats import Mask
 from transfiner_refine.formats.convert import convert_masks
 from transfiner_refine.masks import MaskWindow

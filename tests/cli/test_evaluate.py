@@ -181,8 +181,11 @@ def test_an_input_is_never_overwritten(files: dict[str, Path]) -> None:
     assert files["results"].read_bytes() == before
 
 
-def test_a_missing_file_is_wrong_usage(files: dict[str, Path]) -> None:
-    assert evaluate(files, "--match", "nowhere.json").exit_code == 2
+def test_a_missing_file_is_named_in_one_line(files: dict[str, Path]) -> None:
+    result = evaluate(files, "--match", "nowhere.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("transfiner-refine: error: nowhere.json: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

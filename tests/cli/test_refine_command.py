@@ -15,7 +15,7 @@ from PIL import Image
 
 from transfiner_refine import __version__, load_refiner
 from transfiner_refine.cli import main
-from transfiner_refine.cli.format_names import FORMAT_NAMES
+from transfiner_refine.cli.options import FORMAT_NAMES
 from transfiner_refine.formats.detect import FORMATS
 
 RLE = {"size": [6, 8], "counts": [10, 5, 33]}

@@ -42,24 +42,38 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 def test_convert_writes_what_refining_reads_and_reports_the_rest(checkpoint: Path) -> None:
     target = checkpoint.with_name("small.safetensors")
-    code, out, _ = run("convert", checkpoint, "--output", target)
+    code, out, _ = run("convert-weights", checkpoint, "--output", target)
     assert code == 0
     assert "left out: RPN 6, box head 8" in out
     with safe_open(target, framework="pt") as file:
         assert not any("rpn" in name or "box_" in name for name in file.keys())  # noqa: SIM118
-    code, _, err = run("convert", checkpoint, "--output", target)
+    code, _, err = run("convert-weights", checkpoint, "--output", target)
     assert code == 1
     assert "exists already" in err
-    assert run("convert", checkpoint, "--output", target, "--overwrite", "--quiet") == (0, "", "")
+    assert run("convert-weights", checkpoint, "--output", target, "--overwrite", "--quiet") == (0, "", "")
 
 
 def test_convert_refuses_what_it_cannot_use(checkpoint: Path, tmp_path: Path) -> None:
-    assert run("convert", checkpoint, "--output", tmp_path / "x.pth")[0] == 2
-    code, _, err = run("convert", tmp_path / "none.pth", "--output", tmp_path / "x.safetensors")
+    assert run("convert-weights", checkpoint, "--output", tmp_path / "x.pth")[0] == 2
+    code, _, err = run("convert-weights", tmp_path / "none.pth", "--output", tmp_path / "x.safetensors")
     assert code == 1
     assert "no such weights file" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_renamed_command_and_a_renamed_option_still_work_with_a_notice(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("convert", checkpoint, "--output", tmp_path / "x.safetensors")
+    assert code == 0
+    assert err.strip() == (
+        "transfiner-refine: convert is now called convert-weights; the old name will go in the next version"
+    )
+    assert (tmp_path / "x.safetensors").exists()
+    code, _, err = run("report", "--photo-side", "100", "--images", "a", "--before", "b", "--after", "c")
+    assert "--photo-side is now called --image-side" in err
+    assert "nothing to make" in err  # and the rest of the line was read
 
 
 def test_weights_lists_the_built_in_models() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from transfiner_refine.cli.format_names import FORMAT_NAMES
+from transfiner_refine.cli.options import FORMAT_NAMES
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import open_source
 from transfiner_refine.formats.detect import FORMATS, format_named, recognise

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from transfiner_refine._version import __version__
+from transfiner_refine.cli.options import notice
 
 __all__ = ["main"]
 
@@ -19,11 +20,15 @@ _COMMANDS = {
     "report": ("transfiner_refine.cli.report", "Make a page that shows masks before and after."),
     "explain": ("transfiner_refine.cli.explain", "Draw how the method works on one mask."),
     "convert-masks": ("transfiner_refine.cli.convert_masks", "Write masks in another format."),
-    "convert": ("transfiner_refine.cli.convert", "Turn an official checkpoint into a safetensors file."),
+    "convert-weights": (
+        "transfiner_refine.cli.convert_weights",
+        "Turn an official checkpoint into a safetensors file.",
+    ),
     "export": ("transfiner_refine.cli.export", "Write the refine step as ONNX programs."),
     "weights": ("transfiner_refine.cli.weights", "List the built-in weights, or describe a checkpoint."),
     "train": ("transfiner_refine.cli.train", "Train weights on COCO-format data."),
 }
+_RENAMED = {"convert": "convert-weights"}  # old: new; the old names work until the next version
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -41,6 +46,8 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name in _RENAMED:
+            notice(cmd_name, cmd_name := _RENAMED[cmd_name])
         if cmd_name not in _COMMANDS:
             return None
         command = import_module(_COMMANDS[cmd_name][0]).command

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from transfiner_refine.cli.format_names import FORMAT_NAMES
-from transfiner_refine.cli.reading_options import (
-    from_option,
-    max_image_pixels_option,
-    png_kind_option,
-    to_option,
-)
+from transfiner_refine.cli.options import ANY, FORMAT_NAMES, Command, flag, option, report_errors, shared
 
 __all__ = ["command"]
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_ANY = click.Path(path_type=Path)
 
 _WHAT_THEY_ARE = {
     "coco-results": "COCO or LVIS results: a JSON list",
@@ -37,7 +26,7 @@ _WHAT_THEY_ARE = {
 }
 
 
-class _CommandWithFormats(click.Command):
+class _CommandWithFormats(Command):
     """Lists the formats below the options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -49,29 +38,21 @@ class _CommandWithFormats(click.Command):
 @click.command(
     "convert-masks",
     cls=_CommandWithFormats,
-    short_help="Write masks in another format.",
     epilog="Exit codes: 0 all done, 1 something could not be read or held (each is named, the rest is "
     "written), 2 wrong usage, 130 interrupted.",
 )
-@click.option("--masks", type=_ANY, required=True, help="The masks: a file or a folder.")
-@click.option("--output", type=_ANY, required=True, help="The file or folder to write; .gz packs JSON.")
-@to_option("Format to write.")
-@from_option("Format of the masks, if their content should not decide.")
-@click.option(
-    "--images", type=_FOLDER, help="Folder of the photos; needed where only they tell an image's size."
-)
-@click.option(
-    "--image-info",
-    type=_FILE,
-    help="COCO or LVIS annotation file that says which image id is which photo, and names the categories. "
-    "Only for results.",
-)
-@click.option("--class-names", type=_FILE, help="Text file with one class name a line, for YOLO and VOC.")
-@png_kind_option("What plain PNGs are: one mask each, or maps of ids. auto looks into the pixels.")
-@max_image_pixels_option("Do not open mask images of more pixels.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-@click.option("--strict", is_flag=True, help="Write nothing if a single record cannot be read.")
-@click.option("--quiet", is_flag=True, help="No summary; errors are shown all the same.")
+@option("--masks", type=ANY, required=True, help="The masks: a file or a folder.")
+@option("--output", type=ANY, required=True, help="The file or folder to write; .gz packs JSON.")
+@shared("to")
+@shared("from")
+@shared("images", help="Folder of the images; needed where only they tell an image's size.")
+@shared("image_info")
+@shared("class_names")
+@shared("png_kind")
+@shared("max_image_pixels", help="Do not open mask images of more pixels.")
+@shared("overwrite")
+@flag("--strict", "Write nothing if a single record cannot be read.")
+@shared("quiet")
 @click.pass_context
 def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
     """Write masks in another format.
@@ -86,13 +67,10 @@ def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
     transfiner-refine convert-masks --masks VOC2012 --to coco-panoptic \\
         --output panoptic.json
     """
-    from transfiner_refine.formats.convert import (
-        convert_masks,
-    )  # here, so that --help does not wait for numpy
+    from transfiner_refine.formats.convert import convert_masks  # here: --help must not wait for numpy
 
     converted = convert_masks(**options)
-    for error in converted.errors:
-        click.echo(f"transfiner-refine: {error}", err=True)
+    report_errors(converted.errors)
     if not quiet:
         click.echo("\n".join(converted.lines()))
     ctx.exit(converted.exit_code)

@@ -2,71 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-__all__ = ["command"]
+from transfiner_refine.cli.options import FILE, Command, count, flag, option, shared
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+__all__ = ["command"]
 
 
 @click.command(
     "evaluate",
-    short_help="Score masks against the truth, before and after.",
+    cls=Command,
     epilog="Exit codes: 0 all done, 1 a file or a record could not be used (it is named), 2 wrong usage.",
 )
-@click.option("--annotations", type=_FILE, required=True, help="The truth: a COCO or LVIS annotation file.")
-@click.option("--results", type=_FILE, required=True, help="The refined masks: COCO results.")
-@click.option("--before", type=_FILE, help="The masks they were refined from, in the same order.")
-@click.option(
-    "--match",
-    type=_FILE,
-    help="JSON list with each result's annotation_id; without it, the records' own, or the best IoU.",
-)
-@click.option(
+@option("--annotations", type=FILE, required=True, help="The truth: a COCO or LVIS annotation file.")
+@option("--results", type=FILE, required=True, help="The refined masks: COCO results.")
+@option("--before", type=FILE, help="The masks they were refined from, in the same order.")
+@shared("match")
+@option(
     "--boundary-ratio",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.02,
-    show_default=True,
     help="Boundary band as a share of the image's diagonal; 0.005 for Cityscapes.",
 )
-@click.option(
-    "--min-area",
-    type=click.IntRange(0),
-    default=1024,
-    show_default=True,
-    help="Matched instances count from this true area on, in pixels.",
-)
-@click.option(
+@count("--min-area", 0, "Matched instances count from this true area on, in pixels.", default=1024)
+@option(
     "--min-coarse-iou",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     help="Matched instances count from this IoU before refining on.",
 )
-@click.option("--per-class", is_flag=True, help="Add AP of each class.")
-@click.option(
+@flag("--per-class", "Add AP of each class.")
+@flag(
     "--error-analysis",
-    is_flag=True,
-    help="Add where the network looks: wrong pixels inside the quadtree, its area, and the oracle. Refines "
+    "Add where the network looks: wrong pixels inside the quadtree, its area, and the oracle. Refines "
     "the masks of --before again; needs --images.",
 )
-@click.option(
-    "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the photos, for --error-analysis.",
-)
-@click.option(
-    "--weights", default="lite", show_default=True, help="Name or path of the weights for --error-analysis."
-)
-@click.option("--device", default="auto", show_default=True, help="Device for --error-analysis.")
-@click.option("--json", "json_file", type=_NEW_FILE, help="Write the numbers to this file as JSON.")
-@click.option(
-    "--markdown", "markdown_file", type=_NEW_FILE, help="Write the tables to this file as Markdown."
-)
-@click.option("--quiet", is_flag=True, help="No progress.")
+@shared("images", help="Folder of the images, for --error-analysis.")
+@shared("weights", help="Name or path of the weights for --error-analysis.")
+@shared("device", help="Device for --error-analysis.")
+@option("--json", "json_file", type=FILE, help="Write the numbers to this file as JSON.")
+@option("--markdown", "markdown_file", type=FILE, help="Write the tables to this file as Markdown.")
+@flag("--quiet", "No progress.")
 def command(
     annotations: Path,
     results: Path,
@@ -95,9 +74,8 @@ def command(
         --before detections.json --results refined.json
     """
     if error_analysis and images is None:
-        raise click.UsageError("--error-analysis looks at the photos; give --images")
+        raise click.UsageError("--error-analysis looks at the images; give --images")
     import json
-    import sys
 
     from transfiner_refine.evaluation.evaluate import Analysis, Settings, evaluate
     from transfiner_refine.evaluation.tables import as_json, as_markdown, as_text

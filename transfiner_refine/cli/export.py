@@ -6,31 +6,31 @@ from pathlib import Path
 
 import click
 
+from transfiner_refine.cli.options import FOLDER, Command, option, shared
+
 __all__ = ["command"]
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 
-
-@click.command("export", short_help="Write the refine step as ONNX programs.")
+@click.command("export", cls=Command)
 @click.argument("weights", default="lite")
-@click.option("--output", type=_FOLDER, help="Folder to write to.  [default: the one of the weights file]")
-@click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", help="Kind of program.")
-@click.option(
+@option("--output", type=FOLDER, help="Folder to write to.  [default: the one of the weights file]")
+@option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", help="Kind of program.")
+@option(
     "--size",
     "grids",
     type=click.Choice(["112", "224", "448"]),
     multiple=True,
     help="Only the programs of this size class (cells a side of its finest grid); may be given several times.",
 )
-@click.option(
+@option(
     "--calibrate",
-    type=_FOLDER,
+    type=FOLDER,
     multiple=True,
     help="Data set (images/, annotations.json, coarse*.json) that programs in int8 are calibrated on, beside "
     "those in fp32; may be given several times.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace programs that exist.")
-@click.option("--quiet", is_flag=True, help="Say nothing; errors are shown all the same.")
+@shared("overwrite", help="Replace programs that exist.")
+@shared("quiet")
 def command(
     weights: str,
     output: Path | None,

@@ -3,92 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-__all__ = ["command"]
+from transfiner_refine.cli.options import ANY, FOLDER, Command, count, flag, option, report_errors, shared
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_ANY = click.Path(exists=True, path_type=Path)
-_NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+__all__ = ["command"]
 
 
 @click.command(
     "report",
-    short_help="Make a page that shows masks before and after.",
+    cls=Command,
     epilog="Exit codes: 0 all done, 1 some images or records could not be used (each is named), 2 wrong usage.",
 )
-@click.option("--images", type=_FOLDER, required=True, help="Folder of the photos.")
-@click.option("--before", type=_ANY, required=True, help="The coarse masks: COCO JSON, or a folder of PNGs.")
-@click.option("--after", type=_ANY, required=True, help="The refined masks, in the same format and order.")
-@click.option(
+@shared("images", required=True)
+@option("--before", type=ANY, required=True, help="The coarse masks: COCO JSON, or a folder of PNGs.")
+@option("--after", type=ANY, required=True, help="The refined masks, in the same format and order.")
+@option(
     "--annotations",
-    type=_ANY,
+    type=ANY,
     help="The truth, to score and sort by: a COCO annotation file, for PNGs a folder of the same names.",
 )
-@click.option(
-    "--match",
-    type=_FILE,
-    help="JSON list with each result's annotation_id; without it, the records' own, or the best IoU.",
+@shared("match")
+@shared(
+    "image_info",
+    help="COCO annotation file that says which image id is which image, as for refine.  [default: --annotations]",
 )
-@click.option(
-    "--image-info",
-    type=_FILE,
-    help="COCO annotation file that says which image id is which photo, as for refine.  [default: --annotations]",
-)
-@click.option(
-    "--png-kind",
-    type=click.Choice(["auto", "binary", "id-map"]),
-    default="auto",
-    show_default=True,
-    help="What the PNGs are, as for refine.",
-)
-@click.option("--output", type=_NEW_FOLDER, help="Folder for the page; open its index.html.")
-@click.option(
-    "--overlay", type=_NEW_FOLDER, help="Folder for PNGs of the photos with their masks, before and after."
-)
-@click.option(
-    "--nodes", is_flag=True, help="Show the quadtree's nodes; runs the network on the coarse masks again."
-)
-@click.option("--weights", default="lite", show_default=True, help="Name or path of the weights for --nodes.")
-@click.option("--device", default="auto", show_default=True, help="Device for --nodes.")
-@click.option(
+@shared("png_kind")
+@option("--output", type=FOLDER, help="Folder for the page; open its index.html.")
+@option("--overlay", type=FOLDER, help="Folder for PNGs of the images with their masks, before and after.")
+@flag("--nodes", "Show the quadtree's nodes; runs the network on the coarse masks again.")
+@shared("weights", help="Name or path of the weights for --nodes.")
+@shared("device", help="Device for --nodes.")
+@count(
     "--limit",
-    type=click.IntRange(min=0),
+    0,
+    "Most images to show, 0 for all. Of more, the best, the worst and random ones are taken.",
     default=200,
-    show_default=True,
-    help="Most images to show, 0 for all. Of more, the best, the worst and random ones are taken.",
 )
-@click.option(
-    "--photo-side",
+@option(
+    "--image-side",
+    "photo_side",
     type=click.IntRange(min=0),
     default=1600,
-    show_default=True,
-    help="Longer side of the page's photos in pixels, 0 for full size. Outlines are exact in any case.",
+    help="Longer side of the page's images in pixels, 0 for full size. Outlines are exact in any case.",
 )
-@click.option("--overwrite", is_flag=True, help="The folders may hold files already.")
-@click.option("--quiet", is_flag=True, help="No progress and no summary; errors are shown all the same.")
+@shared("overwrite", help="The folders may hold files already.")
+@shared("quiet")
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
-    images: Path,
-    before: Path,
-    after: Path,
-    annotations: Path | None,
-    match: Path | None,
-    image_info: Path | None,
-    png_kind: str,
-    output: Path | None,
-    overlay: Path | None,
     nodes: bool,
     weights: str,
     device: str,
-    limit: int,
-    photo_side: int,
-    overwrite: bool,
     quiet: bool,
+    output: Path | None,
+    overlay: Path | None,
+    **options: Any,
 ) -> None:
     """Show masks before and after on a page that opens from disk.
 
@@ -109,24 +82,8 @@ def command(
         from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
         refiner = load_refiner(weights, device=device, engine="torch")
-    built = build_report(
-        images,
-        before,
-        after,
-        output,
-        annotations=annotations,
-        match=match,
-        image_info=image_info,
-        png_kind=png_kind,  # type: ignore[arg-type]
-        overlay=overlay,
-        refiner=refiner,
-        limit=limit,
-        photo_side=photo_side,
-        overwrite=overwrite,
-        progress=not quiet,
-    )
-    for fault in built.faults:
-        click.echo(f"transfiner-refine: {fault}", err=True)
+    built = build_report(output=output, overlay=overlay, refiner=refiner, progress=not quiet, **options)
+    report_errors(built.faults)
     if not quiet:
         click.echo("\n".join(built.lines()))
     ctx.exit(1 if built.faults else 0)

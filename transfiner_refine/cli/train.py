@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from transfiner_refine.cli.options import FILE, FOLDER, Command, choice, count, option, shared
 
 __all__ = ["WeightedFolder", "command"]
 
@@ -35,113 +38,80 @@ class WeightedFolder(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return Path(folder), share
 
 
-@click.command("train", short_help="Train weights on COCO-format data.")
-@click.option(
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_COUNT = click.IntRange(min=1)
+
+
+@click.command("train", cls=Command)
+@option(
     "--dataset",
     "datasets",
     type=WeightedFolder(),
     multiple=True,
-    help="Folder with images/, annotations.json and, optionally, detectors' results on the same photos as "
+    help="Folder with images/, annotations.json and, optionally, detectors' results on the same images as "
     "coarse*.json. A weight after a colon says how often it is drawn. May be repeated.",
 )
-@click.option(
+@option(
     "--data",
     "pairs",
-    type=(
-        click.Path(file_okay=False, exists=True, path_type=Path),
-        click.Path(dir_okay=False, path_type=Path),
-    ),
+    type=(FOLDER, FILE),
     multiple=True,
     metavar="IMAGES ANNOTATIONS",
-    help="A folder of photos and its COCO annotation file; coarse masks are simulated. May be repeated.",
+    help="A folder of images and its COCO annotation file; coarse masks are simulated. May be repeated.",
 )
-@click.option(
+@option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     required=True,
     help="Folder of the run. If it holds an interrupted run, that run goes on.",
 )
-@click.option(
+@option(
     "--start",
     default="lite",
-    show_default=True,
     help="Weights to start from: a built-in name, a checkpoint, or imagenet to train from scratch.",
 )
-@click.option(
+@choice(
     "--backbone",
-    type=click.Choice(["lite0", "lite1", "lite2", "lite3", "lite4"]),
-    default="lite2",
-    show_default=True,
-    help="Feature extractor of a run from imagenet; a checkpoint brings its own.",
+    ["lite0", "lite1", "lite2", "lite3", "lite4"],
+    "Feature extractor of a run from imagenet; a checkpoint brings its own.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=6500, show_default=True, help="Steps in all.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Instances a step."
-)
-@click.option(
+@option("--steps", type=_COUNT, default=6500, help="Steps in all.")
+@option("--batch-size", type=_COUNT, default=8, help="Instances a step.")
+@option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_POSITIVE,
     default=5e-4,
-    show_default=True,
     help="Of the new layers; the backbone's is 0.4 times that. Use a fifth of it for fine-tuning.",
 )
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this long; run again to go on."
-)
-@click.option(
+@option("--minutes", type=_POSITIVE, help="Stop after this long; run again to go on.")
+@option(
     "--validate",
     "validation",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    type=FOLDER,
     multiple=True,
     help="Held-out folder, laid out as for --dataset, that is scored as training goes. May be repeated.",
 )
-@click.option(
-    "--validate-every",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    help="Steps between scores.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option(
+@option("--validate-every", type=_COUNT, default=500, help="Steps between scores.")
+@shared("device")
+@choice(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="auto is bf16 on CUDA; on a CPU the faster of the two, measured at the start.",
+    ["auto", "fp32", "bf16"],
+    "auto is bf16 on CUDA; on a CPU the faster of the two, measured at the start.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="Processes that prepare samples.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads of the network.  [default: PyTorch's]"
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of data order, augmentation and sampling."
-)
+@count("--workers", 0, "Processes that prepare samples.", default=1)
+@option("--threads", type=_COUNT, help="CPU threads of the network.  [default: PyTorch's]")
+@option("--seed", type=int, default=0, help="Of data order, augmentation and sampling.")
 def command(
     datasets: tuple[tuple[Path, float], ...],
     pairs: tuple[tuple[Path, Path], ...],
-    output: Path,
-    start: str,
-    backbone: str,
+    validation: tuple[Path, ...],
     steps: int,
     batch_size: int,
     learning_rate: float,
-    minutes: float | None,
-    validation: tuple[Path, ...],
-    validate_every: int,
-    device: str,
-    precision: str,
-    workers: int,
-    threads: int | None,
     seed: int,
+    **options: Any,
 ) -> None:
-    """Train a refiner, or fine-tune the shipped one to your photos and your detector.
+    """Train a refiner, or fine-tune the built-in one to your images and your detector.
 
     The run's folder receives refiner.safetensors (use it with refine --weights),
     loss.csv, scores.csv, curve.png and state.safetensors, from which an interrupted
@@ -160,16 +130,8 @@ def command(
     sets += [load_training_set(images, annotations) for images, annotations in pairs]
     job = TrainingJob(
         datasets=sets,
-        output=output,
         schedule=Schedule(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
-        start=start,
-        backbone=backbone,
         validation=[open_dataset(folder) for folder in validation],
-        validate_every=validate_every,
-        minutes=minutes,
-        device=device,
-        precision=precision,
-        workers=workers,
-        threads=threads,
+        **options,
     )
     run_training(job, click.echo)

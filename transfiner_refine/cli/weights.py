@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from transfiner_refine.cli.options import ANY, Command
+
 __all__ = ["command"]
 
 
-@click.command("weights", short_help="List the built-in weights, or describe a checkpoint.")
-@click.argument("files", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
+@click.command("weights", cls=Command)
+@click.argument("files", metavar="[CHECKPOINT]...", nargs=-1, type=ANY)
 @click.pass_context
 def command(ctx: click.Context, files: tuple[Path, ...]) -> None:
     """List the built-in weights, or describe checkpoint files.

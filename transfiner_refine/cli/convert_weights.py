@@ -1,4 +1,4 @@
-"""``transfiner-refine convert``: an official checkpoint as a safetensors file."""
+"""``transfiner-refine convert-weights``: a checkpoint of the authors as a safetensors file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
+from transfiner_refine.cli.options import FILE, Command, option, shared
+
 __all__ = ["command"]
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 
-
-@click.command("convert", short_help="Turn an official checkpoint into a safetensors file.")
-@click.argument("source", metavar="CHECKPOINT", type=_FILE)
-@click.option("--output", type=_FILE, required=True, help="The file to write; ends in .safetensors.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-@click.option("--quiet", is_flag=True, help="Say nothing; errors are shown all the same.")
+@click.command("convert-weights", cls=Command)
+@click.argument("source", metavar="CHECKPOINT", type=FILE)
+@option("--output", type=FILE, required=True, help="The file to write; ends in .safetensors.")
+@shared("overwrite")
+@shared("quiet")
 def command(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
     """Turn a checkpoint of the official Mask Transfiner into a safetensors file.
 
@@ -24,7 +24,7 @@ def command(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
     training alone, optimiser state. refine --weights takes both files.
 
     \b
-    transfiner-refine convert transfiner_r101_3x.pth --output r101.safetensors
+    transfiner-refine convert-weights transfiner_r101_3x.pth --output r101.safetensors
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output} must end in .safetensors")
