@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from transfiner_refine.cli.train import WeightedFolder
-from transfiner_refine.evaluation.coco_files import decode, load_match
+from transfiner_refine.evaluation.coco_files import load_match
 from transfiner_refine.evaluation.matched import MIN_AREA
 from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
 from transfiner_refine.evaluation.tables import Table
@@ -298,13 +298,13 @@ def _network(variant: Variant, start: str) -> MaskTransfiner:
 def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str, dict[str, float]]]:
     """Means over the counted instances (1024 px, coarse IoU 0.5) of each kind of coarse mask of each set."""
     for dev_set in dev_sets:
-        truths = {entry.id: decode(entry.mask) for entry in dev_set.annotations.instances}
+        truths = {entry.id: entry.mask.decode() for entry in dev_set.annotations.instances}
         for kind in dev_set.kinds():
             coarse = dev_set.detections(dev_set.folder / f"coarse_{kind}.json")
             match = load_match(dev_set.folder / f"coarse_{kind}_match.json", len(coarse))
             rows, seconds = [], 0.0
             for detection, annotation_id in zip(coarse, match, strict=True):
-                truth, mask = truths.get(annotation_id), decode(detection.mask)
+                truth, mask = truths.get(annotation_id), detection.mask.decode()
                 if truth is None or truth.area < MIN_AREA or mask_iou(mask, truth) < _LEAST_IOU:
                     continue
                 begin = time.process_time()

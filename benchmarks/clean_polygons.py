@@ -18,7 +18,6 @@ from pathlib import Path
 import click
 from devsets import default_refiner, load_dev_sets, refine_windows
 
-from transfiner_refine.evaluation.coco_files import decode
 from transfiner_refine.evaluation.overlap import mask_iou
 from transfiner_refine.masks import Mask
 
@@ -34,7 +33,7 @@ def main(dataset: Path, output: Path, weights: str, agreement: float) -> None:
     dataset = dataset.resolve()
     (dev_set,) = load_dev_sets(dataset.parent, (dataset.name,), None)
     entries = [entry for entry in dev_set.annotations.instances if not entry.is_crowd]
-    masks = [decode(entry.mask) for entry in entries]
+    masks = [entry.mask.decode() for entry in entries]
     refine, _ = default_refiner(weights, None, "auto")
     refined, _ = refine_windows(dev_set, "clean", [entry.image_id for entry in entries], masks, refine)
     overlaps = [mask_iou(before, after) for before, after in zip(masks, refined, strict=True)]

@@ -24,7 +24,6 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import (
     Annotations,
     Detection,
-    decode,
     load_annotations,
     load_match,
     load_results,
@@ -87,8 +86,8 @@ class DevSet:
             after: the refined mask of each match, in their order.
         """
         return matched_scores(
-            (decode(self.annotations.instances[index].mask) for index, _ in matches),
-            (decode(coarse[number].mask) for _, number in matches),
+            (self.annotations.instances[index].mask.decode() for index, _ in matches),
+            (coarse[number].mask.decode() for _, number in matches),
             after,
             images=(coarse[number].image_id for _, number in matches),
         )
@@ -96,7 +95,9 @@ class DevSet:
     def true_masks(self) -> tuple[list[int], list[MaskWindow]]:
         """The annotations that are large enough to count: their image ids and their masks."""
         entries = [
-            (entry.image_id, decode(entry.mask)) for entry in self.annotations.instances if not entry.is_crowd
+            (entry.image_id, entry.mask.decode())
+            for entry in self.annotations.instances
+            if not entry.is_crowd
         ]
         large = [(image_id, mask) for image_id, mask in entries if mask.area >= MIN_AREA]
         return [image_id for image_id, _ in large], [mask for _, mask in large]

@@ -29,7 +29,7 @@ from devsets import DevSet, Refine, check_kinds, default_refiner, load_dev_sets,
 
 from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.evaluation.average_precision import OVERLAPS, Overlap, average_precision
-from transfiner_refine.evaluation.coco_files import Detection, decode
+from transfiner_refine.evaluation.coco_files import Detection, rle_of
 from transfiner_refine.evaluation.matched import SizeSummary, matched_scores
 from transfiner_refine.evaluation.matching import check_same_detections
 from transfiner_refine.evaluation.tables import Table, before_after
@@ -154,15 +154,13 @@ def _refine_detections(
     dev_set: DevSet, kind: str, coarse: Sequence[Detection], refine: Refine
 ) -> tuple[list[Detection], float]:
     """The same detections with refined masks, and the wall-clock seconds that took for each."""
-    masks = [decode(detection.mask) for detection in coarse]
+    masks = [detection.mask.decode() for detection in coarse]
     windows, seconds = refine_windows(
         dev_set, f"{dev_set.name} {kind}", [detection.image_id for detection in coarse], masks, refine
     )
     after = []
     for detection, window in zip(coarse, windows, strict=True):
-        mask = Mask.from_window(window)
-        encoded = {"size": list(mask.size), "counts": mask.counts}
-        after.append(dataclasses.replace(detection, mask=encoded, area=mask.area))
+        after.append(dataclasses.replace(detection, mask=Mask.from_window(window)))
     return after, seconds / max(len(masks), 1)
 
 
@@ -171,7 +169,7 @@ def _row(
 ) -> Row:
     """Scores of one set and kind."""
     matches = dev_set.matches(kind, coarse)
-    scores = dev_set.scores(matches, coarse, [decode(after[number].mask) for _, number in matches])
+    scores = dev_set.scores(matches, coarse, [after[number].mask.decode() for _, number in matches])
     old, new = (average_precision(dev_set.annotations, entries) for entries in (coarse, after))
     ap = {overlap: (old[overlap].scores["AP"], new[overlap].scores["AP"]) for overlap in OVERLAPS}
     return Row(dev_set.name, scores.summary["all"], ap, seconds)
@@ -213,7 +211,7 @@ def _save(file: Path, detections: Sequence[Detection]) -> None:
         {
             "image_id": entry.image_id,
             "category_id": entry.category_id,
-            "segmentation": entry.mask,
+            "segmentation": rle_of(entry.mask),
             "score": entry.score,
         }
         for entry in detections

@@ -39,7 +39,6 @@ from tqdm import tqdm
 
 from transfiner_refine import __version__
 from transfiner_refine.errors import MaskRefineError
-from transfiner_refine.evaluation.coco_files import decode
 from transfiner_refine.evaluation.tables import Table, points
 from transfiner_refine.masks import MaskWindow
 
@@ -256,7 +255,7 @@ def _inputs(
         if coarse[number].image_id != image_id:
             image_id = coarse[number].image_id
             image = dev_set.image(image_id)
-        yield index, image, decode(coarse[number].mask)
+        yield index, image, coarse[number].mask.decode()
 
 
 def _outline(mask: MaskWindow) -> float:

@@ -13,7 +13,7 @@ from pycocotools import mask as codec
 from scenes import HEIGHT, WIDTH, scenes, write
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import decode, load_annotations, load_match, load_results
+from transfiner_refine.evaluation.coco_files import load_annotations, load_match, load_results
 
 
 def with_change(content: Any, path: tuple[Any, ...], value: Any) -> Any:
@@ -39,8 +39,8 @@ def test_polygons_and_run_lists_are_read_like_compressed_masks(tmp_path: Path) -
     truth["annotations"][0]["segmentation"] = polygon
     truth["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": runs}
     first, second, *_ = load_annotations(write(tmp_path, "truth.json", truth)).instances
-    assert (decode(first.mask).paste() == expected).all()
-    assert (decode(second.mask).paste() == expected).all()
+    assert (first.mask.decode().paste() == expected).all()
+    assert (second.mask.decode().paste() == expected).all()
 
 
 def test_a_missing_area_is_counted_from_the_pixels(tmp_path: Path) -> None:

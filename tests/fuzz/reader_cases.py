@@ -105,7 +105,7 @@ def training_trial(folder: Path, rng: np.random.Generator) -> str:
         loaded = load_training_set(images, first, second)
         for instance in loaded.instances:
             for mask in (instance.truth, *instance.coarse):
-                require(coco_mask.decode(mask).shape == tuple(mask["size"]), "a mask of another size")
+                require(mask.decode().paste().shape == mask.size, "a mask of another size")
             try:
                 loaded.photo(instance.image)
             except InputError as error:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as mask_api
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.training import open_dataset
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, load_training_set
@@ -70,9 +69,7 @@ def test_augmentation_is_milder_at_the_end_of_the_run() -> None:
 
 def test_small_instances_are_drawn_less_often(dataset: Path) -> None:
     data = open_dataset(dataset)
-    corner = np.pad(np.ones((10, 10), np.uint8), ((0, 150), (0, 190)))
-    speck = dict(mask_api.encode(np.asfortranarray(corner)))
-    small = replace(data.instances[0], truth=speck)
+    small = replace(data.instances[0], truth=rectangle(0, 0, 10, 10))
     data.instances[:] = [small, *data.instances[1:3]]
     samples = RefinementSamples([data], CONFIG, count=10, seed=0)
     rng = np.random.default_rng(0)
@@ -90,10 +87,8 @@ def areas(data: TrainingSet, augmentation: Augmentation) -> tuple[float, float]:
     )
 
 
-def rectangle(x: int, y: int, width: int, height: int) -> dict[str, Any]:
-    mask = np.zeros((160, 200), np.uint8)
-    mask[y : y + height, x : x + width] = 1
-    return dict(mask_api.encode(np.asfortranarray(mask)))
+def rectangle(x: int, y: int, width: int, height: int) -> Mask:
+    return Mask.from_window(MaskWindow(np.ones((height, width), bool), x, y, (160, 200)))
 
 
 def test_neighbours_count_as_one_object_in_both_masks_and_distant_ones_do_not(dataset: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, decode
+from transfiner_refine.evaluation.coco_files import Annotations, Detection, rle_of
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     boundary,
@@ -25,7 +25,7 @@ from transfiner_refine.evaluation.overlap import (
     common_window,
     crop_iou,
 )
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = ["OVERLAPS", "AveragePrecision", "ClassPrecision", "Overlap", "average_precision"]
 
@@ -138,7 +138,9 @@ def _evaluator(annotations: Annotations, detections: Sequence[Detection]) -> Any
     for number, detection in enumerate(_scored(annotations, detections), 1):
         if detection.score is None:
             raise InputError("no score, which AP needs", record=f"record {detection.record}")
-        entry = _record(number, detection.image_id, detection.category_id, detection.mask, detection.area)
+        entry = _record(
+            number, detection.image_id, detection.category_id, detection.mask, detection.mask.area
+        )
         found.append(entry | {"iscrowd": 0, "score": detection.score})
     tables = []
     for records in (truth, found):
@@ -172,13 +174,13 @@ def _scored(annotations: Annotations, detections: Sequence[Detection]) -> Sequen
     return kept
 
 
-def _record(number: int, image_id: int, category_id: int, mask: Any, area: float) -> dict[str, Any]:
+def _record(number: int, image_id: int, category_id: int, mask: Mask, area: float) -> dict[str, Any]:
     """What the evaluator wants to know of any mask."""
     return {
         "id": number,
         "image_id": image_id,
         "category_id": category_id,
-        "segmentation": mask,
+        "segmentation": rle_of(mask),
         "area": area,
     }
 
@@ -229,7 +231,8 @@ class _BoundaryOverlap:
         """The boundary of a record's mask, made once."""
         key = id(entry)
         if key not in made:
-            window = decode(entry["segmentation"])
+            height, width = entry["segmentation"]["size"]
+            window = Mask((height, width), entry["segmentation"]["counts"]).decode()
             width = boundary_width(window.image_size, self.ratio)
             values = boundary(window.values.astype(np.uint8), width).astype(bool)
             made[key] = MaskWindow(values, window.x, window.y, window.image_size)

@@ -15,21 +15,18 @@ from typing import Any
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.segmentation import compressed_masks, mask_from_segmentation
-from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.masks import Mask
 
 __all__ = [
     "Annotations",
     "Detection",
     "Image",
     "TrueInstance",
-    "decode",
     "load_annotations",
     "load_match",
     "load_results",
+    "rle_of",
 ]
-
-Rle = dict[str, Any]
-"""A compressed COCO mask as the evaluators take it: ``size`` [height, width] and ``counts``, a string."""
 
 _CHECKED_AT_ONCE = 1024  # masks
 _LONGEST_LABEL = 80  # characters; an id can be anything that JSON can hold
@@ -59,7 +56,7 @@ class TrueInstance:
     id: int
     image_id: int
     category_id: int
-    mask: Rle
+    mask: Mask
     area: float
     is_crowd: bool
 
@@ -70,18 +67,16 @@ class Detection:
 
     Attributes:
         record: its index in the file.
-        mask: compressed, of its image's size.
+        mask: of its image's size.
         score: None where the file has none.
-        area: foreground pixels.
         annotation_id: the true instance the record says it belongs to, None where it says nothing.
     """
 
     record: int
     image_id: int
     category_id: int
-    mask: Rle
+    mask: Mask
     score: float | None
-    area: int
     annotation_id: int | None
 
 
@@ -158,27 +153,25 @@ def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
     if not isinstance(records, list):
         raise InputError("neither a list of results nor an annotation file", file=path)
     del content
-    sizes: dict[int, list[int]] = {key: list(image.size) for key, image in annotations.images.items()}
     kept, masks = [], []
     for index, entry in enumerate(records):
         with _record(path, f"record {index}"):
             if entry.get("iscrowd"):
                 continue
             image_id, category_id = int(entry["image_id"]), int(entry["category_id"])
-            if image_id not in sizes:
+            if image_id not in annotations.images:
                 raise InputError(f"image id {image_id} is not in {annotations.file}")
-            mask = _compressed(entry["segmentation"], annotations.images[image_id].size)
+            masks.append(_compressed(entry["segmentation"], annotations.images[image_id].size))
             score = entry.get("score")
             if score is not None and not math.isfinite(float(score)):
                 raise InputError(f"score is {score}")
             key = entry.get("annotation_id")
             kept.append((index, image_id, category_id, None if score is None else float(score), key))
-            masks.append({"size": sizes[image_id], "counts": mask["counts"]})
     del records
-    pixels = _checked_areas(path, masks, [f"record {entry[0]}" for entry in kept])
+    checked = _checked(path, masks, [f"record {entry[0]}" for entry in kept])
     return [
-        Detection(index, image_id, category_id, mask, score, area, key)
-        for (index, image_id, category_id, score, key), mask, area in zip(kept, masks, pixels, strict=True)
+        Detection(index, image_id, category_id, mask, score, key)
+        for (index, image_id, category_id, score, key), mask in zip(kept, checked, strict=True)
     ]
 
 
@@ -207,10 +200,9 @@ def load_match(path: str | Path, length: int) -> list[int | None]:
     return keys
 
 
-def decode(mask: Rle) -> MaskWindow:
-    """The mask inside its bounding box."""
-    height, width = mask["size"]
-    return Mask((height, width), mask["counts"]).decode()
+def rle_of(mask: Mask) -> dict[str, Any]:
+    """A mask as pycocotools and the evaluators take it."""
+    return {"size": list(mask.size), "counts": mask.counts}
 
 
 def _true_instances(
@@ -230,28 +222,28 @@ def _true_instances(
                 raise InputError(f"category id {entry['category_id']} is not among the categories")
             int(entry["id"])
             masks.append(_compressed(entry["segmentation"], images[int(entry["image_id"])].size))
-    checked = zip(records, masks, _checked_areas(path, masks, labels), labels, strict=True)
-    for entry, mask, pixels, label in checked:
+    for entry, mask, label in zip(records, _checked(path, masks, labels), labels, strict=True):
         with _record(path, label):
             instance = TrueInstance(
                 int(entry["id"]),
                 int(entry["image_id"]),
                 int(entry["category_id"]),
                 mask,
-                float(entry.get("area", pixels)),
+                float(entry.get("area", mask.area)),
                 bool(entry.get("iscrowd", 0)),
             )
         yield instance
 
 
-def _compressed(segmentation: Any, image_size: tuple[int, int]) -> Rle:
+def _compressed(segmentation: Any, image_size: tuple[int, int]) -> dict[str, Any] | Mask:
     """A segmentation of any kind as compressed RLE; one that is so already is checked later, in bulk."""
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
-        compressed: Rle = segmentation
+        compressed: dict[str, Any] | Mask = segmentation
+        stated = segmentation.get("size")
     else:
-        mask = mask_from_segmentation(segmentation, lambda: image_size)
-        compressed = {"size": list(mask.size), "counts": mask.counts}
-    stated, expected = compressed.get("size"), list(image_size)
+        compressed = mask_from_segmentation(segmentation, lambda: image_size)
+        stated = list(compressed.size)
+    expected = list(image_size)
     if stated != expected or any(
         type(side) is not int for side in stated
     ):  # 12.0 and True equal numbers, too
@@ -259,20 +251,19 @@ def _compressed(segmentation: Any, image_size: tuple[int, int]) -> Rle:
     return compressed
 
 
-def _checked_areas(path: Path, masks: list[Rle], labels: list[str]) -> list[int]:
-    """Foreground pixels of each mask; a damaged one is reported under its label; the text is made anew."""
-    areas: list[int] = []
-    for first in range(0, len(masks), _CHECKED_AT_ONCE):
-        some = masks[first : first + _CHECKED_AT_ONCE]
-        checked = []
-        for index, mask in enumerate(compressed_masks(some), first):
-            with _record(path, labels[index]):
-                checked.append(mask or Mask(tuple(masks[index]["size"]), masks[index]["counts"]))
-        Mask.encode(checked)
-        for value, mask in zip(some, checked, strict=True):
-            value["counts"] = mask.counts
-        areas += [mask.area for mask in checked]
-    return areas
+def _checked(path: Path, segmentations: list[dict[str, Any] | Mask], labels: list[str]) -> list[Mask]:
+    """The masks; a damaged one is reported under its label."""
+    found: list[Mask] = []
+    for first in range(0, len(segmentations), _CHECKED_AT_ONCE):
+        some = segmentations[first : first + _CHECKED_AT_ONCE]
+        for value, mask, label in zip(some, compressed_masks(some), labels[first:], strict=False):
+            if isinstance(value, Mask):
+                found.append(value)
+                continue
+            with _record(path, label):
+                found.append(mask or Mask((value["size"][0], value["size"][1]), value["counts"]))
+        Mask.encode(found[first:])
+    return found
 
 
 def _keys(content: Any) -> set[str]:

@@ -22,7 +22,6 @@ from transfiner_refine.evaluation.average_precision import (
 from transfiner_refine.evaluation.coco_files import (
     Annotations,
     Detection,
-    decode,
     load_annotations,
     load_results,
 )
@@ -157,9 +156,9 @@ def evaluate(
     ap_after = _precisions(truth, after, results, settings, progress)
     bar = tqdm(matches, "matched instances", unit="mask", disable=not progress, leave=False)
     matched = matched_scores(
-        (decode(truth.instances[i].mask) for i, _ in matches),
-        (decode(coarse[j].mask) for _, j in matches),
-        None if before is None else (decode(after[j].mask) for _, j in matches),
+        (truth.instances[i].mask.decode() for i, _ in matches),
+        (coarse[j].mask.decode() for _, j in matches),
+        None if before is None else (after[j].mask.decode() for _, j in matches),
         images=(coarse[j].image_id for _, j in bar),
         dilation_ratio=settings.boundary_ratio,
         min_area=settings.min_area,
@@ -214,7 +213,7 @@ def _analyse(
                 name = image.file_name
                 path = folder.named(name) if name else folder.with_id(current)
                 pixels = read_image(path, {image.size}).pixels
-            yield pixels, decode(instance.mask), decode(coarse[j].mask)
+            yield pixels, instance.mask.decode(), coarse[j].mask.decode()
 
     return analyse_errors(
         analysis.refiner, cases(), weights=analysis.weights, dilation_ratio=settings.boundary_ratio

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as codec
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance, load_match
+from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance, load_match, rle_of
 
 __all__ = ["Match", "check_same_detections", "match", "match_by_ids", "match_by_iou"]
 
@@ -134,8 +134,8 @@ def _best_pairs(
     if not numbers:
         return []
     ious = codec.iou(  # [detections, instances], on the run lengths
-        [detections[number].mask for number in numbers],
-        [instances[index].mask for index in indices],
+        [rle_of(detections[number].mask) for number in numbers],
+        [rle_of(instances[index].mask) for index in indices],
         [0] * len(indices),
     )
     pairs = [

@@ -33,7 +33,6 @@ from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.instance import refine_instance
 from transfiner_refine.refine.onnx_engine import program_path
 from transfiner_refine.refine.torch_engine import TorchEngine
-from transfiner_refine.training.datasets import decode
 from transfiner_refine.training.job import open_dataset
 
 __all__ = ["export_files", "export_program", "export_weights", "size_classes"]
@@ -127,7 +126,7 @@ def _calibration(
     found: dict[SizeClass, list[StepInput]] = {size: [] for size in classes}
     engine = _Recording(TorchEngine(load_network(weights), "cpu", "fp32"), found)
     for data, instance in tqdm(chosen, "calibrating", unit=" instances", leave=False, disable=None):
-        mask = decode(instance.coarse[0])
+        mask = instance.coarse[0].decode()
         if mask.area:
             refine_instance(engine, data.photo(instance.image), mask)
         if all(len(inputs) >= _CALIBRATED for inputs in found.values()):

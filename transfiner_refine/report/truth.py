@@ -13,7 +13,7 @@ from transfiner_refine.evaluation.matched import MaskScores, mask_scores
 from transfiner_refine.evaluation.matching import check_same_detections
 from transfiner_refine.evaluation.matching import match as match_detections
 from transfiner_refine.evaluation.overlap import as_window
-from transfiner_refine.formats import Mask, PngKind, RecordFault, open_source
+from transfiner_refine.formats import PngKind, RecordFault, open_source
 from transfiner_refine.formats.records import EncodedMask
 from transfiner_refine.masks import MaskWindow
 
@@ -79,8 +79,7 @@ def load_truth(
     matches, _ = match_detections(truth, coarse, before, match)
     masks = {}
     for i, j in matches:
-        rle = truth.instances[i].mask
-        mask = Mask((rle["size"][0], rle["size"][1]), rle["counts"])
+        mask = truth.instances[i].mask
         masks[coarse[j].record] = TrueMask(mask, mask.area)
     return Truth(masks, truth.categories)
 

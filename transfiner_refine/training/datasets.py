@@ -16,7 +16,7 @@ from pycocotools import mask as mask_api
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.image_file import opened
 from transfiner_refine.formats.segmentation import mask_from_segmentation
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.masks import Mask
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]
 
@@ -30,13 +30,13 @@ class TrainingInstance:
 
     Attributes:
         image: index into the set's ``images``.
-        truth: compressed RLE.
-        coarse: compressed RLEs of real coarse masks matched to the truth; may be empty.
+        truth: the true mask.
+        coarse: real coarse masks matched to it; may be empty.
     """
 
     image: int
-    truth: dict[str, Any]
-    coarse: tuple[dict[str, Any], ...] = ()
+    truth: Mask
+    coarse: tuple[Mask, ...] = ()
 
 
 @dataclass
@@ -72,14 +72,6 @@ class TrainingSet:
         return self._decoded[index]
 
 
-def decode(rle: dict[str, Any]) -> MaskWindow:
-    """A compressed RLE as a bool mask in its bounding box."""
-    height, width = rle["size"]
-    x, y, w, h = (int(v) for v in mask_api.toBbox(rle))
-    full = mask_api.decode(rle)
-    return MaskWindow(full[y : y + h, x : x + w].astype(bool), x, y, (height, width))
-
-
 def load_training_set(
     images: Path, annotations: Path, coarse: list[Path] | None = None, *, weight: float = 1.0
 ) -> TrainingSet:
@@ -96,41 +88,40 @@ def load_training_set(
         listed = content["images"]
         position = {image["id"]: i for i, image in enumerate(listed)}
         paths = [images / image["file_name"] for image in listed]
-        truths: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+        truths: dict[tuple[int, int], list[Mask]] = defaultdict(list)
         for annotation in content["annotations"]:
             if annotation.get("iscrowd"):
                 continue
             image = listed[position[annotation["image_id"]]]
             label = f"annotation id {annotation.get('id')}"
-            rle = _checked_rle(annotation, (image["height"], image["width"]), annotations, label)
-            if mask_api.area(rle) >= _LEAST_AREA:
-                truths[annotation["image_id"], annotation["category_id"]].append(rle)
+            mask = _checked_mask(annotation, (image["height"], image["width"]), annotations, label)
+            if mask.area >= _LEAST_AREA:
+                truths[annotation["image_id"], annotation["category_id"]].append(mask)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"not a COCO annotation file ({error!r} is missing or of another type)", file=annotations
         ) from error
-    matched: dict[int, list[dict[str, Any]]] = defaultdict(list)  # by id() of the truth's RLE
+    matched: dict[int, list[Mask]] = defaultdict(list)  # by id() of the truth
     for file in coarse or []:
         try:
             for index, record in enumerate(_read_json(file)):
                 candidates = truths.get((record["image_id"], record["category_id"]), [])
                 if not candidates:
                     continue
-                height, width = candidates[0]["size"]
-                rle = _checked_rle(record, (height, width), file, f"record {index}")
-                if mask_api.area(rle) == 0:
+                mask = _checked_mask(record, candidates[0].size, file, f"record {index}")
+                if mask.area == 0:
                     continue
-                overlap = mask_api.iou([rle], candidates, [0] * len(candidates))[0]
+                overlap = mask_api.iou([_rle(mask)], list(map(_rle, candidates)), [0] * len(candidates))[0]
                 if overlap.max() >= _MATCH_IOU:
-                    matched[id(candidates[int(overlap.argmax())])].append(rle)
+                    matched[id(candidates[int(overlap.argmax())])].append(mask)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"not a COCO results file ({error!r} is missing or of another type)", file=file
             ) from error
     instances = [
-        TrainingInstance(position[image_id], rle, tuple(matched.get(id(rle), ())))
-        for (image_id, _), rles in truths.items()
-        for rle in rles
+        TrainingInstance(position[image_id], mask, tuple(matched.get(id(mask), ())))
+        for (image_id, _), masks in truths.items()
+        for mask in masks
     ]
     if not instances:
         raise InputError("no usable annotation (all are crowds, empty or tiny)", file=annotations)
@@ -146,12 +137,16 @@ def _read_json(file: Path) -> Any:
         raise InputError(f"not valid JSON ({error})", file=file) from error
 
 
-def _checked_rle(record: Any, size: tuple[int, int], file: Path, label: str) -> dict[str, Any]:
-    """A record's mask as compressed RLE, checked: pycocotools would crash on a damaged one."""
+def _rle(mask: Mask) -> dict[str, Any]:
+    return {"size": list(mask.size), "counts": mask.counts}
+
+
+def _checked_mask(record: Any, size: tuple[int, int], file: Path, label: str) -> Mask:
+    """A record's mask, checked: pycocotools would crash on a damaged one."""
     try:
         mask = mask_from_segmentation(record["segmentation"], lambda: size)
         if mask.size != size:
             raise InputError(f"the mask is {mask.size}, its image {size} (height, width)")
     except InputError as error:
         raise InputError(error.reason, file=file, record=label, remedy=error.remedy) from error
-    return {"size": list(mask.size), "counts": mask.counts}
+    return mask

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as mask_api
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,7 +19,7 @@ from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.roi import Roi, crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
-from transfiner_refine.training.datasets import TrainingInstance, TrainingSet, decode
+from transfiner_refine.training.datasets import TrainingInstance, TrainingSet
 from transfiner_refine.training.simulate import simulate_coarse
 
 __all__ = ["Augmentation", "RefinementSamples"]
@@ -136,7 +135,7 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
     ) -> tuple[NDArray[np.uint8], MaskWindow, MaskWindow]:
         """A photo with a true and a coarse mask of one object in it."""
         chosen, instance = self._instance(rng)
-        image, truth = chosen.photo(instance.image), decode(instance.truth)
+        image, truth = chosen.photo(instance.image), instance.truth.decode()
         kind = rng.random()
         composed = augmentation.paste + augmentation.backdrop
         if kind < composed + augmentation.occlude:
@@ -147,13 +146,13 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
             elif kind < composed:
                 image = change_backdrop(image, truth, behind, rng)
             else:
-                image, truth = occlude(image, truth, behind, decode(other.truth), rng)
+                image, truth = occlude(image, truth, behind, other.truth.decode(), rng)
         elif kind < composed + augmentation.occlude + augmentation.shorten:
             truth = shorten(truth, rng)
         elif kind < composed + augmentation.occlude + augmentation.shorten + augmentation.join:
             truth = _with_neighbour(chosen, instance, rng)
         elif instance.coarse and rng.random() < augmentation.real_coarse:
-            return image, truth, decode(instance.coarse[int(rng.integers(len(instance.coarse)))])
+            return image, truth, instance.coarse[int(rng.integers(len(instance.coarse)))].decode()
         follows = rng.random() < augmentation.follow_image
         return image, truth, simulate_coarse(truth, rng, image if follows else None)
 
@@ -185,21 +184,23 @@ def _warp(side: int, reach: Augmentation, rng: np.random.Generator) -> NDArray[n
 
 def _with_neighbour(data: TrainingSet, instance: TrainingInstance, rng: np.random.Generator) -> MaskWindow:
     """The true mask of an object and of another in the same photo whose box meets its own, if there is one."""
-    x, y, w, h = mask_api.toBbox(instance.truth)
+    x0, y0, x1, y1 = instance.truth.box
     near = []
     for other in data.instances:
         if other.image == instance.image and other is not instance:
-            x2, y2, w2, h2 = mask_api.toBbox(other.truth)
-            if max(x, x2) <= min(x + w, x2 + w2) and max(y, y2) <= min(y + h, y2 + h2):
+            left, top, right, bottom = other.truth.box
+            if max(x0, left) <= min(x1, right) and max(y0, top) <= min(y1, bottom):
                 near.append(other)
     if not near:
-        return decode(instance.truth)
-    return decode(mask_api.merge([instance.truth, near[int(rng.integers(len(near)))].truth]))
+        return instance.truth.decode()
+    joined = instance.truth.decode().paste()
+    joined |= near[int(rng.integers(len(near)))].truth.decode().paste()
+    return MaskWindow(joined, 0, 0, instance.truth.size).tight()
 
 
 def _shares(data: TrainingSet) -> NDArray[np.float64]:
     """How often each instance of a set is drawn; small ones less, for a few pixels teach little about outlines."""
-    areas = np.array([float(mask_api.area(instance.truth)) for instance in data.instances])
+    areas = np.array([float(instance.truth.area) for instance in data.instances])
     shares = np.clip(np.sqrt(areas) / _FULL_SIDE, _LEAST_SHARE, 1.0)
     return np.asarray(shares / shares.sum())
 

@@ -10,7 +10,7 @@ import numpy as np
 from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refiner import load_refiner
-from transfiner_refine.training.datasets import TrainingSet, decode
+from transfiner_refine.training.datasets import TrainingSet
 from transfiner_refine.training.simulate import simulate_coarse
 
 __all__ = ["Validation"]
@@ -40,8 +40,8 @@ class Validation:
         chosen = []
         for index in rng.permutation(len(data.instances)):
             instance = data.instances[int(index)]
-            truth = decode(instance.truth)
-            coarse = decode(instance.coarse[0]) if instance.coarse else simulate_coarse(truth, rng)
+            truth = instance.truth.decode()
+            coarse = instance.coarse[0].decode() if instance.coarse else simulate_coarse(truth, rng)
             if truth.area >= _LEAST_AREA and mask_iou(coarse, truth) >= _LEAST_IOU:
                 chosen.append((instance.image, truth, coarse))
             if len(chosen) == limit:
