@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.images import read_image
+from transfiner_refine.images import read_image
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.weights import find_weights

@@ -30,7 +30,7 @@ from transfiner_refine.evaluation.coco_files import (
 )
 from transfiner_refine.evaluation.matched import MIN_AREA, MatchedScores, matched_scores
 from transfiner_refine.evaluation.matching import Match, match_by_ids
-from transfiner_refine.formats.images import ImageFolder, read_image
+from transfiner_refine.images import ImageFolder, read_image
 from transfiner_refine.masks import MaskWindow
 
 __all__ = ["DevSet", "Refine", "check_kinds", "default_refiner", "load_dev_sets", "refine_windows", "warm_up"]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from reprlib import Repr
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CheckpointError", "DeviceError", "InputError", "MaskRefineError", "OutputError", "short"]
 
@@ -34,6 +38,12 @@ class MaskRefineError(Exception):
         where = ": ".join(part for part in (self.file, record) if part)
         text = f"{where}: {reason}" if where else reason
         super().__init__(_one_line(f"{text}; {remedy}" if remedy else text))
+
+    def at(self, file: str | Path | None = None, record: str | None = None) -> Self:
+        """The same error, said of this file and record; what is not given stays."""
+        where = self.file if file is None else file
+        found = self.record if record is None else record
+        return type(self)(self.reason, file=where, record=found, remedy=self.remedy)
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ that more follow, each group as the character of code 48 + value.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,13 +45,35 @@ class MaskWindow:
     def paste(self) -> NDArray[Any]:
         """The mask at full image size: [H, W], the dtype of ``values``."""
         full = np.zeros(self.image_size, self.values.dtype)
-        h, w = self.values.shape
-        full[self.y : self.y + h, self.x : self.x + w] = self.values
+        self.of(full)[...] = self.values
         return full
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image, as an encoded mask has it."""
+        return self.image_size
+
+    def decode(self) -> MaskWindow:
+        """The window itself, so that it can stand where an encoded mask can."""
+        return self
+
+    @property
+    def foreground(self) -> NDArray[np.bool_]:
+        """[h, w] bool: the values, cut at 0.5 where they are soft. No other place cuts masks of files."""
+        return self.values if self.values.dtype == bool else self.values >= 0.5
+
+    def hard(self) -> MaskWindow:
+        """The mask cut at 0.5, bool."""
+        return self if self.values.dtype == bool else replace(self, values=self.foreground).tight()
+
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The part of an [H, W, ...] array of the image that lies in the window; a view."""
+        h, w = self.values.shape
+        return array[self.y : self.y + h, self.x : self.x + w]
 
     def tight(self) -> MaskWindow:
         """The same mask with the window shrunk to its foreground (values ≥ 0.5); 0×0 if there is none."""
-        foreground = self.values if self.values.dtype == bool else self.values >= 0.5
+        foreground = self.foreground
         rows, columns = np.flatnonzero(foreground.any(1)), np.flatnonzero(foreground.any(0))
         if len(rows) == 0:
             return MaskWindow(self.values[:0, :0], self.x, self.y, self.image_size)
@@ -61,7 +83,7 @@ class MaskWindow:
     @property
     def area(self) -> int:
         """Number of foreground pixels (values ≥ 0.5)."""
-        return int(np.count_nonzero(self.values if self.values.dtype == bool else self.values >= 0.5))
+        return int(np.count_nonzero(self.foreground))
 
 
 class Mask:
@@ -329,7 +351,7 @@ def _texts_from_runs(masks: Sequence[NDArray[np.int32]]) -> list[str]:
 
 
 def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
-    foreground = window.values if window.values.dtype == bool else window.values >= 0.5
+    foreground = window.foreground
     rows, columns = foreground.shape
     height, width = window.image_size
     framed = np.zeros((columns, rows + 2), bool)  # each column between two background pixels

@@ -16,7 +16,7 @@ from PIL import Image
 from transfiner_refine import __version__, load_refiner
 from transfiner_refine.cli import main
 from transfiner_refine.cli.options import FORMAT_NAMES
-from transfiner_refine.formats.detect import FORMATS
+from transfiner_refine.formats.registry import FORMATS
 
 RLE = {"size": [6, 8], "counts": [10, 5, 33]}
 

@@ -11,9 +11,9 @@ from PIL import Image
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.cityscapes_ids import repaint
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
 
 SIZE = (20, 30)
@@ -132,7 +132,7 @@ def test_two_text_files_for_one_photo_are_refused_as_the_evaluation_does(
     folder = results(tmp_path, "masks/0.png 26 0.5\n")
     results(tmp_path, "masks/1.png 26 0.5\n", f"{FRAME}_again.txt")
     with pytest.raises(
-        InputError, match=f"{FRAME}_again.txt and {FRAME}_pred.txt would belong to the same photo"
+        InputError, match=f"{FRAME}_again.txt and {FRAME}_pred.txt would belong to the same image"
     ):
         open_source(folder, photos)
 

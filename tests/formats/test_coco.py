@@ -234,7 +234,7 @@ def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
 def test_missing_masks_and_missing_images_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="check --masks"):
         open_source(tmp_path / "none.json", make_images(tmp_path / "images", "1.jpg"))
-    with pytest.raises(InputError, match="give the folder of the photos"):
+    with pytest.raises(InputError, match="give the folder of the images"):
         open_source(write_json(tmp_path / "masks.json", [result()]), tmp_path / "nowhere")
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, json_scan, open_source, text_file
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
 
 SIZE = (6, 8)

@@ -18,11 +18,10 @@ from PIL import Image
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.coco import COCO_RESULTS
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.panoptic.partition import repartition
-from transfiner_refine.formats.records import ImageRecord, Instance
-from transfiner_refine.formats.registry import OpenOptions
+from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.selection import Selection
 

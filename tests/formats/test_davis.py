@@ -10,9 +10,9 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, open_source
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.palette import DAVIS_PALETTE, write_indexed
 from transfiner_refine.formats.records import ImageRecord
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
 
 SIZE = (12, 16)
@@ -54,7 +54,7 @@ def test_frames_find_their_photos_in_the_same_video(root: Path, masks: str, imag
 
 def test_photos_of_one_video_are_not_given_to_two(root: Path) -> None:
     with pytest.raises(
-        InputError, match=r"bear/00000\.png and camel/00000\.png would belong to the same photo"
+        InputError, match=r"bear/00000\.png and camel/00000\.png would belong to the same image"
     ):
         open_source(root / "Annotations" / "480p", root / "JPEGImages" / "480p" / "bear")
 
@@ -109,5 +109,5 @@ def test_folders_of_single_masks_are_no_videos(tmp_path: Path) -> None:
 
 def test_nothing_found_at_all_is_one_line(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"none of the 4 images can be used; the first: there is no photo"):
+    with pytest.raises(InputError, match=r"none of the 4 images can be used; the first: there is no image"):
         open_source(root / "Annotations", tmp_path / "empty")

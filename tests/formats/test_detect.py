@@ -12,7 +12,7 @@ import pytest
 from transfiner_refine.cli.options import FORMAT_NAMES
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import open_source
-from transfiner_refine.formats.detect import FORMATS, format_named, recognise
+from transfiner_refine.formats.registry import FORMATS, format_named, recognise
 
 RECORD = {"image_id": 1, "category_id": 1, "score": 1.0, "segmentation": {"size": [2, 2], "counts": [0, 4]}}
 ANNOTATIONS = {"images": [{"id": 1}], "annotations": [{"id": 1, **RECORD}], "categories": []}

@@ -20,8 +20,7 @@ from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS
 from transfiner_refine.formats.davis import DAVIS
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
-from transfiner_refine.formats.records import ImageRecord, Instance, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions, Written
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow

@@ -19,11 +19,10 @@ from transfiner_refine.formats import Mask, Source
 from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.davis import DAVIS
-from transfiner_refine.formats.detect import FORMATS
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
-from transfiner_refine.formats.records import ImageRecord, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, Written
+from transfiner_refine.formats.registry import FORMATS
 from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow
@@ -226,5 +225,5 @@ def test_a_photo_that_is_missing_is_named_and_the_others_go_on(entry: Format, tm
     faults = [item.error for item in found if not isinstance(item, ImageRecord)]
     assert len(faults) == 1
     assert "00001" in str(faults[0])
-    assert "photo" in str(faults[0])
+    assert "no image of that name" in str(faults[0])
     assert sum(len(item.instances) for item in found if isinstance(item, ImageRecord)) == 2

@@ -15,9 +15,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.image_file import opened
-from transfiner_refine.formats.images import ImageFolder, read_image, upright_size
 from transfiner_refine.formats.png_pixels import read_pixels
+from transfiner_refine.images import ImageFolder, opened, read_image, upright_size
 
 CORNERS = np.zeros((24, 40, 3), np.uint8)
 CORNERS[:12, :20], CORNERS[:12, 20:], CORNERS[12:, :20] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
@@ -139,7 +138,7 @@ def test_sixteen_bit_colours_and_cmyk_jpeg_become_rgb(tmp_path: Path) -> None:
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 5), np.float32)).save(tmp_path / "photo.tif")
-    with pytest.raises(InputError, match="floating point pixels; convert the photo"):
+    with pytest.raises(InputError, match="floating point pixels; convert the image"):
         read_image(tmp_path / "photo.tif")
 
 

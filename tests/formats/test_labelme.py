@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
 
 SIZE = (30, 40)

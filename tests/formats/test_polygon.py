@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.polygon import fill_contour, fill_polygons, is_pixel_contour
-from transfiner_refine.formats.polygon_outline import joined_outline, outlines
+from transfiner_refine.formats.polygons import (
+    fill_contour,
+    fill_polygons,
+    is_pixel_contour,
+    joined_outline,
+    outlines,
+)
 from transfiner_refine.masks import MaskWindow
 
 EXAMPLES = settings(max_examples=150, deadline=None)

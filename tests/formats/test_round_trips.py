@@ -13,7 +13,7 @@ from mask_scenes import SceneSource, held, scenes
 from transfiner_refine.formats import Source
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, OpenOptions
 
 EXAMPLES = settings(max_examples=15, deadline=None)
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.palette import VOC_PALETTE, write_indexed
 from transfiner_refine.formats.records import ImageRecord
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
 
 SIZE = (20, 24)

@@ -15,7 +15,7 @@ from png_cases import png_case
 from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.formats import open_source
 from transfiner_refine.formats.convert import convert_masks
-from transfiner_refine.formats.detect import FORMATS
+from transfiner_refine.formats.registry import FORMATS
 
 
 def conversion_trial(folder: Path, rng: np.random.Generator) -> str:

@@ -17,7 +17,7 @@ from scene import draw_scene, eroded, write_photos
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import RecordFault, open_source
-from transfiner_refine.formats.detect import FORMATS
+from transfiner_refine.formats.registry import FORMATS
 from transfiner_refine.pipeline import Summary
 
 _CLASSES = {24: "person", 26: "car"}  # as Cityscapes numbers them, for that format knows no others

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transfiner_refine.formats import open_source, read_image
+from transfiner_refine.formats import open_source
+from transfiner_refine.images import read_image
 from transfiner_refine.pipeline import Selection
 from transfiner_refine.pipeline.decoding import DecodingPool
 from transfiner_refine.pipeline.handover import SharedMemory, receive, send

@@ -29,8 +29,7 @@ from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU, Match
 from transfiner_refine.evaluation.matching import Match, check_same_detections
 from transfiner_refine.evaluation.matching import match as match_detections
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
-from transfiner_refine.formats import read_image
-from transfiner_refine.formats.images import ImageFolder
+from transfiner_refine.images import ImageFolder, read_image
 from transfiner_refine.masks import MaskWindow
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import numpy as np
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.explain.picture import Names, explain
-from transfiner_refine.formats import read_image
 from transfiner_refine.formats.png_pixels import kind_of, read_pixels
+from transfiner_refine.images import read_image
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.output import atomic_binary_file, check_output_file
 from transfiner_refine.refiner import load_refiner

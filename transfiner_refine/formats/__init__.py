@@ -2,17 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from transfiner_refine.formats.images import DecodedImage, read_image
-from transfiner_refine.formats.png_pixels import PngKind
-from transfiner_refine.formats.records import RecordFault, Source, Written
+from transfiner_refine.formats.records import PngKind, RecordFault, Source, Written
 from transfiner_refine.formats.segmentation import mask_from_segmentation
 from transfiner_refine.masks import Mask
 
 if TYPE_CHECKING:
-    from transfiner_refine.formats.detect import open_source
+    from transfiner_refine.formats.registry import open_source
 
 __all__ = [
-    "DecodedImage",
     "Mask",
     "PngKind",
     "RecordFault",
@@ -20,13 +17,12 @@ __all__ = [
     "Written",
     "mask_from_segmentation",
     "open_source",
-    "read_image",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "open_source":  # late, because it imports every format, and a process that decodes needs one
-        from transfiner_refine.formats.detect import open_source
+        from transfiner_refine.formats.registry import open_source
 
         return open_source
     raise AttributeError(name)

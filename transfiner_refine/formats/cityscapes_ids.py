@@ -34,14 +34,12 @@ from transfiner_refine.formats.cityscapes_labels import (
     label_id,
     photo_of,
 )
-from transfiner_refine.formats.conversion import Conversion, ConvertedImage, ConvertedInstance, by_importance
-from transfiner_refine.formats.folder_files import first_files
+from transfiner_refine.formats.folders import ImageTree, first_files
 from transfiner_refine.formats.id_map import Painted, ids_in, lay, paint
 from transfiner_refine.formats.id_map_folder import IdMapFolderSource, MapInstance
 from transfiner_refine.formats.palette import write_grey
-from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.records import Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions, Source, Written
+from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -65,7 +63,7 @@ class CityscapesIdsSource(IdMapFolderSource):
     def stem_of_map(self, name: PurePosixPath) -> PurePosixPath:
         return base_of(name.with_suffix(""))
 
-    def photo_tree(self, images: Path, maps: list[Path]) -> PhotoTree:
+    def photo_tree(self, images: Path, maps: list[Path]) -> ImageTree:
         return cityscapes_photos(images, maps)
 
     def instances_in(self, name: PurePosixPath, values: NDArray[Any]) -> Sequence[MapInstance]:  # noqa: ARG002
@@ -74,8 +72,8 @@ class CityscapesIdsSource(IdMapFolderSource):
     def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
         return repaint(values, refined)
 
-    def usual_photo_name(self, position: int) -> str | None:
-        return photo_of(self.images[position].stem)
+    def usual_image_name(self, position: int) -> str | None:
+        return photo_of(self.entries[position].stem)
 
 
 def repaint(values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
@@ -113,56 +111,55 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     Raises:
         OutputError: the disk refused.
     """
-    conversion = Conversion(source, results)
+    conversion = Conversion(source, results, base_of)
     with atomic_folder(output) as draft:
-        for image in conversion:
-            base = base_of(image.stem)
-            write_grey(draft / f"{base}_gtFine{_ENDING}", _new_map(conversion, image, source.categories))
+        for base, size, image in conversion:
+            values = _new_map(conversion, image, size, source.categories)
+            write_grey(draft / f"{base}_gtFine{_ENDING}", values)
     return conversion.written()
 
 
 def _new_map(
-    conversion: Conversion, image: ConvertedImage, categories: Mapping[int, str]
+    conversion: Conversion, image: ImageRecord, size: tuple[int, int], categories: Mapping[int, str]
 ) -> NDArray[np.uint16]:
-    background = np.zeros(image.size, np.uint16)
-    labelled: list[tuple[int, ConvertedInstance]] = []
+    background = np.zeros(size, np.uint16)
+    labelled: list[tuple[int, Instance]] = []
     for item in image.instances:
-        label = label_id(item.instance.category_id, categories)
+        label = label_id(item.category_id, categories)
         if label is None:
             conversion.leave_out(
                 image,
                 item,
-                f"its category {item.instance.category_id} is none of Cityscapes' classes",
+                f"its category {item.category_id} is none of Cityscapes' classes",
                 "write another format",
             )
-        elif item.instance.is_crowd or label not in THINGS:
-            crowd = item.hard()
-            h, w = crowd.values.shape
-            background[crowd.y : crowd.y + h, crowd.x : crowd.x + w][crowd.values] = label
+        elif item.is_crowd or label not in THINGS:
+            crowd = item.mask.decode().hard()
+            crowd.of(background)[crowd.values] = label
         else:
             labelled.append((label, item))
     values = _values(conversion, image, labelled)
-    order = [item for item in by_importance([item for _, item in labelled]) if id(item) in values]
-    laid = lay(background, [(values[id(item)], item.hard()) for item in order])
+    order = [item for item in by_importance([item for _, item in labelled]) if item.index in values]
+    laid = lay(background, [(values[item.index], item.mask.decode().hard()) for item in order])
     conversion.overlap(laid.overlap_pixels, [order[position] for position in laid.covered])
     return laid.values
 
 
 def _values(
-    conversion: Conversion, image: ConvertedImage, labelled: Sequence[tuple[int, ConvertedInstance]]
+    conversion: Conversion, image: ImageRecord, labelled: Sequence[tuple[int, Instance]]
 ) -> dict[int, int]:
-    """The value of each instance by the object's ``id()``: its own if it has one that fits, else the next free."""
+    """The value of each instance by its index: its own if it has one that fits, else the next free."""
     values: dict[int, int] = {}
-    own = [item.instance.instance_id for _, item in labelled]
+    own = [item.instance_id for _, item in labelled]
     kept = {value for value in own if value is not None and own.count(value) == 1}
     for label, item in labelled:
-        value = item.instance.instance_id
+        value = item.instance_id
         if value is not None and value in kept and value // _STEP == label:
-            values[id(item)] = value
+            values[item.index] = value
     taken = set(values.values())
     free = {label: iter(range(label * _STEP, (label + 1) * _STEP)) for label in THINGS}
     for label, item in labelled:
-        if id(item) in values:
+        if item.index in values:
             continue
         found = next((value for value in free[label] if value not in taken), None)
         if found is None:
@@ -170,7 +167,7 @@ def _values(
                 image, item, f"is one of more than {_STEP} instances of its class", "write another format"
             )
         else:
-            values[id(item)] = found
+            values[item.index] = found
     return values
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from transfiner_refine.formats.photo_tree import PhotoTree
+from transfiner_refine.formats.folders import ImageTree
 
 __all__ = ["LABELS", "THINGS", "base_of", "cityscapes_photos", "label_id", "photo_of"]
 
@@ -47,6 +47,6 @@ def photo_of(base: PurePosixPath) -> str:
     return f"{base}{_PHOTO_ENDING}.png"
 
 
-def cityscapes_photos(images: Path, without: list[Path]) -> PhotoTree:
+def cityscapes_photos(images: Path, without: list[Path]) -> ImageTree:
     """The photos, to be found with or without ``_leftImg8bit``."""
-    return PhotoTree(images, without=without, key=lambda stem: stem.removesuffix(_PHOTO_ENDING) or stem)
+    return ImageTree(images, without=without, key=lambda stem: stem.removesuffix(_PHOTO_ENDING) or stem)

@@ -28,17 +28,14 @@ from transfiner_refine.formats.cityscapes_labels import (
     label_id,
     photo_of,
 )
-from transfiner_refine.formats.conversion import Conversion
-from transfiner_refine.formats.folder_files import first_files
-from transfiner_refine.formats.folder_source import FolderImage, FolderSource
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
+from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files
 from transfiner_refine.formats.palette import write_grey
-from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png import PngFileMask
 from transfiner_refine.formats.png_pixels import read_pixels, write_like
-from transfiner_refine.formats.records import Instance, RecordFault, Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, Instance, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.text_lines import LINES_LOOKED_AT, first_lines, read_lines
+from transfiner_refine.formats.writing import Conversion
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -99,10 +96,10 @@ class CityscapesResultsSource(FolderSource):
                 error, lines = unreadable, []
             self._lines.append(lines)
             found.append(
-                FolderImage(name, _stem(name, photos), len(lines) if error is None else 1, error=error)
+                FolderEntry(name, _stem(name, photos), len(lines) if error is None else 1, error=error)
             )
-        self.images = tuple(found)
-        self.find_photos(photos)
+        self.entries = tuple(found)
+        self.find_images(photos)
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -139,8 +136,8 @@ class CityscapesResultsSource(FolderSource):
             write_like(original, np.where(mask.decode().paste(), white, 0), target)
         return Written()
 
-    def usual_photo_name(self, position: int) -> str | None:
-        return photo_of(self.images[position].stem)
+    def usual_image_name(self, position: int) -> str | None:
+        return photo_of(self.entries[position].stem)
 
     def _line(
         self, name: PurePosixPath, number: int, text: str, seen: dict[PurePosixPath, str]
@@ -199,22 +196,20 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     Raises:
         OutputError: the disk refused.
     """
-    conversion = Conversion(source, results)
+    conversion = Conversion(source, results, base_of)
     with atomic_folder(output) as draft:
-        for image in conversion:
-            base = base_of(image.stem)
+        for base, _, image in conversion:
             lines = []
-            for number, item in enumerate(image.instances):
-                instance = item.instance
+            for number, instance in enumerate(image.instances):
                 label = label_id(instance.category_id, source.categories)
                 if label is None or instance.is_crowd:
                     what = "it is a crowd" if instance.is_crowd else f"its category is {instance.category_id}"
                     remedy = "write another format; Cityscapes' results are single objects of its classes"
-                    conversion.leave_out(image, item, what, remedy)
+                    conversion.leave_out(image, instance, what, remedy)
                     continue
                 # no space: the evaluation would split there
                 mask = PurePosixPath("_".join(f"{base.name}_{number:04d}.png".split()))
-                full = item.hard().paste()
+                full = instance.mask.decode().hard().paste()
                 write_grey(draft / base.parent / mask, np.where(full, 255, 0).astype(np.uint8))
                 score = 1.0 if instance.score is None else instance.score
                 lines.append(f"{mask} {label} {score!r}\n")
@@ -246,7 +241,7 @@ def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def _stem(name: PurePosixPath, photos: PhotoTree | None) -> PurePosixPath:
+def _stem(name: PurePosixPath, photos: ImageTree | None) -> PurePosixPath:
     """Where the photo of a text file must lie and what it must be called, without ``_leftImg8bit``."""
     stem = name.with_suffix("")
     shorter = stem.name

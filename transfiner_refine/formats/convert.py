@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.detect import format_named, open_source, recognise
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.png_pixels import PngKind
-from transfiner_refine.formats.records import RecordFault, Source
-from transfiner_refine.formats.registry import Format
+from transfiner_refine.formats.records import Format, PngKind, RecordFault, Source
+from transfiner_refine.formats.registry import format_named, open_source, recognise
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.output import check_output_file, check_output_folder
 
 __all__ = ["Converted", "check_destination", "convert_masks", "covered_errors"]

@@ -18,8 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.conversion import Conversion
-from transfiner_refine.formats.folder_files import first_files
+from transfiner_refine.formats.folders import first_files
 from transfiner_refine.formats.id_map import Painted
 from transfiner_refine.formats.id_map_folder import (
     IdMapFolderSource,
@@ -29,8 +28,8 @@ from transfiner_refine.formats.id_map_folder import (
 )
 from transfiner_refine.formats.id_map_writing import lay_with_void
 from transfiner_refine.formats.palette import DAVIS_PALETTE, is_palette_png, write_indexed
-from transfiner_refine.formats.records import Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, OpenOptions, Source, Written
+from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -48,8 +47,8 @@ class DavisSource(IdMapFolderSource):
     def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> Painted:
         return paint_over_void(values, refined)
 
-    def usual_photo_name(self, position: int) -> str | None:
-        return f"{self.images[position].stem}.jpg"
+    def usual_image_name(self, position: int) -> str | None:
+        return f"{self.entries[position].stem}.jpg"
 
 
 def recognise(path: Path) -> bool:
@@ -77,9 +76,9 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for image in conversion:
-            laid = lay_with_void(conversion, image)
-            write_indexed(draft / f"{image.stem}.png", laid.values, DAVIS_PALETTE)
+        for stem, size, image in conversion:
+            laid = lay_with_void(conversion, image, size)
+            write_indexed(draft / f"{stem}.png", laid.values, DAVIS_PALETTE)
     return conversion.written()
 
 

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folder_source import FolderImage, FolderSource
+from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree
 from transfiner_refine.formats.id_map import IdMap, IdMask, Painted, ids_in, paint
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png_pixels import read_values, write_like
 from transfiner_refine.formats.records import Instance, RecordFault, Written
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask
 
 __all__ = ["VOID", "IdMapFolderSource", "MapInstance", "ids_but_void", "paint_over_void"]
@@ -91,13 +90,13 @@ class IdMapFolderSource(FolderSource):
             looks = list(pool.map(self._look, names))
         self._maps = [look if isinstance(look, _Map) else None for look in looks]
         stems = [self.stem_of_map(name if inside is None else name.relative_to(inside)) for name in names]
-        self.images = tuple(
-            FolderImage(name, stem, len(look.instances))
+        self.entries = tuple(
+            FolderEntry(name, stem, len(look.instances))
             if isinstance(look, _Map)
-            else FolderImage(name, stem, 1, error=look)
+            else FolderEntry(name, stem, 1, error=look)
             for name, stem, look in zip(names, stems, looks, strict=True)
         )
-        self.find_photos(
+        self.find_images(
             None if images is None else self.photo_tree(images, [folder / name for name in names])
         )
 
@@ -117,16 +116,16 @@ class IdMapFolderSource(FolderSource):
         """Where the photo of a map must lie and what it must be called, without ending."""
         return name.with_suffix("")
 
-    def photo_tree(self, images: Path, maps: list[Path]) -> PhotoTree:
+    def photo_tree(self, images: Path, maps: list[Path]) -> ImageTree:
         """The photos; the maps are none of them."""
-        return PhotoTree(images, without=maps)
+        return ImageTree(images, without=maps)
 
     def instances_of(
         self,
         position: int,
         size: Callable[[], tuple[int, int]],  # noqa: ARG002  a map has a size of its own
     ) -> Iterator[Instance | RecordFault]:
-        found, name = self._maps[position], self.images[position].name
+        found, name = self._maps[position], self.entries[position].name
         assert found is not None
         id_map = IdMap(partial(read_values, self.folder / name, self.max_pixels))
         for number, item in enumerate(found.instances):
@@ -143,7 +142,7 @@ class IdMapFolderSource(FolderSource):
         return None if found is None else found.size
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
-        name, found = self.images[position].name, self._maps[position]
+        name, found = self.entries[position].name, self._maps[position]
         assert found is not None
         ids = [item.value for item in found.instances]
         values = read_values(self.folder / name, self.max_pixels)

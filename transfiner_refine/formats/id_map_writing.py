@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.conversion import Conversion, ConvertedImage, ConvertedInstance, by_importance
 from transfiner_refine.formats.id_map import choose_ids, lay
 from transfiner_refine.formats.id_map_folder import VOID
+from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.writing import Conversion, by_importance
 
 __all__ = ["LaidImage", "lay_image", "lay_with_void"]
 
@@ -28,25 +29,24 @@ class LaidImage:
     """
 
     values: NDArray[Any]
-    items: tuple[tuple[int, ConvertedInstance], ...]
+    items: tuple[tuple[int, Instance], ...]
 
 
-def lay_with_void(conversion: Conversion, image: ConvertedImage) -> LaidImage:
+def lay_with_void(conversion: Conversion, image: ImageRecord, size: tuple[int, int]) -> LaidImage:
     """The 8-bit map of an image in a format with void: instances 1 ... 254, crowds 255 where nobody else is."""
-    background = np.zeros(image.size, np.uint8)
+    background = np.zeros(size, np.uint8)
     for item in image.instances:
-        if item.instance.is_crowd:
-            crowd = item.hard()
-            h, w = crowd.values.shape
-            background[crowd.y : crowd.y + h, crowd.x : crowd.x + w][crowd.values] = VOID
-    items = [item for item in image.instances if not item.instance.is_crowd]
+        if item.is_crowd:
+            crowd = item.mask.decode().hard()
+            crowd.of(background)[crowd.values] = VOID
+    items = [item for item in image.instances if not item.is_crowd]
     return lay_image(conversion, image, items, background, _LARGEST_BELOW_VOID)
 
 
 def lay_image(
     conversion: Conversion,
-    image: ConvertedImage,
-    items: Sequence[ConvertedInstance],
+    image: ImageRecord,
+    items: Sequence[Instance],
     background: NDArray[Any],
     largest: int,
 ) -> LaidImage:
@@ -59,13 +59,12 @@ def lay_image(
             f"is one of {len(ranked)} instances, and a map has ids for {largest}",
             "write another format",
         )
-    held = {id(item) for item in ranked[:largest]}
-    in_order = [item for item in items if id(item) in held]
-    ids = dict(
-        zip(map(id, in_order), choose_ids([i.instance.instance_id for i in in_order], largest), strict=True)
-    )
-    order = [(ids[id(item)], item) for item in ranked[:largest]]
-    laid = lay(background, [(value, item.hard()) for value, item in order])
+    held = {item.index for item in ranked[:largest]}
+    in_order = [item for item in items if item.index in held]
+    chosen = choose_ids([item.instance_id for item in in_order], largest)
+    ids = {item.index: value for item, value in zip(in_order, chosen, strict=True)}
+    order = [(ids[item.index], item) for item in ranked[:largest]]
+    laid = lay(background, [(value, item.mask.decode().hard()) for value, item in order])
     conversion.overlap(laid.overlap_pixels, [order[position][1] for position in laid.covered])
     gone = set(laid.covered)
     return LaidImage(laid.values, tuple(pair for position, pair in enumerate(order) if position not in gone))

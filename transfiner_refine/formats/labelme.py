@@ -25,13 +25,18 @@ from typing import Any
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
-from transfiner_refine.formats.conversion import Conversion, ConvertedImage
-from transfiner_refine.formats.folder_files import first_files
-from transfiner_refine.formats.folder_source import FolderImage, FolderSource
+from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files
 from transfiner_refine.formats.labelme_shapes import Shape, ShapesMask, is_area, parse_shape, shapes_of
-from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.records import Instance, RecordFault, Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import (
+    Format,
+    ImageRecord,
+    Instance,
+    OpenOptions,
+    RecordFault,
+    Source,
+    Written,
+)
+from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -100,7 +105,7 @@ class LabelmeSource(FolderSource):
         names = [name for name in self.files if name.suffix.lower() == ".json"]
         if not names:
             raise InputError("holds no JSON files", file=folder, remedy="give a folder of labelme's files")
-        photos = None if images is None else PhotoTree(images)
+        photos = None if images is None else ImageTree(images)
         self._files: list[_File] = []
         found = []
         for name in names:
@@ -108,20 +113,20 @@ class LabelmeSource(FolderSource):
                 file = _read(folder / name)
             except InputError as error:
                 self._files.append(_File((), None, None))
-                found.append(FolderImage(name, name.with_suffix(""), 1, error=error))
+                found.append(FolderEntry(name, name.with_suffix(""), 1, error=error))
                 continue
             self._files.append(file)
             stem = name.with_suffix("")
             called = None if file.photo is None else name.with_name(PurePosixPath(file.photo).stem)
             if called is not None and (photos is None or photos.has_key(called.name)):
                 stem = called
-            found.append(FolderImage(name, stem, len(file.drawn)))
-        self.images = tuple(found)
+            found.append(FolderEntry(name, stem, len(file.drawn)))
+        self.entries = tuple(found)
         self._names = {} if class_names is None else read_class_names(class_names)
         labels = {drawn.label for file in self._files for drawn in file.drawn} - set(self._names.values())
         self._names.update(enumerate(sorted(labels), max([0, *self._names]) + 1))
         self._ids = {label: number for number, label in reversed(self._names.items())}
-        self.find_photos(photos)
+        self.find_images(photos)
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -130,7 +135,7 @@ class LabelmeSource(FolderSource):
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
     ) -> Iterator[Instance | RecordFault]:
-        file, path = self._files[position], self.folder / self.images[position].name
+        file, path = self._files[position], self.folder / self.entries[position].name
         for index, drawn in enumerate(file.drawn):
             if drawn.error is not None:
                 yield RecordFault(drawn.error)
@@ -139,7 +144,7 @@ class LabelmeSource(FolderSource):
             yield Instance(
                 index=index,
                 mask=ShapesMask(drawn.shapes, file.size or size(), path, record),
-                label=f"{self.images[position].name} {record}",
+                label=f"{self.entries[position].name} {record}",
                 category_id=self._ids[drawn.label],
                 score=drawn.score,
                 is_crowd=drawn.is_crowd,
@@ -149,7 +154,7 @@ class LabelmeSource(FolderSource):
         return self._files[position].size
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
-        name = self.images[position].name
+        name = self.entries[position].name
         document = _load(self.folder / name)
         shapes: list[Any] = document["shapes"]
         replaced: dict[int, list[Any]] = {}
@@ -166,9 +171,9 @@ class LabelmeSource(FolderSource):
         _dump(document, draft / name)
         return Written()
 
-    def usual_photo_name(self, position: int) -> str | None:
+    def usual_image_name(self, position: int) -> str | None:
         photo = self._files[position].photo
-        return None if photo is None else self.images[position].name.with_name(photo).as_posix()
+        return None if photo is None else self.entries[position].name.with_name(photo).as_posix()
 
 
 def recognise(path: Path) -> bool:
@@ -194,17 +199,24 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for image in conversion:
-            _dump(_document(conversion, image, source.categories), draft / f"{image.stem}.json")
+        for stem, size, image in conversion:
+            document = _document(conversion, stem, size, image, source.categories)
+            _dump(document, draft / f"{stem}.json")
     return conversion.written()
 
 
-def _document(conversion: Conversion, image: ConvertedImage, categories: Mapping[int, str]) -> dict[str, Any]:
+def _document(
+    conversion: Conversion,
+    stem: PurePosixPath,
+    size: tuple[int, int],
+    image: ImageRecord,
+    categories: Mapping[int, str],
+) -> dict[str, Any]:
     shapes: list[dict[str, Any]] = []
-    for group_id, item in enumerate(image.instances, 1):
-        instance, mask = item.instance, item.hard()
+    for group_id, instance in enumerate(image.instances, 1):
+        mask = instance.mask.decode().hard()
         if mask.area == 0:
-            conversion.leave_out(image, item, "its mask is empty", "labelme has no shape without points")
+            conversion.leave_out(image, instance, "its mask is empty", "labelme has no shape without points")
             continue
         number = instance.category_id
         like: dict[str, Any] = {
@@ -219,8 +231,8 @@ def _document(conversion: Conversion, image: ConvertedImage, categories: Mapping
         if instance.score is not None:
             like["score"] = instance.score
         shapes += shapes_of(mask, like, None, group_id)
-    height, width = image.size
-    photo = PurePosixPath(image.record.file_name or f"{image.stem}.jpg")
+    height, width = size
+    photo = PurePosixPath(image.file_name or f"{stem}.jpg")
     return {
         "version": _VERSION,
         "flags": {},

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.polygon import fill_polygons
-from transfiner_refine.formats.polygon_outline import inset_points, outlines
+from transfiner_refine.formats.polygons import fill_polygons, inset_points, outlines
 from transfiner_refine.masks import MAX_PIXELS, MaskWindow
 
 __all__ = ["Shape", "ShapesMask", "is_area", "parse_shape", "shapes_of"]

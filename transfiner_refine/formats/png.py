@@ -29,21 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folder_files import files_in
+from transfiner_refine.formats.folders import ImageTree, files_in
 from transfiner_refine.formats.id_map import IdMap, IdMask, ids_in, paint
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.photo_tree import PhotoTree
 from transfiner_refine.formats.png_owners import Owner, owner_by_name, owner_by_photos
 from transfiner_refine.formats.png_pixels import (
     MaskPixels,
-    PngKind,
     kind_of,
     png_size,
     read_pixels,
     read_values,
     write_like,
 )
-from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
+from transfiner_refine.formats.records import ImageRecord, Instance, PngKind, RecordFault, Written
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.output import atomic_folder, check_output_folder
 
@@ -261,7 +259,7 @@ def _owners(
     if images is not None:
         # where masks and photos share a folder, its PNGs are the masks
         shared = [folder / name for name in names] if images.resolve() == folder.resolve() else []
-        photos = PhotoTree(images, without=shared)
+        photos = ImageTree(images, without=shared)
     for name in names:
         try:
             if photos is None:

@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.conversion import Conversion, ConvertedInstance
 from transfiner_refine.formats.id_map_writing import lay_image
 from transfiner_refine.formats.palette import write_grey
 from transfiner_refine.formats.png import PngFolderSource
-from transfiner_refine.formats.records import Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, Instance, OpenOptions, Source, Written
+from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -68,9 +67,9 @@ def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Wr
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for image in conversion:
+        for stem, _, image in conversion:
             for number, item in enumerate(image.instances, 1):
-                write_grey(draft / image.stem / f"{number:04d}.png", _grey(item))
+                write_grey(draft / stem / f"{number:04d}.png", _grey(item))
     return conversion.written()
 
 
@@ -82,17 +81,17 @@ def write_id_maps(output: Path, source: Source, results: Mapping[int, Mask]) -> 
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for image in conversion:
-            background = np.zeros(image.size, np.uint16)
+        for stem, size, image in conversion:
+            background = np.zeros(size, np.uint16)
             laid = lay_image(conversion, image, image.instances, background, _LARGEST_ID)
             wide = int(laid.values.max()) > np.iinfo(np.uint8).max
-            write_grey(draft / f"{image.stem}.png", laid.values if wide else laid.values.astype(np.uint8))
+            write_grey(draft / f"{stem}.png", laid.values if wide else laid.values.astype(np.uint8))
     return conversion.written()
 
 
-def _grey(item: ConvertedInstance) -> NDArray[Any]:
+def _grey(item: Instance) -> NDArray[Any]:
     """[H, W] uint8: 0 and 255, or the shades of a soft mask."""
-    full = item.mask.paste()
+    full = item.mask.decode().paste()
     if full.dtype == bool:
         return np.where(full, _WHITE, 0).astype(np.uint8)
     return np.rint(full * _WHITE).astype(np.uint8)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.png_pixels import PngKind, kind_of, read_pixels
+from transfiner_refine.formats.folders import ImageTree
+from transfiner_refine.formats.png_pixels import kind_of, read_pixels
+from transfiner_refine.formats.records import PngKind
 
 __all__ = ["Owner", "owner_by_name", "owner_by_photos"]
 
@@ -25,7 +26,7 @@ class Owner:
     alone: bool
 
 
-def owner_by_photos(name: PurePosixPath, photos: PhotoTree) -> Owner | None:
+def owner_by_photos(name: PurePosixPath, photos: ImageTree) -> Owner | None:
     """The photo of ``IMAGE_STEM/*.png``, ``IMAGE_STEM.png`` or ``IMAGE_STEM_*.png``; None if there is none.
 
     Args:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
-from transfiner_refine.formats.png_chunks import read_chunks, read_header, write_chunks
+from transfiner_refine.formats.png_chunks import read_header, write_chunks
+from transfiner_refine.formats.records import PngKind
+from transfiner_refine.images import MAX_IMAGE_PIXELS, opened, read_chunks
 
-__all__ = ["MaskPixels", "PngKind", "kind_of", "png_size", "read_pixels", "read_values", "write_like"]
-
-PngKind = Literal["binary", "id-map"]
+__all__ = ["MaskPixels", "kind_of", "png_size", "read_pixels", "read_values", "write_like"]
 
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of the PNG header
 MOST_SCATTERED_IDS = 64  # an id map with more values than that must count them 1, 2, 3 ... without a gap

@@ -1,60 +1,123 @@
-"""The formats this package knows: one entry each, for recognising, reading and writing."""
+"""The formats, and opening masks without being told which of them it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
-from transfiner_refine.formats.png_pixels import PngKind
-from transfiner_refine.formats.records import Source, Written
-from transfiner_refine.masks import Mask
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
+from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
+from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.davis import DAVIS
+from transfiner_refine.formats.labelme import LABELME
+from transfiner_refine.formats.panoptic import COCO_PANOPTIC
+from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Source
+from transfiner_refine.formats.voc import VOC
+from transfiner_refine.formats.yolo import YOLO_SEG
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 
-__all__ = ["Format", "OpenOptions"]
+__all__ = ["FORMATS", "format_named", "open_source", "recognise"]
 
 
-@dataclass(frozen=True)
-class OpenOptions:
-    """What a reader may be told beside the path of the masks.
+# in the order in which they are tried: what looks for more comes before what takes nearly anything
+FORMATS: tuple[Format, ...] = (
+    COCO_RESULTS,
+    COCO_LINES,
+    COCO_PANOPTIC,
+    COCO_ANNOTATIONS,
+    CITYSCAPES_RESULTS,
+    CITYSCAPES_IDS,
+    YOLO_SEG,
+    LABELME,
+    VOC,
+    DAVIS,
+    ID_MAPS,
+    PNG_FOLDER,
+)
 
-    Attributes:
-        images: the folder of the photos; None to read masks alone, as converting does. Readers that cannot do
-            without (relative coordinates need the photo's size) say so as an ``InputError``.
-        image_info: a COCO annotation file that says which image id is which photo and names the categories.
+
+def format_named(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for entry in FORMATS:
+        if entry.name == name:
+            return entry
+    names = ", ".join(entry.name for entry in FORMATS)
+    raise InputError(f"there is no format {name!r}", remedy=f"give one of {names}")
+
+
+def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  the option's name
+    """The format of a file or folder, told by what is in it and not by its name.
+
+    Args:
+        path: the masks.
+        format: a format's name, which is then not questioned; "auto" looks.
+
+    Raises:
+        InputError: nothing there, an unknown format, or no format of that name.
+    """
+    path = Path(path)
+    if format != "auto":
+        return format_named(format)
+    for entry in FORMATS:
+        if path.is_dir() == entry.is_folder and entry.recognise(path):
+            return entry
+    raise _unknown(path)
+
+
+def open_source(
+    masks: str | Path,
+    images: str | Path | None = None,
+    *,
+    format: str = "auto",  # noqa: A002  the option's name
+    image_info: str | Path | None = None,
+    png_kind: PngKind | Literal["auto"] = "auto",
+    class_names: str | Path | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> Source:
+    """Opens masks of any known format.
+
+    Args:
+        masks: a file or a folder.
+        images: the folder of the photos; None where only the masks matter, as in converting.
+        format: a format's name, "auto" to tell it by what is in the file or folder.
+        image_info: for COCO results: an annotation file that says which image id is which photo.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
-        class_names: a text file with one class name a line (YOLO ``names``, VOC), first line = class 0.
-        max_image_pixels: the largest height × width of a mask image that is decoded.
+        class_names: a text file with one class name a line, for formats that number their classes.
+        max_image_pixels: mask images with more pixels are not decoded.
+
+    Returns:
+        The source, to iterate for its images and to write the refined masks with.
+
+    Raises:
+        InputError: nothing there, an unknown format, or an input that cannot be used at all. Single bad
+            records do not raise; they come out of the iteration as ``RecordFault``.
     """
+    options = OpenOptions(
+        None if images is None else Path(images),
+        None if image_info is None else Path(image_info),
+        png_kind,
+        None if class_names is None else Path(class_names),
+        max_image_pixels,
+    )
+    return recognise(masks, format).open(Path(masks), options)
 
-    images: Path | None = None
-    image_info: Path | None = None
-    png_kind: PngKind | Literal["auto"] = "auto"
-    class_names: Path | None = None
-    max_image_pixels: int = MAX_IMAGE_PIXELS
 
-
-@dataclass(frozen=True)
-class Format:
-    """One format.
-
-    Attributes:
-        name: what ``--from`` and ``--to`` take, such as ``coco-results``.
-        title: what people call it, such as "COCO results (JSON)".
-        is_folder: it is a folder of files, not one file.
-        recognise: whether a path holds this format, from a cheap look at its content; never raises on bad input.
-        open: reads it; raises InputError where the input cannot be used at all.
-        write: writes what any source holds, with the refined masks of ``results`` in the place of the coarse ones,
-            in this format, at a path that does not exist yet or may be overwritten; never half of it. Instances
-            that the format cannot hold are never dropped silently: ``Written`` counts them.
-        beside: the folder that ``write`` fills beside its file, for an output path; None where it fills none.
-    """
-
-    name: str
-    title: str
-    is_folder: bool
-    recognise: Callable[[Path], bool]
-    open: Callable[[Path, OpenOptions], Source]
-    write: Callable[[Path, Source, Mapping[int, Mask]], Written]
-    beside: Callable[[Path], Path] | None = None
+def _unknown(path: Path) -> InputError:
+    """Why no format fits."""
+    if path.is_dir():
+        return InputError(
+            "holds no masks of a known format", file=path, remedy="give --from if you know what it is"
+        )
+    try:
+        with path.open("rb") as file:
+            is_empty = not file.read(1024).removeprefix(b"\xef\xbb\xbf").strip()
+    except OSError as error:
+        return InputError(f"cannot be read ({error.strerror})", file=path, remedy="check --masks")
+    what = "is empty" if is_empty else "is in no known format"
+    return InputError(what, file=path, remedy="give --from if you know what it is")

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
-from transfiner_refine.formats.conversion import Conversion
-from transfiner_refine.formats.folder_files import first_files
+from transfiner_refine.formats.folders import first_files
 from transfiner_refine.formats.id_map import Painted
 from transfiner_refine.formats.id_map_folder import (
     VOID,
@@ -34,11 +33,11 @@ from transfiner_refine.formats.id_map_folder import (
     paint_over_void,
 )
 from transfiner_refine.formats.id_map_writing import lay_with_void
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS
 from transfiner_refine.formats.palette import VOC_PALETTE, has_voc_palette, write_indexed
 from transfiner_refine.formats.png_pixels import read_values, write_like
-from transfiner_refine.formats.records import Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, OpenOptions, Source, Written
+from transfiner_refine.formats.writing import Conversion
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -98,7 +97,7 @@ class VocSource(IdMapFolderSource):
         return paint_over_void(values, refined)
 
     def map_written(self, position: int, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
-        name = self.images[position].name
+        name = self.entries[position].name
         path = self._class_map(name)
         if path is None or self.folder not in path.parents:
             return  # a class map beside the folder that is written is not part of it
@@ -111,8 +110,8 @@ class VocSource(IdMapFolderSource):
             path, np.where(after == before, read_values(path, self.max_pixels), of_value[after]), target
         )
 
-    def usual_photo_name(self, position: int) -> str | None:
-        return f"{self.images[position].stem}.jpg"
+    def usual_image_name(self, position: int) -> str | None:
+        return f"{self.entries[position].stem}.jpg"
 
     def _class_map(self, name: PurePosixPath) -> Path | None:
         if self._classes is None:
@@ -148,16 +147,16 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for image in conversion:
-            laid = lay_with_void(conversion, image)
-            write_indexed(draft / _OBJECTS / f"{image.stem}.png", laid.values, VOC_PALETTE)
+        for stem, size, image in conversion:
+            laid = lay_with_void(conversion, image, size)
+            write_indexed(draft / _OBJECTS / f"{stem}.png", laid.values, VOC_PALETTE)
             of_value = np.zeros(256, np.uint8)
             of_value[VOID] = VOID
             for value, item in laid.items:
-                if item.instance.category_id is not None and 0 < item.instance.category_id < VOID:
-                    of_value[value] = item.instance.category_id
+                if item.category_id is not None and 0 < item.category_id < VOID:
+                    of_value[value] = item.category_id
             if laid.items and all(of_value[value] for value, _ in laid.items):
-                write_indexed(draft / _CLASSES / f"{image.stem}.png", of_value[laid.values], VOC_PALETTE)
+                write_indexed(draft / _CLASSES / f"{stem}.png", of_value[laid.values], VOC_PALETTE)
     return conversion.written()
 
 

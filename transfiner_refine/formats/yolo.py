@@ -4,11 +4,11 @@
     images/train/street.jpg
 
 An odd number of numbers after the class means that the last one is a confidence. Sizes come from the photos (upright,
-as ultralytics takes them), so these are needed. Polygons are read by the rule of ``polygon.py``: pixel centres,
+as ultralytics takes them), so these are needed. Polygons are read by the rule of ``polygons.py``: pixel centres,
 and to the pixel where OpenCV's contours were written down in the photo's own resolution.
 
 A line holds one polygon and no hole. Masks of several parts or with holes are written as one polygon whose pieces hang
-together by bridges without width (``polygon_outline.joined_outline``). This package reads the same pixels again, and
+together by bridges without width (``polygons.joined_outline``). This package reads the same pixels again, and
 so does ultralytics, but for what it paints along bridges from part to part and where pixels touch at a corner.
 
 Refined lines keep class and confidence as they were written; all other lines and files stay byte for byte. Written from
@@ -26,15 +26,11 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names, write_class_names
-from transfiner_refine.formats.conversion import Conversion
-from transfiner_refine.formats.folder_files import first_files
-from transfiner_refine.formats.folder_source import FolderImage, FolderSource
-from transfiner_refine.formats.photo_tree import PhotoTree
-from transfiner_refine.formats.polygon import fill_contour, fill_polygons, is_pixel_contour
-from transfiner_refine.formats.polygon_outline import joined_outline
-from transfiner_refine.formats.records import Instance, RecordFault, Source, Written
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files
+from transfiner_refine.formats.polygons import fill_contour, fill_polygons, is_pixel_contour, joined_outline
+from transfiner_refine.formats.records import Format, Instance, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.text_lines import first_lines, read_lines
+from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.output import atomic_folder
 
@@ -126,9 +122,9 @@ class YoloSource(FolderSource):
             except InputError as unreadable:
                 error = unreadable
             self._lines.append(lines)
-            found.append(FolderImage(name, stem, 1 if error else len(lines), error=error))
-        self.images = tuple(found)
-        self.find_photos(PhotoTree(images))
+            found.append(FolderEntry(name, stem, 1 if error else len(lines), error=error))
+        self.entries = tuple(found)
+        self.find_images(ImageTree(images))
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -144,14 +140,14 @@ class YoloSource(FolderSource):
                 assert line.error is not None
                 yield RecordFault(line.error)
             else:
-                label = f"{self.images[position].name} line {line.number}"
+                label = f"{self.entries[position].name} line {line.number}"
                 yield Instance(index, SharesMask(line.shares, photo), label, line.category_id, line.score)
 
     def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002  the photo alone knows
         return None
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
-        name = self.images[position].name
+        name = self.entries[position].name
         texts = (self.folder / name).read_bytes().decode("utf-8").split("\n")
         for index, mask in masks.items():
             line = self._lines[position][index]
@@ -190,21 +186,21 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for image in conversion:
+        for stem, _, image in conversion:
             lines = []
-            for item in image.instances:
-                instance, mask = item.instance, item.hard()
+            for instance in image.instances:
+                mask = instance.mask.decode().hard()
                 category_id = 0 if instance.category_id is None else instance.category_id
                 if instance.is_crowd or category_id < 0 or mask.area == 0:
                     what = "it is a crowd" if instance.is_crowd else f"its category is {category_id}"
                     what = what if mask.area else "its mask is empty"
                     conversion.leave_out(
-                        image, item, what, "write another format, for YOLO has no such thing"
+                        image, instance, what, "write another format, for YOLO has no such thing"
                     )
                     continue
                 ending = [] if instance.score is None else [repr(instance.score)]
                 lines.append(" ".join([str(category_id), *_shares(mask), *ending]) + "\n")
-            target = draft / f"{image.stem}.txt"
+            target = draft / f"{stem}.txt"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text("".join(lines), encoding="utf-8")
         if source.categories:

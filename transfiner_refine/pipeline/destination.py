@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transfiner_refine.formats import Mask, Source, Written
 from transfiner_refine.formats.convert import check_destination, covered_errors
-from transfiner_refine.formats.registry import Format
+from transfiner_refine.formats.records import Format
 from transfiner_refine.output import remove_drafts
 from transfiner_refine.pipeline.run import Outcome, mean_share
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import Mask, read_image
-from transfiner_refine.formats.image_file import check_pixels
+from transfiner_refine.formats import Mask
 from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
+from transfiner_refine.images import check_pixels, read_image
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.selection import Selection
 

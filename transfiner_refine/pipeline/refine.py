@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from transfiner_refine.formats import PngKind
-from transfiner_refine.formats.detect import format_named, open_source, recognise
-from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
+from transfiner_refine.formats.registry import format_named, open_source, recognise
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.pipeline.contract import AnyRefiner
 from transfiner_refine.pipeline.destination import Destination
 from transfiner_refine.pipeline.fingerprint import input_entries, refiner_entries
@@ -60,7 +60,7 @@ def refine_files(
 
     Args:
         images: folder of the photos.
-        masks: a file or folder of masks in any format of ``transfiner_refine.formats.detect.FORMATS``.
+        masks: a file or folder of masks in any format of ``transfiner_refine.formats.registry.FORMATS``.
         output: the file or folder to write.
         format: the format of ``masks``, "auto" to tell it by the content.
         to: the format of ``output``, None for that of ``masks``.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source
-from transfiner_refine.formats.images import MAX_IMAGE_PIXELS
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline.batches import ImageToRefine, batches
 from transfiner_refine.pipeline.contract import AnyRefiner, as_mask_refiner

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
 from transfiner_refine.evaluation.overlap import as_window
-from transfiner_refine.formats import read_image
+from transfiner_refine.images import read_image
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.report.choose import choose
 from transfiner_refine.report.focus import focus

@@ -14,8 +14,8 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.matched import SIZES, MaskScores
 from transfiner_refine.evaluation.overlap import as_window, common_window, crop_iou
 from transfiner_refine.formats import PngKind, RecordFault, Source, open_source
-from transfiner_refine.formats.detect import recognise
 from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
+from transfiner_refine.formats.registry import recognise
 from transfiner_refine.report.truth import TrueMask, load_truth
 
 __all__ = ["Scene", "Scenes", "Shown", "load_scenes"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.image_file import opened
 from transfiner_refine.formats.segmentation import mask_from_segmentation
+from transfiner_refine.images import opened
 from transfiner_refine.masks import Mask
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]

@@ -9,7 +9,7 @@ from transfiner_refine.formats.coco.index import Layout
 from transfiner_refine.formats.coco.recognise import is_annotations, is_lines, is_results
 from transfiner_refine.formats.coco.source import CocoSource
 from transfiner_refine.formats.coco.write import write_annotations, write_lines, write_results
-from transfiner_refine.formats.registry import Format, OpenOptions
+from transfiner_refine.formats.records import Format, OpenOptions
 
 __all__ = ["COCO_ANNOTATIONS", "COCO_LINES", "COCO_RESULTS"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco.index import Layout
 from transfiner_refine.formats.coco.records import instance_of
-from transfiner_refine.formats.images import upright_size
 from transfiner_refine.formats.json_scan import parse, short
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.segmentation import compressed_masks
+from transfiner_refine.images import upright_size
 
 __all__ = ["CocoImage", "blamed", "own_label"]
 

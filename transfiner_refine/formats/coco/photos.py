@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.json_scan import JsonValues, Scanner
 from transfiner_refine.formats.text_file import TextFile
+from transfiner_refine.images import ImageFolder
 
 __all__ = [
     "ImageId",

@@ -15,11 +15,10 @@ from transfiner_refine.formats.coco.image import CocoImage, blamed, own_label
 from transfiner_refine.formats.coco.index import Layout, index_records
 from transfiner_refine.formats.coco.photos import ImageId, Photo, check_any_found, find_photo, read_listing
 from transfiner_refine.formats.coco.records import with_mask
-from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.json_scan import short
-from transfiner_refine.formats.records import ImageRecord, RecordFault, UnreadSource, Written
-from transfiner_refine.formats.registry import OpenOptions
+from transfiner_refine.formats.records import ImageRecord, OpenOptions, RecordFault, UnreadSource, Written
 from transfiner_refine.formats.text_file import TextFile, text_output
+from transfiner_refine.images import ImageFolder
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file
 

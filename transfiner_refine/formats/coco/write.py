@@ -11,9 +11,9 @@ from transfiner_refine.formats.coco.ids import Ids
 from transfiner_refine.formats.coco.photos import ImageId
 from transfiner_refine.formats.coco.records import compact, mask_values
 from transfiner_refine.formats.coco.source import CocoSource
-from transfiner_refine.formats.images import upright_size
 from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source, Written
 from transfiner_refine.formats.text_file import text_output
+from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 
 __all__ = ["write_annotations", "write_lines", "write_list", "write_results"]

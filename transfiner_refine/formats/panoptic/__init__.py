@@ -3,7 +3,7 @@
 from transfiner_refine.formats.coco.recognise import is_panoptic
 from transfiner_refine.formats.panoptic.source import PanopticSource, png_folder
 from transfiner_refine.formats.panoptic.write import write_panoptic
-from transfiner_refine.formats.registry import Format
+from transfiner_refine.formats.records import Format
 
 __all__ = ["COCO_PANOPTIC"]
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.image_file import MAX_IMAGE_PIXELS, opened
-from transfiner_refine.formats.png_chunks import read_chunks, read_header
+from transfiner_refine.formats.png_chunks import read_header
+from transfiner_refine.images import MAX_IMAGE_PIXELS, opened, read_chunks
 
 __all__ = ["LARGEST_ID", "id_boxes", "read_ids", "write_ids"]
 

@@ -23,15 +23,14 @@ from transfiner_refine.formats.coco.photos import (
     scan_listing,
 )
 from transfiner_refine.formats.id_map import IdMap, IdMask
-from transfiner_refine.formats.images import ImageFolder
 from transfiner_refine.formats.json_scan import JsonValues, Scanner, short
 from transfiner_refine.formats.panoptic.partition import repartition
 from transfiner_refine.formats.panoptic.pixels import id_boxes, read_ids, write_ids
 from transfiner_refine.formats.panoptic.segments import segment_of, with_boxes
 from transfiner_refine.formats.png_pixels import png_size
-from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
-from transfiner_refine.formats.registry import OpenOptions
+from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions, RecordFault, Written
 from transfiner_refine.formats.text_file import TextFile, text_output
+from transfiner_refine.images import ImageFolder
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import (
     atomic_folder,

@@ -11,12 +11,12 @@ import numpy as np
 from transfiner_refine.formats.coco.ids import Ids
 from transfiner_refine.formats.coco.records import compact
 from transfiner_refine.formats.coco.write import write_list
-from transfiner_refine.formats.conversion import Conversion, ConvertedImage, ConvertedInstance, by_importance
 from transfiner_refine.formats.id_map import choose_ids, lay
 from transfiner_refine.formats.panoptic.pixels import LARGEST_ID, id_boxes, write_ids
 from transfiner_refine.formats.panoptic.source import png_folder
-from transfiner_refine.formats.records import Source, Written
+from transfiner_refine.formats.records import ImageRecord, Instance, Source, Written
 from transfiner_refine.formats.text_file import text_output
+from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, remove_drafts
 
@@ -54,40 +54,40 @@ def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) ->
 
 def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str]) -> Iterator[str]:
     """Writes the PNGs; gives the annotations, and fills the list of images meanwhile."""
-    for image in conversion:
-        image_id = ids.image_id(image.record, len(images))
-        name = f"{image.stem}.png"
-        height, width = image.size
-        file_name = {} if image.record.file_name is None else {"file_name": image.record.file_name}
+    for stem, (height, width), image in conversion:
+        image_id = ids.image_id(image, len(images))
+        name = f"{stem}.png"
+        file_name = {} if image.file_name is None else {"file_name": image.file_name}
         images.append(compact({"id": image_id, **file_name, "width": width, "height": height}))
-        segments = _lay(conversion, image, ids, draft / name)
+        segments = _lay(conversion, image, (height, width), ids, draft / name)
         yield compact({"image_id": image_id, "file_name": name, "segments_info": segments})
 
 
-def _lay(conversion: Conversion, image: ConvertedImage, ids: Ids, path: Path) -> list[dict[str, Any]]:
+def _lay(
+    conversion: Conversion, image: ImageRecord, size: tuple[int, int], ids: Ids, path: Path
+) -> list[dict[str, Any]]:
     """Writes the PNG of an image; gives its segments in the order of the source."""
-    chosen = choose_ids([item.instance.instance_id for item in image.instances], LARGEST_ID)
-    id_of = {id(item): segment_id for item, segment_id in zip(image.instances, chosen, strict=True)}
+    chosen = choose_ids([item.instance_id for item in image.instances], LARGEST_ID)
+    id_of = {item.index: segment_id for item, segment_id in zip(image.instances, chosen, strict=True)}
     ranked = sorted(by_importance(image.instances), key=_layer)
     for item in ranked[_MOST:]:
         conversion.leave_out(image, item, f"is one of {len(ranked)} segments", f"give at most {_MOST}")
     ranked = ranked[:_MOST]
-    places = [(place, item.hard()) for place, item in enumerate(ranked, 1)]
-    laid = lay(np.zeros(image.size, np.uint16), places)
+    places = [(place, item.mask.decode().hard()) for place, item in enumerate(ranked, 1)]
+    laid = lay(np.zeros(size, np.uint16), places)
     conversion.overlap(laid.overlap_pixels, [ranked[position] for position in laid.covered])
-    table = np.array([0, *(id_of[id(item)] for item in ranked)], np.uint32)
+    table = np.array([0, *(id_of[item.index] for item in ranked)], np.uint32)
     values = table[laid.values]
     write_ids(path, values)
     found = id_boxes(values)
     return [
-        _segment(item, id_of[id(item)], ids, *found[id_of[id(item)]])
+        _segment(item, id_of[item.index], ids, *found[id_of[item.index]])
         for item in image.instances
-        if id_of[id(item)] in found
+        if id_of[item.index] in found
     ]
 
 
-def _segment(item: ConvertedInstance, segment_id: int, ids: Ids, area: int, box: list[int]) -> dict[str, Any]:
-    instance = item.instance
+def _segment(instance: Instance, segment_id: int, ids: Ids, area: int, box: list[int]) -> dict[str, Any]:
     entry = {
         "id": segment_id,
         "category_id": ids.category_id(instance),
@@ -98,5 +98,5 @@ def _segment(item: ConvertedInstance, segment_id: int, ids: Ids, area: int, box:
     return entry if instance.score is None else entry | {"score": instance.score}
 
 
-def _layer(item: ConvertedInstance) -> int:
-    return 2 if item.instance.is_stuff else int(item.instance.is_crowd)
+def _layer(item: Instance) -> int:
+    return 2 if item.is_stuff else int(item.is_crowd)

@@ -1,0 +1,379 @@
+"""Folder formats: a list of files, the images that belong to them, and writing the folder again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
+from transfiner_refine.images import SUFFIXES, upright_size
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder, check_output_folder
+
+__all__ = ["FolderEntry", "FolderSource", "ImageTree", "copy_file", "copy_rest", "files_in", "first_files"]
+
+_FOLDERS_LOOKED_INTO = 16
+
+
+def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
+    """The files below a folder, as paths relative to it, in the order of their names.
+
+    Links to folders are followed, each folder once, so that a circle of links ends. Pipes and devices are no
+    files. Names that begin with a dot are left out, as the drafts of interrupted runs and of editors are.
+
+    Args:
+        folder: where to look.
+        remedy: what to tell a user whose folder cannot be listed.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be listed.
+    """
+    try:
+        return sorted(_walk(folder), key=str)
+    except OSError as error:
+        raise InputError(
+            f"cannot be listed as a folder ({error.strerror})", file=error.filename or folder, remedy=remedy
+        ) from error
+
+
+def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
+    """A few files with that suffix (lower case, with dot) from a folder and its subfolders, for a cheap look at them.
+
+    The folder itself comes first, then the first subfolders, each by name; an unreadable folder has none.
+    """
+    found: list[Path] = []
+    folders = [folder]
+    for _ in range(_FOLDERS_LOOKED_INTO):
+        if not folders or len(found) >= most:
+            break
+        try:
+            with os.scandir(folders.pop(0)) as entries:
+                listed = sorted(
+                    (entry for entry in entries if not entry.name.startswith(".")),
+                    key=lambda entry: entry.name,
+                )
+                files = [
+                    entry for entry in listed if entry.name.lower().endswith(suffix) and _is(entry.is_file)
+                ]
+                found += [Path(entry.path) for entry in files[:most]]
+                folders += [Path(entry.path) for entry in listed if _is(entry.is_dir)][:_FOLDERS_LOOKED_INTO]
+        except OSError:
+            continue
+    return found[:most]
+
+
+def copy_file(folder: Path, name: PurePosixPath, draft: Path) -> None:
+    """Copies one file to the same place in ``draft``."""
+    target = draft / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / name, target)
+
+
+def copy_rest(folder: Path, names: Iterable[PurePosixPath], draft: Path) -> None:
+    """Copies the files that ``draft`` does not have yet."""
+    for name in names:
+        if not (draft / name).exists():
+            copy_file(folder, name, draft)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link that leads to itself is neither file nor folder
+        return False
+
+
+def _raise(error: OSError) -> None:
+    """What cannot be listed must not be passed over as if it held nothing."""
+    raise error
+
+
+def _walk(folder: Path) -> Iterator[PurePosixPath]:
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        inside = Path(place)
+        fresh = []
+        for name in sorted(folders):
+            real = os.path.realpath(inside / name)
+            if not name.startswith(".") and real not in seen:
+                seen.add(real)
+                fresh.append(name)
+        folders[:] = fresh
+        for name in files:
+            if not name.startswith(".") and (inside / name).is_file():
+                yield PurePosixPath((inside / name).relative_to(folder).as_posix())
+
+
+class ImageTree:
+    """The images below ``--images``, for formats that keep them in subfolders (a city, a video, a split)."""
+
+    def __init__(
+        self, root: Path, *, without: Collection[Path] = (), key: Callable[[str], str] = str
+    ) -> None:
+        """Lists the folder once.
+
+        Args:
+            root: the folder of the images.
+            without: files in it that are not images to refine (masks beside them).
+            key: what of an image's stem must agree with a mask's, such as ``aachen_000000_000019`` of
+                ``aachen_000000_000019_leftImg8bit``.
+
+        Raises:
+            InputError: there is no such folder, or it cannot be listed.
+        """
+        self.root = root
+        self._by_key: dict[str, list[PurePosixPath]] = {}
+        barred = {path.resolve() for path in without}
+        for name in files_in(root, remedy="give the folder of the images"):
+            if name.suffix.lower() in SUFFIXES and (not barred or (root / name).resolve() not in barred):
+                self._by_key.setdefault(key(name.stem), []).append(name)
+
+    def find(self, stem: PurePosixPath) -> PurePosixPath | None:
+        """The image of ``SUBFOLDER/STEM``, relative to the root; None if there is none.
+
+        Either path may have more leading folders than the other (``480p/bear/00000`` finds
+        ``bear/00000.jpg`` and the other way round), but what both have must agree.
+
+        Raises:
+            InputError: several images fit equally well; the text names them.
+        """
+        best, found = -1, list[PurePosixPath]()
+        for image in self._by_key.get(stem.name, ()):
+            common = _common_end(stem.parts[:-1], image.parts[:-1])
+            if common < min(len(stem.parts), len(image.parts)) - 1:
+                continue
+            if common > best:
+                best, found = common, []
+            if common == best:
+                found.append(image)
+        exact = [image for image in found if image.parent == stem.parent] or found
+        if len({image.parent for image in exact}) > 1:
+            raise InputError(
+                f"the image of {stem} could be {' or '.join(map(str, exact[:3]))}",
+                file=self.root,
+                remedy="give the one folder that has the images of these masks",
+            )
+        # in one folder, several kinds of the same image: the one that is most likely the photo
+        return min(exact, key=lambda image: SUFFIXES.index(image.suffix.lower()), default=None)
+
+    def has_key(self, key: str) -> bool:
+        """Whether any image has that key, in whatever folder."""
+        return key in self._by_key
+
+
+def _common_end(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """Number of parts in which the ends of two paths agree."""
+    count = 0
+    for left, right in zip(reversed(a), reversed(b), strict=False):
+        if left != right:
+            break
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class FolderEntry:
+    """One image of a folder format.
+
+    Attributes:
+        name: its main file (a map, a list of lines), relative to the folder.
+        stem: where its image must lie and what it must be called, without ending.
+        count: number of instances, those at fault included.
+        image: the image file, relative to ``--images``; None without such a folder, or where there is none.
+        error: why nothing of it can be used.
+    """
+
+    name: PurePosixPath
+    stem: PurePosixPath
+    count: int
+    image: PurePosixPath | None = None
+    error: InputError | None = None
+
+
+class FolderSource(ABC):
+    """A folder of which some files hold masks; all others are copied when it is written again.
+
+    A reader lists ``entries`` and gives their instances; finding images, counting and writing are here.
+    """
+
+    def __init__(self, folder: Path, images: Path | None) -> None:
+        """Lists the folder.
+
+        Args:
+            folder: the folder of the masks.
+            images: the folder of the images, None to do without them.
+
+        Raises:
+            InputError: there is no such folder, or it cannot be listed.
+        """
+        self.folder, self.image_folder = folder, images
+        self.files = files_in(folder, remedy="give the folder of the masks")
+        self.entries: tuple[FolderEntry, ...] = ()
+
+    @abstractmethod
+    def instances_of(
+        self, position: int, size: Callable[[], tuple[int, int]]
+    ) -> Iterator[Instance | RecordFault]:
+        """The instances of entry ``position``, their indexes counted from 0 in the entry.
+
+        ``size`` gives (height, width) of the image; it raises InputError where there is none.
+        """
+
+    @abstractmethod
+    def stated_size(self, position: int) -> tuple[int, int] | None:
+        """(height, width) that the format states for an image, None where it states none."""
+
+    @abstractmethod
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
+        """Writes the files of one entry with refined masks, by their index in the entry, into ``draft``.
+
+        Covered instances are named by their index in the entry too.
+        """
+
+    def usual_image_name(self, position: int) -> str | None:  # noqa: ARG002  the formats differ
+        """What an image is called by the custom of the format, for sources without images."""
+        return None
+
+    @property
+    def num_images(self) -> int:
+        return sum(entry.count > 0 for entry in self.entries)
+
+    @property
+    def num_instances(self) -> int:
+        return sum(entry.count for entry in self.entries)
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        return {}
+
+    def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
+        first = 0
+        for position, entry in enumerate(self.entries):
+            if entry.error is not None:
+                yield RecordFault(entry.error, entry.count, whole_image=True)
+            else:
+                yield from self._record(position, entry, first)
+            first += entry.count
+
+    def check_output(self, output: Path, *, overwrite: bool) -> None:
+        inputs = [self.folder] if self.image_folder is None else [self.folder, self.image_folder]
+        check_output_folder(output, inputs, overwrite=overwrite)
+
+    def write(
+        self,
+        output: Path,
+        results: Mapping[int, Mask],
+        *,
+        keep_boxes: bool = False,  # noqa: ARG002  none of these formats states boxes beside masks
+        overwrite: bool = False,
+    ) -> Written:
+        self.check_output(output, overwrite=overwrite)
+        overlap_pixels, covered, first = 0, list[int](), 0
+        with atomic_folder(output) as draft:
+            for position, entry in enumerate(self.entries):
+                masks = {
+                    number: results[first + number]
+                    for number in range(entry.count)
+                    if first + number in results
+                }
+                if masks:
+                    written = self.write_image(position, masks, draft)
+                    overlap_pixels += written.overlap_pixels
+                    covered += [first + number for number in written.covered]
+                first += entry.count
+            copy_rest(self.folder, self.files, draft)
+        return Written(overlap_pixels, tuple(covered))
+
+    def find_images(self, tree: ImageTree | None) -> None:
+        """Gives each entry its image, or the error that there is none.
+
+        Raises:
+            InputError: no entry can be used.
+        """
+        if tree is None:
+            return
+        found = [entry if entry.error is not None else _with_image(entry, tree) for entry in self.entries]
+        owners: dict[PurePosixPath, list[FolderEntry]] = {}
+        for entry in found:
+            if entry.image is not None:
+                owners.setdefault(entry.image, []).append(entry)
+        self.entries = tuple(
+            _contested(entry, owners[entry.image], tree)
+            if entry.image is not None and len(owners[entry.image]) > 1
+            else entry
+            for entry in found
+        )
+        errors = [entry.error for entry in self.entries if entry.error is not None]
+        if errors and len(errors) == len(self.entries):
+            first = errors[0]
+            if len(errors) == 1:
+                raise first
+            raise InputError(
+                f"none of the {len(errors)} images can be used; the first: {first.reason}",
+                file=first.file,
+                record=first.record,
+                remedy=first.remedy,
+            )
+
+    def _record(self, position: int, entry: FolderEntry, first: int) -> Iterator[ImageRecord | RecordFault]:
+        path = None if self.image_folder is None or entry.image is None else self.image_folder / entry.image
+
+        def size() -> tuple[int, int]:
+            if path is None:
+                raise InputError(
+                    "holds shares of its image's size, which is not known",
+                    file=self.folder / entry.name,
+                    remedy="give the folder of the images with --images",
+                )
+            return upright_size(path)
+
+        instances = []
+        try:
+            for item in self.instances_of(position, size):
+                if isinstance(item, RecordFault):
+                    yield item
+                else:
+                    instances.append(replace(item, index=first + item.index))
+            stated = self.stated_size(position)
+        except InputError as error:  # the image cannot be read: nothing of the entry can be used
+            yield RecordFault(error, entry.count, whole_image=True)
+            return
+        image = None if entry.image is None else entry.image.as_posix()
+        yield ImageRecord(
+            path,
+            image or entry.stem.as_posix(),
+            tuple(instances),
+            stated,
+            image_id=entry.stem.as_posix(),
+            file_name=image or self.usual_image_name(position),
+        )
+
+
+def _with_image(entry: FolderEntry, tree: ImageTree) -> FolderEntry:
+    try:
+        image = tree.find(entry.stem)
+        if image is None:
+            raise InputError(
+                f"there is no image of that name in {tree.root}",
+                record=entry.name.as_posix(),
+                remedy="check --images",
+            )
+        return replace(entry, image=image)
+    except InputError as error:
+        return replace(entry, error=error)
+
+
+def _contested(entry: FolderEntry, owners: list[FolderEntry], tree: ImageTree) -> FolderEntry:
+    """The entry with an error: several claim its image, and at most one can be right."""
+    names = " and ".join(owner.name.as_posix() for owner in owners[:3])
+    error = InputError(
+        f"{names} would belong to the same image {entry.image}",
+        file=tree.root,
+        remedy="give a folder of images with the same subfolders as the masks",
+    )
+    return replace(entry, error=error, image=None)

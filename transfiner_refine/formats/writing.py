@@ -1,0 +1,147 @@
+"""Writing what any source holds in another format: names, masks and sizes, and what gets lost on the way."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source, Written
+from transfiner_refine.images import SUFFIXES, upright_size
+from transfiner_refine.masks import Mask
+
+__all__ = ["Conversion", "by_importance", "stem_of"]
+
+_NO_LETTERS = ("Cc", "Cs")  # control characters, and what stands for bytes that are no text
+_LONGEST_NAME = 200  # bytes of one part of a path; file systems end at 255, and formats add their endings
+
+
+class Conversion:
+    """Walks over a source for a writer, and keeps account of what does not arrive."""
+
+    def __init__(
+        self,
+        source: Source,
+        results: Mapping[int, Mask],
+        named: Callable[[PurePosixPath], PurePosixPath] = PurePosixPath,
+    ) -> None:
+        """Takes what to write.
+
+        Args:
+            source: the images and their instances.
+            results: refined masks by ``Instance.index``.
+            named: what the format makes of an image's stem; of two images with one name the second is refused.
+        """
+        self._source, self._results, self._named = source, results, named
+        self._faults: list[RecordFault] = []
+        self._covered: list[int] = []
+        self._overlap_pixels = 0
+
+    def __iter__(self) -> Iterator[tuple[PurePosixPath, tuple[int, int], ImageRecord]]:
+        """The images that can be written; all else is kept as a fault.
+
+        Yields:
+            the image's name in the new format: a relative path without ending, safe to write at;
+            (height, width) that all its masks have;
+            its record, with the sound instances only. Their masks are decoded ``MaskWindow``s, the refined ones
+            where there are any: bool in the tightest window, or float32 in [0, 1] where the source is soft and
+            nothing was refined.
+        """
+        taken: set[PurePosixPath] = set()
+        for item in self._source:
+            if isinstance(item, RecordFault):
+                self._faults.append(item)
+                continue
+            instances = len(item.instances)
+            try:
+                stem = self._named(stem_of(item))
+                if stem in taken:
+                    raise InputError(
+                        f"is called {stem} like another image", record=item.name, remedy="rename one of them"
+                    )
+                taken.add(stem)
+                image = self._decoded(item)
+                instances = 0  # an image whose size is not known has none, or all were named one by one
+                size = self._size(image)
+            except InputError as error:
+                self._faults.append(RecordFault(error, instances, whole_image=True))
+                continue
+            for instance in image.instances:
+                if instance.mask.size != size:
+                    (h, w), (height, width) = instance.mask.size, size
+                    reason = f"the mask is {h}×{w} (height × width), others of its image are {height}×{width}"
+                    self._blame(item, instance, InputError(reason))
+            kept = tuple(instance for instance in image.instances if instance.mask.size == size)
+            yield stem, size, replace(image, instances=kept)
+
+    def leave_out(self, image: ImageRecord, instance: Instance, reason: str, remedy: str) -> None:
+        """Keeps account of an instance that the format cannot hold."""
+        self._blame(image, instance, InputError(reason, remedy=remedy))
+
+    def overlap(self, pixels: int, covered: Collection[Instance]) -> None:
+        """Keeps account of one image whose instances share pixels in a format of one id a pixel."""
+        self._overlap_pixels += pixels
+        self._covered += [instance.index for instance in covered]
+
+    def written(self) -> Written:
+        """The account."""
+        return Written(self._overlap_pixels, tuple(sorted(self._covered)), tuple(self._faults))
+
+    def _decoded(self, image: ImageRecord) -> ImageRecord:
+        found = []
+        for instance in image.instances:
+            try:
+                mask = self._results.get(instance.index, instance.mask).decode()
+            except InputError as error:
+                self._blame(image, instance, error)
+                continue
+            # a soft mask keeps its faint pixels
+            found.append(replace(instance, mask=mask.tight() if mask.values.dtype == bool else mask))
+        return replace(image, instances=tuple(found))
+
+    def _size(self, image: ImageRecord) -> tuple[int, int]:
+        if image.instances:  # the masks know their own frame; an image file's may be turned
+            return image.instances[0].mask.size
+        if image.size is not None:
+            return image.size
+        if image.path is None:
+            raise InputError(
+                "has no masks and no stated size", record=image.name, remedy="give its image with --images"
+            )
+        return upright_size(image.path)
+
+    def _blame(self, image: ImageRecord, instance: Instance, error: InputError) -> None:
+        label = error.record or instance.label
+        self._faults.append(RecordFault(error.at(record=label if error.file else f"{image.name}, {label}")))
+
+
+def stem_of(record: ImageRecord) -> PurePosixPath:
+    """The path an image's files get in a new folder, without ending: that of its file, or its id, or its name.
+
+    Raises:
+        InputError: the source calls the image something that lies outside of every folder.
+    """
+    if record.file_name:
+        text = record.file_name
+    elif isinstance(record.image_id, int):
+        text = f"{record.image_id:012d}"  # as COCO names its images
+    else:
+        text = record.image_id or record.name
+    path = PurePosixPath(text.replace("\\", "/"))
+    unsafe = path.is_absolute() or ".." in path.parts or not path.name
+    unsafe = unsafe or any(unicodedata.category(letter) in _NO_LETTERS for letter in text)
+    if unsafe or ":" in path.parts[0] or any(part.startswith(".") for part in path.parts):
+        raise InputError(
+            f"the name {text[:100]!r} is not that of a file inside a folder", remedy="rename the image"
+        )
+    if max(len(part.encode()) for part in path.parts) > _LONGEST_NAME:
+        raise InputError(f"the name {text[:100]!r}... is too long for a file", remedy="rename the image")
+    return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+
+
+def by_importance(instances: Sequence[Instance]) -> list[Instance]:
+    """Instances by falling score, then in their order; those without a score come last."""
+    return sorted(instances, key=lambda each: math.inf if each.score is None else -each.score)

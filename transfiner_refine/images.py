@@ -1,0 +1,400 @@
+"""Finding, opening and reading images: every kind of pixels to H×W×3 uint8 RGB, turned the way the masks say."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from threading import RLock
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.masks import MAX_PIXELS
+
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "SUFFIXES",
+    "DecodedImage",
+    "ImageFolder",
+    "check_pixels",
+    "opened",
+    "read_chunks",
+    "read_image",
+    "upright_size",
+]
+
+MAX_IMAGE_PIXELS = 400_000_000  # 20,000 × 20,000; what an image costs in memory is in docs/reliability.md
+# in the order in which they are preferred where one stem has several (a photo is rather a JPEG than a PNG)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+# Pillow's other formats stay shut: some start other programs (EPS runs Ghostscript), none is used for photos
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+_MAGIC_BYTES = 16  # what Pillow's plugins ask to see
+_STRIP_PIXELS = 1 << 23  # pixels converted at a time; ordinary images are one strip
+_LONGEST_NAME = 100  # characters of a name that a message quotes
+_EXIF_ORIENTATION = 0x0112
+# how stored pixels become upright ones, by EXIF orientation
+_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+_INVERSE = {6: 8, 8: 6}  # the other orientations undo themselves
+_one_giant = RLock()
+_lifted_from: list[int | None] = []  # Pillow's limit before it was lifted, while it is
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image ready for the network.
+
+    Attributes:
+        pixels: [H, W, 3] uint8 RGB, contiguous.
+        turned: its EXIF orientation was applied, so the pixels lie otherwise than in the file.
+    """
+
+    pixels: NDArray[np.uint8]
+    turned: bool
+
+
+class ImageFolder:
+    """The images of ``--images``, found by name or by COCO image id; never outside the folder.
+
+    "Outside" is what a *file* could ask for: ``../``, absolute paths, drives. Symbolic links inside the folder
+    are followed wherever they lead: data sets are often assembled of links.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Lists the folder once.
+
+        Raises:
+            InputError: there is no such folder, or it cannot be listed.
+        """
+        self.root = root
+        try:
+            names = sorted(path.name for path in root.iterdir())
+        except OSError as error:
+            raise InputError(
+                f"cannot be listed as a folder ({error.strerror})",
+                file=root,
+                remedy="give the folder of the images",
+            ) from error
+        self._names = frozenset(names)
+        images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        images.sort(key=lambda name: SUFFIXES.index(PurePosixPath(name).suffix.lower()))
+        self._by_number: dict[int, list[str]] = {}
+        for stem, name in {PurePosixPath(name).stem: name for name in reversed(images)}.items():
+            if stem.isascii() and stem.isdigit() and len(stem) < 20:
+                self._by_number.setdefault(int(stem), []).append(name)
+        for padded in self._by_number.values():
+            padded.sort()
+
+    def named(self, file_name: str) -> Path:
+        """The image that a file calls ``file_name``, at that place in the folder or directly in it.
+
+        Raises:
+            InputError: there is none; the text lists the names that were tried.
+        """
+        relative = PurePosixPath(file_name.replace("\\", "/"))
+        inside = (
+            not relative.is_absolute()
+            and ".." not in relative.parts
+            and not PureWindowsPath(file_name).drive  # there, root / "C:x.jpg" is not below the root
+        )
+        tried = list(dict.fromkeys([str(relative), relative.name] if inside else [relative.name]))
+        for name in tried:
+            if name in self._names or (inside and "/" in name and _is_file(self.root / name)):
+                return self.root / name
+        raise self._not_found(f"image {_short(file_name)}", tried)
+
+    def with_id(self, image_id: int | str) -> Path:
+        """The image of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
+
+        A text id may be a file name or a stem.
+
+        Raises:
+            InputError: there is none, or several; the text lists the names that were tried.
+        """
+        text = isinstance(image_id, str)
+        stems = [str(image_id)] if text else list(dict.fromkeys([f"{image_id:012d}", str(image_id)]))
+        tried = [*(stems if text else []), *(stem + suffix for stem in stems for suffix in SUFFIXES)]
+        for name in tried:
+            if name in self._names:
+                return self.root / name
+        padded = [] if isinstance(image_id, str) else self._by_number.get(image_id, [])
+        if len(padded) == 1:
+            return self.root / padded[0]
+        remedy = "say which image it is with --image-info annotations.json"
+        if padded:
+            raise InputError(
+                f"image id {image_id} could be {' or '.join(padded[:3])}", file=self.root, remedy=remedy
+            )
+        raise self._not_found(f"the file of image id {_short(image_id)}", tried, remedy)
+
+    def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
+        names = [name if name.isprintable() and len(name) < _LONGEST_NAME else _short(name) for name in tried]
+        return InputError(f"{what} is not there (tried {', '.join(names)})", file=self.root, remedy=remedy)
+
+
+def read_image(
+    path: Path, mask_sizes: Collection[tuple[int, int]] = (), max_pixels: int = MAX_IMAGE_PIXELS
+) -> DecodedImage:
+    """An image as its masks see it.
+
+    Detectors differ in whether they apply the EXIF orientation, so the masks decide: if one of them has the
+    upright size, the image is turned upright; else if one has the size of the stored pixels, it stays as
+    stored. Where both sizes are equal (square images, turns by 180°) the image is turned upright, as
+    OpenCV's ``imread`` does. Grey, palette, CMYK and 16-bit pixels become 8-bit RGB; alpha is dropped. Of
+    animations and files of several pages the first is taken, as OpenCV takes it.
+
+    Args:
+        path: the file.
+        mask_sizes: (height, width) of its masks, pixels; empty for upright.
+        max_pixels: the largest height × width that is decoded; more is refused on the file's header.
+
+    Raises:
+        InputError: the file is missing, damaged, no image, larger than ``max_pixels``, or of a size that no
+            mask has.
+    """
+    stored, upright, orientation = _decoded(path, max_pixels)
+    if not mask_sizes or upright.shape[:2] in mask_sizes:
+        return DecodedImage(np.ascontiguousarray(upright), turned=orientation in _UPRIGHT)
+    if stored.shape[:2] in mask_sizes:
+        return DecodedImage(np.ascontiguousarray(stored), turned=False)
+    sizes = f"{upright.shape[0]}×{upright.shape[1]}"
+    if stored.shape != upright.shape:
+        sizes += f" upright and {stored.shape[0]}×{stored.shape[1]} as stored"
+    masks = " and ".join(f"{height}×{width}" for height, width in sorted(mask_sizes)[:3])
+    raise InputError(
+        f"the image is {sizes} (height × width), its masks are {masks}",
+        file=path,
+        remedy="give the images the masks were made on",
+    )
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image, its EXIF orientation applied, without decoding its pixels; of any size.
+
+    Raises:
+        InputError: the file is missing, damaged or no image.
+    """
+    with opened(path, None) as image:
+        width, height = image.size
+        if image.format == "PNG" and "exif" not in image.info:
+            # it may come after the pixels, and Pillow would decode them to see
+            late = [data for name, data in read_chunks(path) if name == b"eXIf"]
+            image.info["exif"] = bytes(late[-1]) if late else b""
+        # Pillow states TIFF sizes upright already
+        sideways = image.format != "TIFF" and _orientation(image) >= 5
+        return (width, height) if sideways else (height, width)
+
+
+@contextmanager
+def opened(path: Path, max_pixels: int | None = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
+    """An image file in Pillow; whatever Pillow stumbles over inside the block comes out as one InputError.
+
+    Only the header has been read when the block begins. A file is told by its content, not by its name.
+
+    Args:
+        path: the file.
+        max_pixels: the largest height × width that is let through; None for any, where only the header matters.
+
+    Raises:
+        InputError: the file is missing, damaged, no image, or has more pixels than ``max_pixels``.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
+            raise InputError("is no file", file=path, remedy="give image files")
+        with path.open("rb") as file, _identified(file, path) as image:
+            if max_pixels is not None:
+                check_pixels(image.height, image.width, max_pixels, path)
+            pixels = image.height * image.width
+            with _pillow_limit(pixels) if max_pixels and _is_giant(pixels) else nullcontext():
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=path, remedy="check its folder and its name") from None
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error ... on damaged files
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise InputError(
+            f"cannot be read as an image ({reason})", file=path, remedy="replace the file"
+        ) from error
+
+
+def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = None) -> None:
+    """Refuses an image or a mask for the size that it states, before anything is decoded.
+
+    Raises:
+        InputError: it has no pixels, more than ``max_pixels``, or more than a mask can have.
+    """
+    if height < 1 or width < 1:
+        raise InputError(f"states the size {height}×{width}", file=path, remedy="replace the file")
+    if height * width > min(max_pixels, MAX_PIXELS):
+        raise InputError(
+            f"states {height}×{width} = {height * width} pixels, more than the {min(max_pixels, MAX_PIXELS)} "
+            + ("allowed" if max_pixels < MAX_PIXELS else "that run-length masks can have"),
+            file=path,
+            remedy="raise --max-image-pixels if the image is really that large"
+            if max_pixels < MAX_PIXELS
+            else "cut the image into parts",
+        )
+
+
+def read_chunks(path: Path) -> list[tuple[bytes, memoryview]]:
+    """(name, data) of every chunk of a PNG up to IEND.
+
+    Pillow does not look at the checksum of pixel data, so that a flipped bit can move an outline unnoticed.
+
+    Raises:
+        InputError: no PNG, cut off inside a chunk, a wrong checksum, or a header that is not one or not first.
+    """
+
+    def damaged(how: str) -> InputError:
+        return InputError(how, file=path, remedy="the file is damaged; replace it")
+
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="check the path") from error
+    if data[: len(PNG_SIGNATURE)] != PNG_SIGNATURE:
+        raise InputError("is no PNG file", file=path, remedy="replace the file")
+    chunks: list[tuple[bytes, memoryview]] = []
+    at = len(PNG_SIGNATURE)
+    while at < len(data) and (not chunks or chunks[-1][0] != b"IEND"):
+        name, end = bytes(data[at + 4 : at + 8]), len(data)
+        if at + 12 <= len(data):
+            end = at + 8 + int(struct.unpack_from(">I", data, at)[0])
+        if end + 4 > len(data):
+            raise damaged("ends in the middle of a chunk")
+        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise damaged(f"has a wrong checksum in its chunk {name!r}")
+        chunks.append((name, data[at + 8 : end]))
+        at = end + 4
+    if [index for index, (name, _) in enumerate(chunks) if name == b"IHDR"] != [0] or len(chunks[0][1]) != 13:
+        raise damaged("does not begin with its one header")
+    return chunks
+
+
+def _decoded(path: Path, max_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+    """[H, W, 3] pixels as stored, the same turned upright (a view), and the EXIF orientation.
+
+    A function of its own so that Pillow's copy of the pixels is gone before the next copy is made.
+    """
+    with opened(path, max_pixels) as image:
+        orientation = _orientation(image)
+        if image.format == "PNG":
+            read_chunks(path)
+        image.load()
+        pixels = _rgb(image, path)
+        if image.format == "TIFF" and orientation in _UPRIGHT and _orientation(image) == 1:
+            # Pillow has turned it already, as it does with TIFF alone
+            return _UPRIGHT[_INVERSE.get(orientation, orientation)](pixels), pixels, orientation
+    return pixels, _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels, orientation
+
+
+def _identified(file: BinaryIO, path: Path) -> Image.Image:
+    """The image as ``Image.open`` gives it, without the global pixel limit of that function.
+
+    No file name is handed on: with one, Pillow would map some files into memory, and a file that somebody
+    shortens meanwhile would then crash the interpreter.
+    """
+    start = file.read(_MAGIC_BYTES)
+    if any(name not in Image.OPEN for name in _FORMATS):
+        Image.init()  # imports the plugins
+    for name in _FORMATS:
+        if name not in Image.OPEN:
+            continue  # this Pillow was built without it
+        factory, accepts = Image.OPEN[name]
+        accepted = accepts is not None and accepts(start)
+        if accepted and not isinstance(accepted, str):  # a text says what this Pillow lacks
+            file.seek(0)
+            return factory(file, "")
+    raise InputError("is no image of a known format", file=path, remedy="replace the file")
+
+
+def _is_giant(pixels: int) -> bool:
+    """Whether Pillow's global limit, as others have set it, would be in the way."""
+    limits = [limit for limit in (Image.MAX_IMAGE_PIXELS, *_lifted_from) if limit is not None]
+    return pixels > min(limits, default=pixels)
+
+
+@contextmanager
+def _pillow_limit(pixels: int) -> Iterator[None]:
+    """Lifts Pillow's global limit to ``pixels`` for the one giant image that is being decoded.
+
+    Only some decoders (TIFF) ask for it. Meanwhile other threads meet a higher limit, never none; giants wait for
+    one another, which also keeps their memory apart; and a limit that others set in between is left alone.
+    """
+    with _one_giant:
+        # before it is lifted, so that no other giant takes the lifted one for it
+        _lifted_from.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = pixels
+        try:
+            yield
+        finally:
+            if pixels == Image.MAX_IMAGE_PIXELS:
+                Image.MAX_IMAGE_PIXELS = _lifted_from[-1]
+            _lifted_from.pop()
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 ... 8; 1 where there is none or it makes no sense."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing; the pixels may be well
+        return 1
+    return value if type(value) is int and value in _UPRIGHT else 1
+
+
+def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """[H, W, 3] uint8 of a loaded image, in the frame Pillow has it.
+
+    Large images go over in strips, so that only two copies of the pixels exist: Pillow's and ours.
+    """
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return _rgb_strip(image, path)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _rgb_strip(image.crop((0, top, width, bottom)), path)
+    return pixels
+
+
+def _rgb_strip(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would cut off at 255
+        wide = np.asarray(image).astype(np.int64)
+        if int(wide.min()) < 0 or int(wide.max()) > 65535:
+            raise InputError("has 32-bit pixels", file=path, remedy="convert the image to 8 or 16 bits")
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise InputError("has floating point pixels", file=path, remedy="convert the image to 8 or 16 bits")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than any name may be, or with characters that no name has
+        return False
+
+
+def _short(name: int | str) -> str:
+    text = repr(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 4]}...{text[-1]}"
