@@ -35,7 +35,7 @@ class RefinerConfig:
         dense_widths: channels of the dense decoder on the 56, 112 and 224 levels.
         width: channels of the node queries (256 in the paper, narrower here for CPUs).
         heads: attention heads of the sequence encoder.
-        layers: transformer layers of the sequence encoder (3 in the paper; docs/training.md says what they are worth).
+        layers: transformer layers of the sequence encoder (3 in the paper; docs/experiments/ablation.md says what they are worth).
         feedforward: hidden channels of the transformer's feed-forward part.
         max_depth: most quadtree levels (3 = 28/56/112, 4 adds 224, 5 adds 448).
         finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
