@@ -1,13 +1,20 @@
-"""Writing so that nothing half-written ever has the final name, and nothing is overwritten unasked."""
+"""Atomic writing: an output gets its name when it is whole, and nothing is overwritten unasked.
+
+Everything is written into a draft beside the output, ``.NAME.PROCESS-RANDOM.part``, and renamed at the end. A draft
+is created exclusively and its name cannot be guessed, so no link or pipe can be planted in its place.
+"""
 
 from __future__ import annotations
 
-import glob
+import ctypes
 import io
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -17,39 +24,56 @@ __all__ = [
     "atomic_binary_file",
     "atomic_file",
     "atomic_folder",
+    "atomic_output",
     "check_output_file",
     "check_output_folder",
     "remove_drafts",
 ]
 
 _ASK = "give another --output, or --overwrite"
+_ELSEWHERE = "give another --output"
+_LEFT = re.compile(
+    r"(\d+)(?:-[0-9a-f]+)?\.(part|old)"
+)  # of a draft's name; older versions had no random part
+_LONGEST_NAME = 200  # bytes; of an output with a longer name, drafts are named after a digest
+_ours: set[Path] = set()  # drafts of this process that are being written
 
 
 def check_output_file(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
     """Says whether a file may be written at ``output``.
 
     Raises:
-        OutputError: it is one of the inputs, exists without ``overwrite``, or its folder cannot take it.
+        OutputError: it is, holds or lies inside one of the inputs, exists without ``overwrite``, or its folder
+            cannot take it.
     """
-    _check_not_input(output, inputs)
+    _check_apart(output, inputs)
     if output.is_dir():
         raise OutputError("is a folder, but the result is one file", file=output, remedy="give a file name")
-    if output.exists() and not overwrite:
+    if output.exists() and not output.is_file():
+        raise OutputError("is no plain file", file=output, remedy=_ELSEWHERE)
+    if os.path.lexists(output) and not overwrite:
         raise OutputError("exists already", file=output, remedy=_ASK)
     _check_parent(output)
 
 
 def check_output_folder(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """Says whether a folder may be filled at ``output``; an empty one counts as not there.
+    """Says whether a folder may be written at ``output``; an empty one counts as not there.
 
     Raises:
-        OutputError: it is one of the inputs, has files without ``overwrite``, or cannot be made there.
+        OutputError: it is, holds or lies inside one of the inputs, has files without ``overwrite``, or cannot be
+            made there.
     """
-    _check_not_input(output, inputs)
-    if output.exists():
+    _check_apart(output, inputs)
+    if os.path.lexists(output):
         if not output.is_dir():
             raise OutputError(
                 "is a file, but the result is a folder", file=output, remedy="give a folder name"
+            )
+        if os.path.ismount(output):
+            raise OutputError(
+                "cannot be replaced as a whole, for a disk is mounted there",
+                file=output,
+                remedy="give a folder inside it",
             )
         if not overwrite and any(output.iterdir()):
             raise OutputError("exists already and is not empty", file=output, remedy=_ASK)
@@ -58,82 +82,195 @@ def check_output_folder(output: Path, inputs: Iterable[Path], *, overwrite: bool
 
 @contextmanager
 def atomic_file(output: Path) -> Iterator[TextIO]:
-    """A text file that gets its name when the block ends well, and leaves no trace when it does not.
+    """A text file in UTF-8 in the manner of ``atomic_binary_file``.
 
     Raises:
-        OutputError: the disk refused (full, read-only, no permission).
+        OutputError: as there.
     """
     with atomic_binary_file(output) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8")
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield text
         text.detach()  # hands over what is buffered, and leaves the file open for the fsync
 
 
 @contextmanager
 def atomic_binary_file(output: Path) -> Iterator[BinaryIO]:
-    """A binary file in the manner of ``atomic_file``.
+    """A file that gets its name when the block ends well, and leaves no trace when it does not.
+
+    What has had the name before the block is replaced; what appears at it during the block is not.
 
     Raises:
-        OutputError: the disk refused (full, read-only, no permission).
+        OutputError: the disk refused (full, read-only, no permission), or something has appeared at the name.
     """
-    draft = _draft_name(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
+    replace = os.path.lexists(output)
+    with _draft(output) as draft:
+        with draft.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(output)
-    except OSError as error:
-        raise _refused(output, error) from error
-    finally:
-        with suppress(OSError):  # gone if all went well, and never there if the folder is none
-            draft.unlink()
+        _name(draft, output, replace=replace)
 
 
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``output`` when the block ends well and vanishes when it does not.
 
-    Where ``output`` exists, the new files replace those of the same name one by one, each at once; files of
-    other names stay.
+    An older folder is replaced as a whole; one that gets files during the block is not, if it had none before.
 
     Raises:
-        OutputError: the disk refused (full, read-only, no permission).
+        OutputError: as for ``atomic_binary_file``.
     """
-    draft = _draft_name(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    replace = output.is_dir() and any(output.iterdir())
+    with _draft(_target(output)) as draft:
         draft.mkdir()
         yield draft
-        if output.is_dir():
-            for file in sorted(path for path in draft.rglob("*") if path.is_file()):
-                target = output / file.relative_to(draft)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-        else:
-            draft.replace(output)
-    except OSError as error:
-        raise _refused(output, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _name(draft, _target(output), replace=replace)
+
+
+@contextmanager
+def atomic_output(output: Path, beside: Path | None = None, *, overwrite: bool) -> Iterator[Path]:
+    """A path to write a file or a folder at; it becomes ``output`` when the block ends well.
+
+    Args:
+        output: the file or folder.
+        beside: a folder that is written beside the file; it gets its name first, and an old file goes before that.
+        overwrite: what is at the names may be replaced, else only empty folders.
+
+    Raises:
+        OutputError: as for ``atomic_binary_file``; paths in errors of the block are those of the output.
+    """
+    place = _target(output)
+    with _draft(place) as folder:
+        folder.mkdir()
+        try:
+            yield folder / place.name
+        except OutputError as error:
+            if error.file is None or folder not in Path(error.file).parents:
+                raise
+            file = place.parent / Path(error.file).relative_to(folder)
+            raise OutputError(error.reason, file=file, record=error.record, remedy=error.remedy) from error
+        if beside is not None and (folder / beside.name).is_dir():
+            if os.path.lexists(place):
+                if not overwrite:
+                    raise _appeared(place)
+                place.unlink()
+            _name(folder / beside.name, _target(beside), replace=overwrite)
+        _name(folder / place.name, place, replace=overwrite)
 
 
 def remove_drafts(output: Path) -> None:
     """Removes what killed processes left unfinished beside ``output``; drafts of living ones stay."""
-    for draft in output.parent.glob(f"{glob.escape(f'.{output.name}.')}*.part"):
-        number = draft.name.removeprefix(f".{output.name}.").removesuffix(".part")
-        if not (number.isascii() and number.isdigit()) or _is_alive(int(number)):
-            continue
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            with suppress(OSError):  # on Windows an open file cannot be removed, so its process lives
-                draft.unlink()
+    output, prefix = _target(output), _prefix(output)
+    with suppress(OSError):
+        for draft in list(output.parent.iterdir()):
+            left = draft.name.startswith(prefix) and _LEFT.fullmatch(draft.name[len(prefix) :])
+            if not left or draft in _ours or _is_alive(int(left[1])):
+                continue
+            if left[2] == "old" and not os.path.lexists(output):  # killed between the two names of a swap
+                draft.rename(output)
+            else:
+                _remove(draft)
+
+
+@contextmanager
+def _draft(output: Path) -> Iterator[Path]:
+    """A name that nobody can know before, for what vanishes with the block."""
+    remove_drafts(output)
+    draft = output.with_name(f"{_prefix(output)}{os.getpid()}-{os.urandom(6).hex()}.part")
+    _ours.add(draft)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written ({error.strerror or error})",
+            file=output,
+            remedy="check the space on the disk and the rights on the folder",
+        ) from error
+    finally:
+        _remove(draft)
+        _ours.discard(draft)
+
+
+def _prefix(output: Path) -> str:
+    name = os.fsencode(output.name)
+    return (
+        f".{output.name}." if len(name) <= _LONGEST_NAME else f".{blake2b(name, digest_size=8).hexdigest()}."
+    )
+
+
+def _target(output: Path) -> Path:
+    """Where a folder lies that ``output`` is a link to: it is replaced there, and the link stays."""
+    return Path(os.path.realpath(output)) if output.is_dir() else output
+
+
+def _name(draft: Path, output: Path, *, replace: bool) -> None:
+    """Gives a finished draft its name, at one stroke."""
+    try:
+        if not draft.is_dir():
+            if replace:
+                draft.replace(output)
+            else:
+                _name_file(draft, output)
+            return
+        if output.is_dir():
+            shutil.copymode(output, draft)
+            if replace and any(output.iterdir()):
+                _swap(draft, output)
+                return
+            if os.name == "nt":  # elsewhere an empty folder is replaced by renaming
+                output.rmdir()
+        draft.rename(output)
+    except OSError as error:
+        if os.path.lexists(output) and not replace:
+            raise _appeared(output) from error
+        raise
+
+
+def _name_file(draft: Path, output: Path) -> None:
+    """Renames a file where there is none of that name.
+
+    Raises:
+        FileExistsError: there is.
+    """
+    try:
+        (os.rename if os.name == "nt" else os.link)(draft, output)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.lexists(output):
+            raise
+        draft.replace(output)
+
+
+def _swap(draft: Path, output: Path) -> None:
+    """Lets two folders change their names, at one stroke where the system can; the old one is removed as a draft."""
+    if sys.platform == "linux":
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        with suppress(AttributeError):  # a C library without it
+            rename = ctypes.CDLL(None).renameat2
+            if rename(here, os.fsencode(draft), here, os.fsencode(output), exchange) == 0:
+                return
+    old = draft.with_suffix(".old")
+    output.rename(old)
+    try:
+        draft.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    _remove(old)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir() and not draft.is_symlink():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        with suppress(OSError):  # not there; or open on Windows, so its process lives
+            draft.unlink()
 
 
 def _is_alive(process: int) -> bool:
-    """Whether there may be a process of that number."""
+    """Whether there may be another process of that number."""
     if os.name == "nt":  # signal 0 would be Ctrl-C there
         return False
     try:
@@ -145,32 +282,40 @@ def _is_alive(process: int) -> bool:
     return process != os.getpid()  # a number is used again, in containers soon
 
 
-def _draft_name(output: Path) -> Path:
-    """A name beside the output, hence on its file system; the process id keeps two runs apart."""
-    return output.with_name(f".{output.name}.{os.getpid()}.part")
+def _appeared(output: Path) -> OutputError:
+    return OutputError("has appeared while the result was made", file=output, remedy=_ASK)
 
 
-def _refused(output: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot be written ({error.strerror or error})",
-        file=output,
-        remedy="check the space on the disk and the rights on the folder",
-    )
-
-
-def _check_not_input(output: Path, inputs: Iterable[Path]) -> None:
+def _check_apart(output: Path, inputs: Iterable[Path]) -> None:
+    """Compares paths with all links resolved."""
+    place = Path(os.path.realpath(output))
     for source in inputs:
-        if output.resolve() == source.resolve():
-            raise OutputError("is an input of this run", file=output, remedy="give another --output")
+        given = Path(os.path.realpath(source))
+        if place == given:
+            what = "is an input of this run"
+        elif given in place.parents:
+            what = f"lies inside an input of this run, {source}"
+        elif place in given.parents:
+            what = f"holds an input of this run, {source}"
+        elif place.exists() and (link := _link_into(given, place)) is not None:
+            what = f"holds what an input of this run links to, {link}"
+        else:
+            continue
+        raise OutputError(what, file=output, remedy=_ELSEWHERE)
+
+
+def _link_into(folder: Path, place: Path) -> Path | None:
+    """The first link in a folder that leads to a place or into it."""
+    for root, folders, files in os.walk(folder):
+        for path in (Path(root, name) for name in (*folders, *files)):
+            if path.is_symlink() and place in (real := Path(os.path.realpath(path)), *real.parents):
+                return path
+    return None
 
 
 def _check_parent(output: Path) -> None:
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir():
-        raise OutputError(
-            f"cannot be made, for {parent} is a file", file=output, remedy="give another --output"
-        )
+        raise OutputError(f"cannot be made, for {parent} is a file", file=output, remedy=_ELSEWHERE)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"cannot be made, for {parent} is not writable", file=output, remedy="give another --output"
-        )
+        raise OutputError(f"cannot be made, for {parent} is not writable", file=output, remedy=_ELSEWHERE)

@@ -99,13 +99,10 @@ def convert_masks(
         class_names=class_names,
         max_image_pixels=max_image_pixels,
     )
-    if target is entry:
-        source.check_output(output, overwrite=overwrite)
-    else:
-        inputs = [masks, *(Path(path) for path in (images, image_info, class_names) if path is not None)]
-        if entry.beside is not None:
-            inputs.append(entry.beside(masks))
-        check_destination(target, output, inputs, overwrite=overwrite)
+    inputs = [masks, *(Path(path) for path in (images, image_info, class_names) if path is not None)]
+    if entry.beside is not None:
+        inputs.append(entry.beside(masks))
+    check_destination(target, output, inputs, overwrite=overwrite)
     if strict:
         _check_all(source)
     if target is entry:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import KIND, read_config
+from transfiner_refine.output import atomic_binary_file, atomic_file
 
 __all__ = ["load_network", "save_network"]
 
@@ -24,7 +25,7 @@ def save_network(
     dtype: torch.dtype = torch.float16,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``, each under a temporary name first.
+    """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``, each whole or not at all.
 
     Args:
         network: the network.
@@ -38,15 +39,10 @@ def save_network(
         if not name.endswith("num_batches_tracked")
     }
     header = {"kind": KIND, "config": network.config.to_json(), **(about or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file(tensors, temporary, {"kind": KIND, "config": json.dumps(network.config.to_json())})
-    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
-    temporary.replace(path)
-    side = path.with_suffix(".json")
-    temporary = side.with_name(f".{side.name}.partial")
-    temporary.write_text(json.dumps(header, indent=2) + "\n")
-    temporary.replace(side)
+    with atomic_binary_file(path) as file:
+        file.write(save(tensors, {"kind": KIND, "config": json.dumps(network.config.to_json())}))
+    with atomic_file(path.with_suffix(".json")) as side:
+        side.write(json.dumps(header, indent=2) + "\n")
 
 
 def load_network(path: Path) -> MaskTransfiner:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from transfiner_refine.errors import CheckpointError
@@ -23,6 +23,7 @@ from transfiner_refine.official.keys import (
 from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.read import TensorFile, read_tensors
 from transfiner_refine.official.recognise import recognise
+from transfiner_refine.output import atomic_binary_file
 
 __all__ = ["KIND", "Fit", "convert_official", "fit", "groups", "load_detector", "load_official_network"]
 
@@ -180,7 +181,7 @@ def convert_official(source: Path, target: Path) -> Fit:
 
     Args:
         source: the authors' ``.pth`` or ``.pkl``.
-        target: ends in ``.safetensors``; written under a temporary name first.
+        target: ends in ``.safetensors``; written whole or not at all.
 
     Returns:
         what the file was and what was left out.
@@ -192,11 +193,8 @@ def convert_official(source: Path, target: Path) -> Fit:
     found = fit(file)
     found.check(source)
     tensors = {name: file.tensors[name].to(torch.float32).contiguous() for name in found.used}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
-    save_file(tensors, temporary, {"kind": KIND, "variant": found.architecture.name})
-    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
-    temporary.replace(target)
+    with atomic_binary_file(target) as output:
+        output.write(save(tensors, {"kind": KIND, "variant": found.architecture.name}))
     return found
 
 

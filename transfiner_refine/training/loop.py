@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from transfiner_refine.errors import CheckpointError, InputError
+from transfiner_refine.output import atomic_binary_file, atomic_file
 from transfiner_refine.training.samples import RefinementSamples
 from transfiner_refine.training.team import Team
 
@@ -130,13 +131,9 @@ class _State:
             "cpu_seconds": self.cpu_seconds,
             "schedule": asdict(schedule),
         }
-        temporary = folder / ".state.safetensors.partial"
-        save_file(
-            {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()},
-            temporary,
-            {"facts": json.dumps(facts)},
-        )
-        temporary.replace(folder / "state.safetensors")
+        tensors = {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}
+        with atomic_binary_file(folder / "state.safetensors") as file:
+            file.write(save(tensors, {"facts": json.dumps(facts)}))
 
     def load(self, file: Path) -> None:
         with safe_open(file, framework="pt") as stored:
@@ -363,10 +360,8 @@ def _forget_after(file: Path, step: int) -> None:
     header, *rows = lines
     column = header.rstrip().split(",").index("step")
     kept = [row for row in rows if int(row.split(",")[column]) <= step]
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("w", newline="") as new:
+    with atomic_file(file) as new:
         new.writelines([header, *kept])
-    temporary.replace(file)
 
 
 def _append(file: Path, row: dict[str, Any]) -> None:
