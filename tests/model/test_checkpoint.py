@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.checkpoint import load_network, save_network
-from transfiner_refine.model.config import RefinerConfig
+from transfiner_refine.model.config import Architecture, RefinerConfig, RefineSettings
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import KIND, find_weights
+from transfiner_refine.refine.torch_engine import TorchEngine
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,18 @@ def broken(kind: str, saved: Path, folder: Path) -> Path:
     elif kind == "newer":
         metadata["config"] = json.dumps({"wings": 2})
         save_file(tensors, path, metadata)
+    elif kind == "without configuration":
+        del metadata["config"]
+        save_file(tensors, path, metadata)
+    elif kind in NUMBERS:
+        values = tensors["decoder.hidden.weight"]
+        values[:] = 0 if kind == "zeros" else values
+        values[0, 0] = NUMBERS[kind]
+        save_file(tensors, path, metadata)
     return path
+
+
+NUMBERS = {"nan": float("nan"), "infinite": float("inf"), "zeros": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +91,11 @@ def broken(kind: str, saved: Path, folder: Path) -> Path:
         ("foreign", "a checkpoint of another kind"),
         ("incomplete", "1 tensors are missing and 0 unknown, the first: decoder.hidden.weight"),
         ("reshaped", r"decoder.hidden.bias has shape \(7,\), expected \(128,\)"),
-        ("newer", "unknown configuration fields wings"),
+        ("without configuration", "no readable configuration"),
+        ("nan", "tensor decoder.hidden.weight holds values that are not finite"),
+        ("infinite", "tensor decoder.hidden.weight holds values that are not finite"),
+        ("zeros", "tensor decoder.hidden.weight holds nothing but zeros"),
+        ("newer", "unknown configuration fields 'wings'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_name(
@@ -89,6 +106,75 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
         load_network(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("null", "configuration: NoneType instead of named fields"),
+        ("[1]", "list instead of named fields"),
+        ("{", "no readable configuration"),
+        ("[" * 100_000, "no readable configuration"),
+        ('{"width": "x"}', "width is 'x'; expected a whole number, 1 to 4096"),
+        ('{"width": true}', "width is True; expected a whole number"),
+        ('{"width": 128.0}', "width is 128.0; expected a whole number"),
+        ('{"width": -1}', "width is -1; expected"),
+        ('{"heads": 7}', r"width is 128; expected a multiple of 4 and of heads \(7\)"),
+        ('{"crop_side": 1}', "crop_side is 1; expected a whole number, 224 to 224"),
+        ('{"trust": null}', "trust is missing; expected a number"),
+        ('{"trust": NaN}', "trust is nan; expected a number"),
+        ('{"roi_max_aspect": 1' + "0" * 400 + "}", "roi_max_aspect is 1000.*too large"),
+        ('{"layers": 10000000}', "layers is 10000000; expected a whole number, 1 to 64"),
+        ('{"backbone": 5}', "backbone is 5; expected one of lite0, lite1"),
+        ('{"backbone": "huge"}', "backbone is 'huge'; expected one of lite0"),
+        ('{"node_budget": 5}', "node_budget is 5; expected a list"),
+        ('{"node_budget": []}', r"node_budget is \[\]; expected a list"),
+        ('{"node_budget": [1, 2, 3, 4]}', "node_budget has 4 levels, max_depth 5"),
+        ('{"node_budget": [1, 2, 3, 4, 1e9]}', "node_budget is .*expected a whole number"),
+        ('{"dense_widths": [1, 2]}', "dense_widths is .*expected a list of 3 numbers"),
+        ('{"width": 4096, "layers": 64, "feedforward": 65536}', "tensors are missing"),
+    ],
+)
+def test_a_configuration_that_makes_no_network_is_refused_by_field_and_value(
+    text: str, reason: str, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(load_file(saved), path, {"kind": KIND, "config": text})
+    with pytest.raises(CheckpointError, match=reason) as error:
+        load_network(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_default_is_in_its_range_and_settings_of_older_versions_change_nothing() -> None:
+    values = json.loads(json.dumps(RefinerConfig().to_json()))
+    assert RefinerConfig.from_json(values) == RefinerConfig()
+    assert RefinerConfig.from_json(values | {"passes": "x", "repeat_share": None}) == RefinerConfig()
+    assert isinstance(RefinerConfig.from_json(values | {"trust": 1}).trust, float)
+
+
+def test_architecture_and_refine_settings_are_told_apart() -> None:
+    names = [{field.name for field in fields(cls)} for cls in (Architecture, RefineSettings)]
+    assert not names[0] & names[1]
+    assert {field.name for field in fields(RefinerConfig)} == names[0] | names[1]
+
+
+def test_loading_leaves_the_random_state_of_the_caller_alone(saved: Path) -> None:
+    before = torch.random.get_rng_state()
+    network = load_network(saved)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not any(value.is_meta for value in network.state_dict().values())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_an_engine_leaves_the_network_that_it_is_given_as_it_is(saved: Path) -> None:
+    network = load_network(saved).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    TorchEngine(network, "cpu")
+    assert network.training
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_an_unknown_name_lists_the_built_in_models() -> None:

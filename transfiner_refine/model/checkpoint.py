@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import KIND, read_config
 from transfiner_refine.output import atomic_binary_file, atomic_file
 
-__all__ = ["load_network", "save_network"]
+__all__ = ["check_numbers", "load_network", "save_network"]
+
+_COUNTER = "num_batches_tracked"  # of batch normalisation in training; not stored
 
 
 def save_network(
@@ -25,7 +28,7 @@ def save_network(
     dtype: torch.dtype = torch.float16,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``, each whole or not at all.
+    """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``.
 
     Args:
         network: the network.
@@ -36,13 +39,13 @@ def save_network(
     tensors = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith(_COUNTER)
     }
-    header = {"kind": KIND, "config": network.config.to_json(), **(about or {})}
+    config = network.config.to_json()
     with atomic_binary_file(path) as file:
-        file.write(save(tensors, {"kind": KIND, "config": json.dumps(network.config.to_json())}))
+        file.write(save(tensors, {"kind": KIND, "config": json.dumps(config)}))
     with atomic_file(path.with_suffix(".json")) as side:
-        side.write(json.dumps(header, indent=2) + "\n")
+        side.write(json.dumps({"kind": KIND, "config": config, **(about or {})}, indent=2) + "\n")
 
 
 def load_network(path: Path) -> MaskTransfiner:
@@ -51,19 +54,21 @@ def load_network(path: Path) -> MaskTransfiner:
     Raises:
         CheckpointError: the file is missing, damaged, or not a native refiner of this package.
     """
-    network = MaskTransfiner(read_config(path))
+    config = read_config(path)
+    with torch.device("meta"):  # random weights would take time and the caller's random state
+        network = MaskTransfiner(config)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
         ) from error
-    expected = {
-        name: value
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    expected = network.state_dict()
+    counters = {name for name in expected if name.endswith(_COUNTER)}
+    missing, unexpected = (
+        sorted(set(expected) - set(tensors) - counters),
+        sorted(set(tensors) - set(expected)),
+    )
     if missing or unexpected:
         raise CheckpointError(
             f"{len(missing)} tensors are missing and {len(unexpected)} unknown, the first: {(missing + unexpected)[0]}",
@@ -76,5 +81,23 @@ def load_network(path: Path) -> MaskTransfiner:
                 f"tensor {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}",
                 file=path,
             )
-    network.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
+        check_numbers(name, value, path)
+    state = {name: value.float() for name, value in tensors.items()}
+    state |= {name: torch.zeros((), dtype=torch.long) for name in counters}
+    network.load_state_dict(state, assign=True)
     return network.eval()
+
+
+def check_numbers(name: str, tensor: Tensor, path: Path) -> None:
+    """Whether a tensor of a weights file can be one of a trained network.
+
+    Raises:
+        CheckpointError: it holds nan or infinite values, or is a matrix or kernel of zeros.
+    """
+    wrong = ""
+    if not torch.isfinite(tensor).all():
+        wrong = "values that are not finite"
+    elif tensor.ndim > 1 and not tensor.any():
+        wrong = "nothing but zeros"
+    if wrong:
+        raise CheckpointError(f"tensor {name} holds {wrong}", file=path, remedy="download or export it again")

@@ -1,62 +1,88 @@
-"""Every number of the refiner network, with where it comes from."""
+"""Every number of the refiner network, with where it comes from: what its weights fix, and what may be changed."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from math import inf
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from transfiner_refine.errors import CheckpointError
+from transfiner_refine.errors import CheckpointError, short
 
-__all__ = ["ATTENTION_GRIDS", "RefinerConfig"]
+__all__ = ["ATTENTION_GRIDS", "Architecture", "RefineSettings", "RefinerConfig"]
 
 #: Grids of the three levels that share one sequence, as in Ke et al. 2022, §3.2. Deeper levels double the last.
 ATTENTION_GRIDS = (28, 56, 112)
 
-
 _FORMER = {"passes", "repeat_share"}  # of files from version 0.1; they change nothing any more
+
+# Types with the least and the greatest value that a weights file may hold, or with the texts.
+_Channels = Annotated[int, (1, 4096)]
+_Budget = Annotated[int, (1, 448 * 448)]
+_Pixels = Annotated[int, (0, 1_000_000)]
+_Share = Annotated[float, (0.0, 10.0)]
+_Threshold = Annotated[float, (0.0, 2.0)]  # of a probability; above 1 it is never reached
+_Logit = Annotated[float, (0.0, 1000.0)]
 
 
 @dataclass(frozen=True)
-class RefinerConfig:
-    """Architecture and inference settings of a native refiner; travels in the checkpoint's JSON side file.
+class Architecture:
+    """What the tensors of a weights file fit, and nothing else does.
 
     Attributes:
         backbone: name of the feature extractor (see ``backbone.py``).
         crop_side: side of the square the RoI is resized to for the backbone, pixels. 224 puts the backbone's
             strides 8, 4 and 2 exactly on the 28, 56 and 112 grids of the paper.
         detail_side: side of the resized RoI that levels beyond 112 read their pixels from.
-        roi_margin: width and height added to the coarse mask's box, as a share of its side (both edges together).
-        roi_context: the same around a small object, which an RoI up to ``crop_side`` pixels may show with more of its
-            surroundings at no cost in detail. Training sees margins up to this and a little more.
-        roi_min_margin: the least margin on each edge, pixels; keeps context around tiny boxes.
-        roi_max_aspect: the short side of an RoI is widened to at least the long one over this.
         pyramid_width: channels of the top-down features at stride 8.
         incoherence_width: channels of the incoherence detector.
         dense_widths: channels of the dense decoder on the 56, 112 and 224 levels.
         width: channels of the node queries (256 in the paper, narrower here for CPUs).
         heads: attention heads of the sequence encoder.
-        layers: transformer layers of the sequence encoder (3 in the paper; docs/experiments/ablation.md says what they are worth).
+        layers: transformer layers of the sequence encoder (3 in the paper; docs/experiments/ablation.md).
         feedforward: hidden channels of the transformer's feed-forward part.
         max_depth: most quadtree levels (3 = 28/56/112, 4 adds 224, 5 adds 448).
+    """
+
+    backbone: Annotated[str, ("lite0", "lite1", "lite2", "lite3", "lite4")] = "lite2"
+    crop_side: Annotated[int, (224, 224)] = 224
+    detail_side: Annotated[int, (448, 448)] = 448
+    pyramid_width: _Channels = 96
+    incoherence_width: _Channels = 64
+    dense_widths: tuple[_Channels, _Channels, _Channels] = (64, 32, 16)
+    width: _Channels = 128
+    heads: _Channels = 4
+    layers: Annotated[int, (1, 64)] = 1
+    feedforward: Annotated[int, (1, 65536)] = 256
+    max_depth: Annotated[int, (3, 5)] = 5
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How a network is used: may be changed without training it again.
+
+    Attributes:
+        roi_margin: width and height added to the coarse mask's box, as a share of its side (both edges together).
+        roi_context: the same around a small object, which an RoI up to ``crop_side`` pixels may show with more of its
+            surroundings at no cost in detail. Training sees margins up to this and a little more.
+        roi_min_margin: the least margin on each edge, pixels; keeps context around tiny boxes.
+        roi_max_aspect: the short side of an RoI is widened to at least the long one over this.
         finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
-        relabel_threshold: a 28-level cell is labelled anew where the detector's probability that the coarse mask is
+        relabel_threshold: a 28-level cell is relabelled where the detector's probability that the coarse mask is
             wrong in it reaches this.
-        relabel_margin: a 28-level cell is labelled anew, too, where the new label of some pixel differs from the given
+        relabel_margin: a 28-level cell is relabelled, too, where the new label of some pixel differs from the given
             mask by this much; otherwise specks too small or too many for the detector would stay.
         root_threshold: a cell that the detector says is wrong becomes a root where the probability that it is
-            incoherent reaches this; in the others that are labelled anew the dense decoder's labels do.
+            incoherent reaches this; the other relabelled cells take the dense decoder's labels.
         child_threshold: same for the cells of the finer levels.
-        trust: logit that the given mask adds to its own side in the cells that are labelled anew. Where the network is
-            of two minds the given mask decides; more of it spares good masks and mends bad ones less.
-        deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline. Which
-            things belong to an object the given mask knows better than where they end.
-        node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. What a pass costs depends
-            on it and not on how many nodes there are.
+        trust: bias of relabelled cells towards the coarse label, in logits.
+        deep_trust: the same, added for every hundredth of the RoI's side between a cell and the coarse outline.
+            Which parts belong to an object the coarse mask knows better than where they end.
+        node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. The cost of a pass
+            depends on it and not on how many nodes there are.
         repeat_overlap: a second pass is made where the RoI around the new mask overlaps that of the given one by less
             than this (intersection over union), to look at what the first pass could not see.
         repeat_trust: ``trust`` in second passes and close-ups, whose given mask comes from the first pass.
-        close_up_from: side of an RoI, pixels, from which on the object is looked at once more in close-ups
-            (``close_up.py``).
+        close_up_from: side of an RoI, pixels, from which on the object gets close-ups (``close_up.py``).
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
             box, keeps the given mask: the two are then as close as this refiner comes to the truth, so the refined
             one is no better evidence.
@@ -66,35 +92,29 @@ class RefinerConfig:
             this, keeps the given mask beside them.
     """
 
-    backbone: str = "lite2"
-    crop_side: int = 224
-    detail_side: int = 448
-    roi_margin: float = 0.25
-    roi_context: float = 0.4
-    roi_min_margin: int = 4
-    roi_max_aspect: float = 2.0
-    pyramid_width: int = 96
-    incoherence_width: int = 64
-    dense_widths: tuple[int, int, int] = (64, 32, 16)
-    width: int = 128
-    heads: int = 4
-    layers: int = 1
-    feedforward: int = 256
-    max_depth: int = 5
-    finest_cell: float = 1.5
-    relabel_threshold: float = 0.15
-    relabel_margin: float = 0.25
-    root_threshold: float = 0.15
-    child_threshold: float = 0.5
-    trust: float = 0.1
-    deep_trust: float = 0.05
-    node_budget: tuple[int, ...] = (224, 352, 576, 640, 768)
-    repeat_overlap: float = 0.7
-    repeat_trust: float = 0.5
-    close_up_from: int = 200
-    keep_shift: float = 0.005
-    keep_patch: float = 0.02
-    keep_rest: float = 0.003
+    roi_margin: _Share = 0.25
+    roi_context: _Share = 0.4
+    roi_min_margin: _Pixels = 4
+    roi_max_aspect: Annotated[float, (1.0, inf)] = 2.0
+    finest_cell: Annotated[float, (0.01, inf)] = 1.5
+    relabel_threshold: _Threshold = 0.15
+    relabel_margin: Annotated[float, (0.0, inf)] = 0.25
+    root_threshold: _Threshold = 0.15
+    child_threshold: _Threshold = 0.5
+    trust: _Logit = 0.1
+    deep_trust: _Logit = 0.05
+    node_budget: tuple[_Budget, ...] = (224, 352, 576, 640, 768)
+    repeat_overlap: _Threshold = 0.7
+    repeat_trust: _Logit = 0.5
+    close_up_from: _Pixels = 200
+    keep_shift: _Share = 0.005
+    keep_patch: _Share = 0.02
+    keep_rest: _Share = 0.003
+
+
+@dataclass(frozen=True)
+class RefinerConfig(RefineSettings, Architecture):
+    """Both halves, as they travel in the weights file: a new default in the code changes no shipped masks."""
 
     def margin(self, side: float) -> float:
         """Margin of an RoI around a box whose longer side is ``side`` pixels, as a share of the side."""
@@ -112,21 +132,60 @@ class RefinerConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], file: str = "") -> RefinerConfig:
+    def from_json(cls, values: Any, file: str = "") -> RefinerConfig:
         """The configuration from ``to_json`` values.
 
         Raises:
-            CheckpointError: a field is unknown, so the file comes from another version.
+            CheckpointError: a field is unknown, of another type, or out of range.
         """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)} - _FORMER)
-        if unknown:
+
+        def wrong(what: str, remedy: str = "the file is damaged or was edited") -> CheckpointError:
+            return CheckpointError(f"configuration: {what}", file=file or None, remedy=remedy)
+
+        if not isinstance(values, dict):
+            raise wrong(f"{type(values).__name__} instead of named fields")
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)} - _FORMER):
             raise CheckpointError(
-                f"unknown configuration fields {', '.join(unknown)}",
+                f"unknown configuration fields {', '.join(map(short, unknown))}",
                 file=file or None,
                 remedy="the checkpoint was made by a newer version; update transfiner-refine",
             )
-        values = {name: value for name, value in values.items() if name not in _FORMER}
-        # JSON has lists only
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         # files from before there was trust were made without it
-        return cls(**{"trust": 0.0, "deep_trust": 0.0, **values})
+        known: dict[str, Any] = {"trust": 0.0, "deep_trust": 0.0}
+        types = get_type_hints(cls, include_extras=True)
+        for name in sorted(set(values) - _FORMER):
+            try:
+                known[name] = _checked(values[name], types[name])
+            except (ValueError, OverflowError) as error:
+                raise wrong(f"{name} is {short(values[name])}; {error}") from None
+        config = cls(**known)
+        if config.width % config.heads or config.width % 4:
+            raise wrong(f"width is {config.width}; expected a multiple of 4 and of heads ({config.heads})")
+        if len(config.node_budget) < config.max_depth:
+            raise wrong(f"node_budget has {len(config.node_budget)} levels, max_depth {config.max_depth}")
+        return config
+
+
+def _checked(value: Any, hint: Any) -> Any:
+    """``value`` from JSON as the type and in the range that ``hint`` demands.
+
+    Raises:
+        ValueError: it is not; the message says what was expected.
+    """
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        count = len(value) if isinstance(value, (list, tuple)) else -1
+        kinds = kinds[:1] * max(count, 1) if kinds[-1] is ... else kinds
+        if count != len(kinds):
+            raise ValueError(f"expected a list of {len(kinds)} numbers")
+        return tuple(_checked(each, kind) for each, kind in zip(value, kinds, strict=True))
+    kind, allowed = get_args(hint)
+    if kind is str:
+        if value not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return value
+    least, most = allowed
+    if not isinstance(value, (kind, int)) or isinstance(value, bool) or not least <= value <= most:
+        name = "a whole number" if kind is int else "a number"
+        raise ValueError(f"expected {name}, {least} to {most}")
+    return kind(value)

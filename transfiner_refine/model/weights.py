@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from transfiner_refine.errors import CheckpointError
+from transfiner_refine.errors import CheckpointError, short
 from transfiner_refine.model.config import RefinerConfig
 
 __all__ = [
@@ -70,9 +70,8 @@ def find_weights(weights: str | Path) -> Path:
 def is_native(path: Path) -> bool:
     """Whether the file says of itself that it is a native refiner of this package; it may be damaged all the same."""
     try:
-        with safe_open(path, framework="np") as file:
-            return (file.metadata() or {}).get("kind") == KIND
-    except (SafetensorError, OSError, ValueError):
+        return _metadata(path).get("kind") == KIND
+    except CheckpointError:
         return False
 
 
@@ -82,22 +81,33 @@ def read_config(path: Path) -> RefinerConfig:
     Raises:
         CheckpointError: the file is missing, damaged, or not a native refiner of this package.
     """
+    metadata = _metadata(path)
+    if metadata.get("kind") != KIND:
+        raise CheckpointError(
+            f"a checkpoint of another kind ({short(metadata['kind']) if 'kind' in metadata else 'no kind is stated'})",
+            file=path,
+            remedy=f"expected a file written by transfiner-refine ({KIND})",
+        )
+    try:
+        values = json.loads(metadata["config"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"no readable configuration ({short(error)})", file=path, remedy="download or export it again"
+        ) from error
+    return RefinerConfig.from_json(values, str(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
     if not path.is_file():
         raise CheckpointError("there is no such weights file", file=path, remedy="check --weights")
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
         ) from error
-    if metadata.get("kind") != KIND:
-        raise CheckpointError(
-            f"a checkpoint of another kind ({metadata.get('kind') or 'no kind is stated'})",
-            file=path,
-            remedy=f"expected a file written by transfiner-refine ({KIND})",
-        )
-    return RefinerConfig.from_json(json.loads(metadata["config"]), str(path))
 
 
 def weights_digest(path: Path) -> str:
