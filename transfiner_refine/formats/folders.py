@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
@@ -15,30 +18,46 @@ from transfiner_refine.images import SUFFIXES, upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder
 
-__all__ = ["FolderEntry", "FolderSource", "ImageTree", "copy_file", "copy_rest", "files_in", "first_files"]
+__all__ = [
+    "FolderEntry",
+    "FolderSource",
+    "ImageTree",
+    "check_unchanged",
+    "copy_file",
+    "digest_of",
+    "files_in",
+    "first_files",
+    "read_file",
+]
 
 _FOLDERS_LOOKED_INTO = 16
 
 
 def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
-    """The files below a folder, as paths relative to it, in the order of their names.
+    """All that lies below a folder and is no folder, as paths relative to it, in the order of their names.
 
-    Links to folders are followed, each folder once, so that a circle of links ends. Pipes and devices are no
-    files. Names that begin with a dot are left out, as the drafts of interrupted runs and of editors are.
-
-    Args:
-        folder: where to look.
-        remedy: what to tell a user whose folder cannot be listed.
+    Links that lead nowhere, pipes and sockets are listed too: whoever reads them says what is wrong. Links to
+    folders are followed, each folder once, so that a circle of links ends. Names that begin with a dot are left
+    out, as the drafts of interrupted runs and of editors are.
 
     Raises:
-        InputError: there is no such folder, or it cannot be listed.
+        InputError: there is no such folder, or it cannot be listed; with ``remedy``.
     """
-    try:
-        return sorted(_walk(folder), key=str)
-    except OSError as error:
+    found, seen = list[PurePosixPath](), {os.path.realpath(folder)}
+
+    def refuse(error: OSError) -> None:  # what cannot be listed must not be passed over as if it held nothing
         raise InputError(
             f"cannot be listed as a folder ({error.strerror})", file=error.filename or folder, remedy=remedy
         ) from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        inside = PurePosixPath(Path(place).relative_to(folder).as_posix())
+        visible = sorted((name for name in folders if not name.startswith(".")), reverse=True)
+        fresh = {os.path.realpath(Path(place, name)): name for name in visible}
+        folders[:] = sorted(name for real, name in fresh.items() if real not in seen)
+        seen.update(fresh)
+        found += [inside / name for name in files if not name.startswith(".")]
+    return sorted(found, key=str)
 
 
 def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
@@ -48,23 +67,53 @@ def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
     """
     found: list[Path] = []
     folders = [folder]
-    for _ in range(_FOLDERS_LOOKED_INTO):
-        if not folders or len(found) >= most:
-            break
+    for place in folders:
         try:
-            with os.scandir(folders.pop(0)) as entries:
-                listed = sorted(
-                    (entry for entry in entries if not entry.name.startswith(".")),
-                    key=lambda entry: entry.name,
-                )
-                files = [
-                    entry for entry in listed if entry.name.lower().endswith(suffix) and _is(entry.is_file)
-                ]
-                found += [Path(entry.path) for entry in files[:most]]
-                folders += [Path(entry.path) for entry in listed if _is(entry.is_dir)][:_FOLDERS_LOOKED_INTO]
+            with os.scandir(place) as entries:
+                listed = sorted((each for each in entries if each.name[0] != "."), key=lambda each: each.name)
         except OSError:
             continue
-    return found[:most]
+        paths = (Path(each.path) for each in listed if each.name.lower().endswith(suffix))
+        found += islice(filter(Path.is_file, paths), most - len(found))
+        if len(found) == most:
+            break
+        inside = (Path(each.path) for each in listed if not each.is_file(follow_symlinks=False))
+        folders += islice(filter(Path.is_dir, inside), _FOLDERS_LOOKED_INTO - len(folders))
+    return found
+
+
+def read_file(path: Path, remedy: str = "check the path") -> bytes:
+    """The bytes of a plain file; pipes and devices, which never end or are waited for, are not opened.
+
+    Raises:
+        InputError: there is no such file, it is no plain file, or it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError("is no file", file=path, remedy="give a plain file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        what = "is a link that leads nowhere" if path.is_symlink() else "there is no such file"
+        raise InputError(what, file=path, remedy=remedy) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy=remedy) from error
+
+
+def digest_of(path: Path) -> bytes:
+    """A digest of a file's bytes.
+
+    Raises:
+        InputError: as for ``read_file``.
+    """
+    return blake2b(read_file(path), digest_size=16).digest()
+
+
+def check_unchanged(path: Path, digest: bytes) -> None:
+    """Raises InputError where a file is not what it was."""
+    with suppress(InputError):
+        if digest_of(path) == digest:
+            return
+    raise InputError("has changed while it was read", file=path, remedy="run again when it is whole")
 
 
 def copy_file(folder: Path, name: PurePosixPath, draft: Path) -> None:
@@ -72,41 +121,6 @@ def copy_file(folder: Path, name: PurePosixPath, draft: Path) -> None:
     target = draft / name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / name, target)
-
-
-def copy_rest(folder: Path, names: Iterable[PurePosixPath], draft: Path) -> None:
-    """Copies the files that ``draft`` does not have yet."""
-    for name in names:
-        if not (draft / name).exists():
-            copy_file(folder, name, draft)
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    try:
-        return kind()
-    except OSError:  # a link that leads to itself is neither file nor folder
-        return False
-
-
-def _raise(error: OSError) -> None:
-    """What cannot be listed must not be passed over as if it held nothing."""
-    raise error
-
-
-def _walk(folder: Path) -> Iterator[PurePosixPath]:
-    seen = {os.path.realpath(folder)}
-    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        inside = Path(place)
-        fresh = []
-        for name in sorted(folders):
-            real = os.path.realpath(inside / name)
-            if not name.startswith(".") and real not in seen:
-                seen.add(real)
-                fresh.append(name)
-        folders[:] = fresh
-        for name in files:
-            if not name.startswith(".") and (inside / name).is_file():
-                yield PurePosixPath((inside / name).relative_to(folder).as_posix())
 
 
 class ImageTree:
@@ -214,6 +228,22 @@ class FolderSource(ABC):
         self.folder, self.image_folder = folder, images
         self.files = files_in(folder, remedy="give the folder of the masks")
         self.entries: tuple[FolderEntry, ...] = ()
+        self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
+        self._no_files = {name for name in self.files if not _is_readable(folder / name)}
+
+    def read(self, name: PurePosixPath) -> bytes:
+        """The bytes of one of the files; places found in it hold as long as it is the same.
+
+        Raises:
+            InputError: it cannot be read, or has changed since it was first read.
+        """
+        data = read_file(self.folder / name, "check --masks")
+        digest = blake2b(data, digest_size=16).digest()
+        if self._digests.setdefault(name, digest) != digest:
+            raise InputError(
+                "has changed while it was read", file=self.folder / name, remedy="run again when it is whole"
+            )
+        return data
 
     @abstractmethod
     def instances_of(
@@ -259,6 +289,9 @@ class FolderSource(ABC):
             else:
                 yield from self._record(position, entry, first)
             first += entry.count
+        for name in sorted(self._no_files - {entry.name for entry in self.entries}):
+            error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
+            yield RecordFault(error, 0)
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         inputs = [self.folder] if self.image_folder is None else [self.folder, self.image_folder]
@@ -286,7 +319,11 @@ class FolderSource(ABC):
                     overlap_pixels += written.overlap_pixels
                     covered += [first + number for number in written.covered]
                 first += entry.count
-            copy_rest(self.folder, self.files, draft)
+            for name in self.files:
+                if name in self._digests:
+                    self.read(name)  # refuses what has changed
+                if name not in self._no_files and not (draft / name).exists():
+                    copy_file(self.folder, name, draft)
         return Written(overlap_pixels, tuple(covered))
 
     def find_images(self, tree: ImageTree | None) -> None:
@@ -352,6 +389,10 @@ class FolderSource(ABC):
             image_id=entry.stem.as_posix(),
             file_name=image or self.usual_image_name(position),
         )
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
 
 
 def _with_image(entry: FolderEntry, tree: ImageTree) -> FolderEntry:
