@@ -10,8 +10,8 @@ import pytest
 from transfiner_refine.evaluation.matched import MaskScores
 from transfiner_refine.formats import Mask
 from transfiner_refine.masks import MaskWindow
+from transfiner_refine.refine.roi import focus
 from transfiner_refine.report.choose import choose
-from transfiner_refine.report.focus import focus
 from transfiner_refine.report.scenes import Scene, Shown
 
 EMPTY = Mask.from_runs([100], (10, 10))

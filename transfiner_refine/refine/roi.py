@@ -16,6 +16,7 @@ __all__ = [
     "Roi",
     "RoiSettings",
     "crop_roi",
+    "focus",
     "overlap",
     "paste_into_roi",
     "read_mask",
@@ -24,6 +25,9 @@ __all__ = [
     "roi_around_box",
     "roi_of",
 ]
+
+_FOCUS_SHARE = 0.3  # of the object's longer side: shows some outline around the change
+_FOCUS_LEAST = 32  # pixels
 
 
 @dataclass(frozen=True)
@@ -166,3 +170,37 @@ def paste_into_roi(
         refined.view(np.uint8), (roi.width, roi.height), interpolation=cv2.INTER_NEAREST_EXACT
     )
     return np.where(inside.astype(bool), values, read_mask(coarse_mask, roi))
+
+
+def focus(before: MaskWindow, after: MaskWindow) -> tuple[int, int, int, int]:
+    """A square window on the most changed place; on the outline's topmost place where nothing changed.
+
+    Args:
+        before: tight bool window of the coarse mask, may be empty.
+        after: tight bool window of the refined mask, may be empty.
+
+    Returns:
+        the window, inside the image as far as the image allows.
+    """
+    filled = [mask for mask in (before, after) if mask.values.size]
+    x0, y0 = min(mask.x for mask in filled), min(mask.y for mask in filled)
+    x1 = max(mask.x + mask.values.shape[1] for mask in filled)
+    y1 = max(mask.y + mask.values.shape[0] for mask in filled)
+    changed = np.zeros((y1 - y0, x1 - x0), bool)
+    for mask in filled:
+        h, w = mask.values.shape
+        changed[mask.y - y0 : mask.y - y0 + h, mask.x - x0 : mask.x - x0 + w] ^= mask.values
+    side = max(_FOCUS_LEAST, round(_FOCUS_SHARE * max(changed.shape)))
+    if not changed.any():
+        changed = np.zeros_like(changed)
+        changed[0, int(np.argmax(filled[0].values[0]))] = True
+    sums = cv2.boxFilter(
+        changed.astype(np.float32), -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT
+    )
+    # the mean place of all maxima: of equally good windows the middle one
+    rows, columns = np.nonzero(sums >= sums.max() - 0.5)
+    height, width = filled[0].image_size
+    side_x, side_y = min(side, width), min(side, height)
+    left = min(max(0, x0 + round(float(columns.mean())) - side_x // 2), width - side_x)
+    top = min(max(0, y0 + round(float(rows.mean())) - side_y // 2), height - side_y)
+    return left, top, left + side_x, top + side_y

@@ -25,8 +25,8 @@ from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
 from transfiner_refine.evaluation.overlap import as_window
 from transfiner_refine.images import read_image
 from transfiner_refine.output import atomic_folder, check_output_folder
+from transfiner_refine.refine.roi import focus
 from transfiner_refine.report.choose import choose
-from transfiner_refine.report.focus import focus
 from transfiner_refine.report.outline import mask_path
 from transfiner_refine.report.overlay import write_overlay
 from transfiner_refine.report.scenes import Kind, Scene, Scenes, Shown, load_scenes

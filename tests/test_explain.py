@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transfiner_refine import Refiner, load_refiner
-from transfiner_refine.errors import InputError
-from transfiner_refine.explain import Names, explain
-from transfiner_refine.explain.canvas import Canvas, paragraph_height
-from transfiner_refine.explain.files import read_mask_png
+from transfiner_refine import explain as explaining
+from transfiner_refine.errors import InputError, OutputError
+from transfiner_refine.explain import Names, explain, explain_files, read_mask_png
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.trace import trace
 
@@ -62,13 +62,33 @@ def test_truth_changes_what_is_said_of_the_result(refiner: Refiner) -> None:
     assert (without != scored).any()
 
 
-def test_text_is_broken_at_spaces_to_the_width() -> None:
-    one = paragraph_height("word", 400, 20)
-    assert paragraph_height("word " * 60, 400, 20) > 5 * one
-    assert paragraph_height("8.3\u00a0%", 10, 20) == one  # a no-break space is none to break at
-    canvas = Canvas(300, 200)
-    assert canvas.paragraph(10, 10, 280, "word " * 10, 20) > 10 + one
-    assert (np.asarray(canvas.image)[:, 292:] == 255).all()
+def test_a_mask_that_stays_and_captions_of_five_levels_are_drawn(refiner: Refiner) -> None:
+    image, mask = disc(900, 700, 300)
+    traced = trace(Refiner(refiner.runs, close_ups=False), image, mask)
+    stays = replace(traced, result=traced.coarse_mask, close_ups=())
+    assert len(traced.passes[0].levels) == 5
+    sheets = [np.asarray(explain(image, each, NAMES)) for each in (traced, stays)]
+    assert (sheets[0] != sheets[1]).any()
+
+
+def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(explaining, "find_spec", lambda _: None)
+    with pytest.raises(
+        InputError, match=r'needs the package matplotlib; pip install "transfiner-refine\[explain\]"'
+    ):
+        explain_files("image.jpg", "mask.png", tmp_path / "out.png")
+
+
+def test_the_picture_is_not_written_over_the_truth(tmp_path: Path) -> None:
+    image, mask = disc(40, 60, 12)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    for name in ("mask.png", "truth.png"):
+        Image.fromarray(mask).save(tmp_path / name)
+    truth = tmp_path / "truth.png"
+    before = truth.read_bytes()
+    with pytest.raises(OutputError):
+        explain_files(tmp_path / "image.png", tmp_path / "mask.png", truth, truth=truth, overwrite=True)
+    assert truth.read_bytes() == before
 
 
 def test_a_mask_png_is_read_binary_soft_or_by_its_id(tmp_path: Path) -> None:
