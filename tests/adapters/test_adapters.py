@@ -1,20 +1,30 @@
 """Predictions of other libraries: their masks come out at the image's size, refined ones go back where they were.
 
-torchvision is always there. supervision and ultralytics are tried where they are installed. detectron2 cannot be
-installed from PyPI, so a class with the same few attributes and methods stands in for its ``Instances``; ultralytics
-has such a stand-in too, for machines without it.
+torchvision, supervision and ultralytics are the real libraries. detectron2 cannot be installed from PyPI, so a class
+with the same few attributes and methods stands in for its ``Instances``.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import supervision
 import torch
+from supervision.detection.compact_mask import CompactMask
+
+os.environ.setdefault(
+    "YOLO_OFFLINE", "true"
+)  # ultralytics asks the network and writes settings when it is imported
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
+from ultralytics.engine.results import Results
+from ultralytics.utils.ops import scale_masks
 
 from transfiner_refine.adapters import (
     from_detectron2,
@@ -50,7 +60,7 @@ class Growing:
 
 
 class Instances:
-    """The part of ``detectron2.structures.Instances`` that adapters use."""
+    """Stands in for ``detectron2.structures.Instances``: the part of it that adapters use."""
 
     def __init__(self, image_size: tuple[int, int], **fields: Any) -> None:
         self.image_size, self._fields = image_size, fields
@@ -69,7 +79,7 @@ class Instances:
 
 
 class Boxes:
-    """The part of ``detectron2.structures.Boxes`` that adapters use."""
+    """Stands in for ``detectron2.structures.Boxes``."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -165,12 +175,10 @@ def test_detectron2s_unpasted_masks_are_refused() -> None:
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_supervisions_detections_keep_their_columns(compact: bool) -> None:
-    supervision = pytest.importorskip("supervision")
     inclusive = np.array(OLD_BOXES, np.float32) - [0, 0, 1, 1]
     masks: Any = COARSE
     if compact:
-        module = pytest.importorskip("supervision.detection.compact_mask")
-        masks = module.CompactMask.from_dense(COARSE, inclusive, image_shape=SIZE)
+        masks = CompactMask.from_dense(COARSE, inclusive, image_shape=SIZE)
     detections = supervision.Detections(
         xyxy=inclusive,
         mask=masks,
@@ -191,7 +199,6 @@ def test_supervisions_detections_keep_their_columns(compact: bool) -> None:
 
 
 def test_supervision_without_detections_or_without_masks() -> None:
-    supervision = pytest.importorskip("supervision")
     nothing = supervision.Detections.empty()
     assert refine_predictions(Growing(), IMAGE, nothing) is nothing
     with pytest.raises(InputError, match="boxes, but no masks"):
@@ -210,29 +217,15 @@ def letterboxed(masks: np.ndarray, side: int) -> np.ndarray:
     return framed
 
 
-def ultralytics_like(data: torch.Tensor) -> Any:
-    """Attributes and methods of ``ultralytics.engine.results.Results`` that adapters use."""
-
-    class Results(SimpleNamespace):
-        def update(self, boxes: Any = None, masks: Any = None) -> None:
-            self.boxes = SimpleNamespace(data=boxes)
-            self.masks = SimpleNamespace(data=masks)
-
+def ultralytics_result(data: torch.Tensor) -> Results:
     boxes = torch.tensor([[*box, 0.9, 2] for box in OLD_BOXES])
-    return Results(orig_shape=SIZE, masks=SimpleNamespace(data=data), boxes=SimpleNamespace(data=boxes))
+    return Results(IMAGE, path="a.jpg", names={2: "car"}, boxes=boxes, masks=data)
 
 
-def ultralytics_real(data: torch.Tensor) -> Any:
-    results = pytest.importorskip("ultralytics.engine.results")
-    boxes = torch.tensor([[*box, 0.9, 2] for box in OLD_BOXES])
-    return results.Results(IMAGE, path="a.jpg", names={2: "car"}, boxes=boxes, masks=data)
-
-
-@pytest.mark.parametrize("made", [ultralytics_like, ultralytics_real])
 @pytest.mark.parametrize("at_network_size", [True, False])
-def test_ultralytics_results_leave_the_networks_frame(made: Any, at_network_size: bool) -> None:
+def test_ultralytics_results_leave_the_networks_frame(at_network_size: bool) -> None:
     data = letterboxed(COARSE, 64) if at_network_size else COARSE.astype(np.uint8)
-    result = made(torch.from_numpy(data))
+    result = ultralytics_result(torch.from_numpy(data))
     assert np.array_equal(from_ultralytics(result), COARSE)
     refined = refine_predictions(Growing(), IMAGE, result)
     assert type(refined) is type(result)
@@ -249,10 +242,9 @@ def test_ultralytics_results_leave_the_networks_frame(made: Any, at_network_size
 def test_ultralytics_masks_are_scaled_as_it_scales_them(
     shape: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    ops = pytest.importorskip("ultralytics.utils.ops")
     data = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(1)) > 0.5).to(torch.uint8)
     result = SimpleNamespace(orig_shape=size, masks=SimpleNamespace(data=data), boxes=None)
-    expected = ops.scale_masks(data[None].float(), size)[0] >= 0.5
+    expected = scale_masks(data[None].float(), size)[0] >= 0.5
     assert np.array_equal(from_ultralytics(result), expected.numpy())
 
 
