@@ -28,8 +28,7 @@ from transfiner_refine.evaluation.coco_files import (
     load_match,
     load_results,
 )
-from transfiner_refine.evaluation.matched import MIN_AREA, MatchedScores, matched_scores
-from transfiner_refine.evaluation.matching import Match, match_by_ids
+from transfiner_refine.evaluation.matched import MIN_AREA, Match, MatchedScores, match_by_ids, matched_scores
 from transfiner_refine.images import ImageFolder, read_image
 from transfiner_refine.masks import MaskWindow
 

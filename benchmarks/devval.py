@@ -30,8 +30,7 @@ from devsets import DevSet, Refine, check_kinds, default_refiner, load_dev_sets,
 from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.evaluation.average_precision import OVERLAPS, Overlap, average_precision
 from transfiner_refine.evaluation.coco_files import Detection, rle_of
-from transfiner_refine.evaluation.matched import SizeSummary, matched_scores
-from transfiner_refine.evaluation.matching import check_same_detections
+from transfiner_refine.evaluation.matched import SizeSummary, check_same_detections, matched_scores
 from transfiner_refine.evaluation.tables import Table, before_after
 from transfiner_refine.masks import Mask, MaskWindow
 

@@ -11,7 +11,7 @@ from scenes import HEIGHT, WIDTH, rle, write
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
-from transfiner_refine.evaluation.matching import check_same_detections, match_by_ids, match_by_iou
+from transfiner_refine.evaluation.matched import check_same_detections, match_by_ids, match_by_iou
 
 
 def square(left: int, side: int = 40) -> dict[str, Any]:

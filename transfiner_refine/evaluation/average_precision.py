@@ -8,7 +8,7 @@ so most of a detector's hundred masks an image never need one. The result is the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, rle_of
+from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance, rle_of
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     boundary,
@@ -71,23 +71,32 @@ def average_precision(
     Args:
         annotations: the truth.
         detections: with scores.
-        overlaps: what two masks must have in common: "mask" is COCO's AP, "boundary" boundary AP.
+        overlaps: what two masks must have in common.
         boundary_ratio: width of the boundary band as a share of the image's diagonal; 0.005 for Cityscapes.
         progress: show bars of this name on stderr, over the pairs of image and category to compare.
 
     Raises:
         InputError: a detection without a score, or faster-coco-eval is not installed.
     """
-    evaluator = _evaluator(annotations, detections)
+    for detection in detections:
+        if detection.score is None:
+            raise InputError("no score, which AP needs", record=f"record {detection.record}")
+    evaluator, boundary_overlap = _evaluator(annotations, detections, boundary_ratio)
     evaluator.rle_iou_max_workers = 1  # two threads of Python code wait for each other, measured 1.6 × slower
-    compare = {"mask": evaluator.computeIoU, "boundary": _BoundaryOverlap(evaluator, boundary_ratio)}
+    compare = {"mask": evaluator.computeIoU, "boundary": boundary_overlap}
     pairs = {(entry.image_id, entry.category_id) for entry in annotations.instances}
     pairs &= {(entry.image_id, entry.category_id) for entry in detections}
     results: dict[Overlap, AveragePrecision] = {}
     for overlap in overlaps:
         title = f"{overlap} AP {progress or ''}".strip()
         with tqdm(total=len(pairs), desc=title, unit="pair", disable=progress is None, leave=False) as bar:
-            evaluator.computeIoU = _then(compare[overlap], bar.update)
+
+            def compare_and_tell(image_id: int, category_id: int) -> Any:
+                ious = compare[overlap](image_id, category_id)  # noqa: B023  called within this turn
+                bar.update()
+                return ious
+
+            evaluator.computeIoU = compare_and_tell
             evaluator.evaluate()
         evaluator.accumulate()
         evaluator._prepare = lambda: None  # its tables of records serve the next overlap as they are
@@ -96,19 +105,10 @@ def average_precision(
     return results
 
 
-def _then(compare: Callable[[int, int], Any], tell: Callable[[], object]) -> Callable[[int, int], Any]:
-    """The comparison of one image and category, with a sign of life after it."""
-
-    def compare_and_tell(image_id: int, category_id: int) -> Any:
-        ious = compare(image_id, category_id)
-        tell()
-        return ious
-
-    return compare_and_tell
-
-
-def _evaluator(annotations: Annotations, detections: Sequence[Detection]) -> Any:
-    """A ``COCOeval_faster`` of the truth and the detections, nothing computed yet."""
+def _evaluator(
+    annotations: Annotations, detections: Sequence[Detection], boundary_ratio: float
+) -> tuple[Any, _BoundaryOverlap]:
+    """A ``COCOeval_faster`` of the truth and the detections, nothing computed yet, and its boundary overlap."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
@@ -129,29 +129,32 @@ def _evaluator(annotations: Annotations, detections: Sequence[Detection]) -> Any
         {"id": key, "name": name, "frequency": annotations.frequencies.get(key, "f")}
         for key, name in annotations.categories.items()
     ]
-    truth = [
-        _record(number, instance.image_id, instance.category_id, instance.mask, instance.area)
-        | {"iscrowd": int(instance.is_crowd)}
-        for number, instance in enumerate(annotations.instances, 1)  # id 0 means "unmatched" to the evaluator
-    ]
-    found = []
-    for number, detection in enumerate(_scored(annotations, detections), 1):
-        if detection.score is None:
-            raise InputError("no score, which AP needs", record=f"record {detection.record}")
-        entry = _record(
-            number, detection.image_id, detection.category_id, detection.mask, detection.mask.area
-        )
-        found.append(entry | {"iscrowd": 0, "score": detection.score})
-    tables = []
-    for records in (truth, found):
-        table = COCO()
-        table.dataset = {"images": images, "categories": categories, "annotations": records}
-        table.createIndex()
-        tables.append(table)
+
+    def table(entries: Sequence[TrueInstance | Detection], more: list[dict[str, Any]]) -> Any:
+        records = [
+            {
+                "id": number,  # 0 means "unmatched" to the evaluator
+                "image_id": entry.image_id,
+                "category_id": entry.category_id,
+                "segmentation": rle_of(entry.mask),
+                **rest,
+            }
+            for number, (entry, rest) in enumerate(zip(entries, more, strict=True), 1)
+        ]
+        made = COCO()
+        made.dataset = {"images": images, "categories": categories, "annotations": records}
+        made.createIndex()
+        return made
+
+    scored = _scored(annotations, detections)
+    truth = [{"area": entry.area, "iscrowd": int(entry.is_crowd)} for entry in annotations.instances]
+    found = [{"area": entry.mask.area, "iscrowd": 0, "score": entry.score} for entry in scored]
+    tables = table(annotations.instances, truth), table(scored, found)
     evaluator = COCOeval_faster(*tables, "segm", lvis_style=annotations.is_lvis)
     if annotations.is_lvis:
         evaluator.params.maxDets = [_LVIS_DETECTIONS]
-    return evaluator
+    masks = [entry.mask for entry in annotations.instances], [entry.mask for entry in scored]
+    return evaluator, _BoundaryOverlap(evaluator, *masks, boundary_ratio)
 
 
 def _scored(annotations: Annotations, detections: Sequence[Detection]) -> Sequence[Detection]:
@@ -174,17 +177,6 @@ def _scored(annotations: Annotations, detections: Sequence[Detection]) -> Sequen
     return kept
 
 
-def _record(number: int, image_id: int, category_id: int, mask: Mask, area: float) -> dict[str, Any]:
-    """What the evaluator wants to know of any mask."""
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
-        "segmentation": rle_of(mask),
-        "area": area,
-    }
-
-
 class _BoundaryOverlap:
     """min(mask IoU, boundary IoU) of the detections and true masks of one image and category.
 
@@ -193,9 +185,8 @@ class _BoundaryOverlap:
     its place.
     """
 
-    def __init__(self, evaluator: Any, ratio: float) -> None:
-        self.evaluator = evaluator
-        self.ratio = ratio
+    def __init__(self, evaluator: Any, truth: list[Mask], found: list[Mask], ratio: float) -> None:
+        self.evaluator, self.truth, self.found, self.ratio = evaluator, truth, found, ratio
         self.mask_ious = evaluator.computeIoU
         self.thresholds = np.asarray(evaluator.params.iouThrs)  # rising
 
@@ -204,44 +195,38 @@ class _BoundaryOverlap:
         ious: NDArray[np.float64] = self.mask_ious(image_id, category_id)
         if len(ious) == 0:
             return ious
-        truths = self._records(self.evaluator.gt_dataset, image_id, category_id)
-        found = self._records(self.evaluator.dt_dataset, image_id, category_id)
+        truths, found = (  # in the order of the evaluator's tables
+            table.get_instances([image_id], [category_id], True)[0][0]
+            for table in (self.evaluator.gt_dataset, self.evaluator.dt_dataset)
+        )
         found = [found[i] for i in np.argsort([-entry["score"] for entry in found], kind="stable")]
         # detections choose by falling score, so a true mask that an earlier one overlaps by v, and that one
         # overlaps nothing else, is gone for the later ones at every threshold up to v
         gone = np.zeros(len(truths))  # [true masks], that v
         highest = np.searchsorted(self.thresholds, ious, side="right") - 1  # threshold reached by mask IoU
-        outlines: dict[int, MaskWindow] = {}
+        outlines: dict[int, MaskWindow] = {}  # of true masks, by column
         for row in np.flatnonzero((highest >= 0).any(1)):
             (columns,) = np.nonzero(highest[row] >= 0)
-            for column in columns:
+            outline = None
+            for column in columns.tolist():
                 if truths[column]["iscrowd"]:  # a crowd's outline means nothing
                     continue
                 if self.thresholds[highest[row, column]] <= gone[column]:
                     continue
-                crops = common_window(
-                    self._outline(found[row], outlines), self._outline(truths[column], outlines)
-                )
+                if column not in outlines:
+                    outlines[column] = self._outline(self.truth[truths[column]["id"] - 1])
+                outline = outline or self._outline(self.found[found[row]["id"] - 1])
+                crops = common_window(outline, outlines[column])
                 ious[row, column] = min(ious[row, column], crop_iou(*crops))
                 if len(columns) == 1:
                     gone[column] = max(gone[column], ious[row, column])
         return ious
 
-    def _outline(self, entry: dict[str, Any], made: dict[int, MaskWindow]) -> MaskWindow:
-        """The boundary of a record's mask, made once."""
-        key = id(entry)
-        if key not in made:
-            height, width = entry["segmentation"]["size"]
-            window = Mask((height, width), entry["segmentation"]["counts"]).decode()
-            width = boundary_width(window.image_size, self.ratio)
-            values = boundary(window.values.astype(np.uint8), width).astype(bool)
-            made[key] = MaskWindow(values, window.x, window.y, window.image_size)
-        return made[key]
-
-    def _records(self, dataset: Any, image_id: int, category_id: int) -> list[dict[str, Any]]:
-        """The records of one image and category, in the order of the evaluator's tables."""
-        records: list[dict[str, Any]] = dataset.get_instances([image_id], [category_id], True)[0][0]
-        return records
+    def _outline(self, mask: Mask) -> MaskWindow:
+        window = mask.decode()
+        width = boundary_width(window.image_size, self.ratio)
+        values = boundary(window.values.astype(np.uint8), width).astype(bool)
+        return MaskWindow(values, window.x, window.y, window.image_size)
 
 
 def _scores(

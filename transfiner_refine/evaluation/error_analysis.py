@@ -17,26 +17,18 @@ from numpy.typing import NDArray
 from transfiner_refine.evaluation.matched import SIZES
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
-    Mask,
+    AnyMask,
     as_window,
     boundary,
     boundary_width,
     common_window,
     crop_iou,
 )
+from transfiner_refine.masks import Mask
 from transfiner_refine.refiner import BaseRefiner
 from transfiner_refine.trace import trace
 
-__all__ = [
-    "ErrorAnalysis",
-    "ErrorRow",
-    "ErrorSummary",
-    "Fit",
-    "LevelRow",
-    "LevelSummary",
-    "analyse_errors",
-    "instance_errors",
-]
+__all__ = ["ErrorAnalysis", "ErrorRow", "ErrorSummary", "LevelSummary", "analyse_errors", "instance_errors"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +56,12 @@ class ErrorRow:
     Attributes:
         area: of the true mask.
         region: of what the network looked at (the coarse mask's box with its margin; of all passes).
-        covered: labelled anew, by nodes or by the dense decoder; of all passes.
+        covered: relabelled, by nodes or by the dense decoder; of all passes.
         wrong: where the coarse mask differs from the truth.
-        wrong_inside: of these, labelled anew.
+        wrong_inside: of these, relabelled.
         fixed: wrong before, right after.
         broken: right before, wrong after.
-        before, after, oracle: the coarse mask, the refined one, the coarse one with the truth where it is labelled
-            anew.
+        before, after, oracle: the coarse mask, the refined one, the coarse one with the truth where relabelled.
         levels: by level, coarse to fine.
     """
 
@@ -94,7 +85,7 @@ class ErrorSummary:
     Attributes:
         size: key of ``SIZES``.
         count: instances.
-        wrong_inside: share of the coarse masks' wrong pixels that were labelled anew.
+        wrong_inside: share of the coarse masks' wrong pixels that were relabelled.
         area: share of the regions' pixels that were.
         fixed: share of the wrong pixels that refining set right.
         broken: pixels refining set wrong, as a share of the pixels that were wrong.
@@ -128,14 +119,7 @@ class LevelSummary:
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """The analysis of one set of weights.
-
-    Attributes:
-        weights: their name.
-        rows: one for each instance that was analysed.
-        sizes: by key of ``SIZES``.
-        levels: coarse to fine.
-    """
+    """The analysis of one set of weights: of each instance, by key of ``SIZES``, and by level, coarse to fine."""
 
     weights: str
     rows: tuple[ErrorRow, ...]
@@ -145,7 +129,7 @@ class ErrorAnalysis:
 
 def analyse_errors(
     refiner: BaseRefiner,
-    cases: Iterable[tuple[NDArray[np.uint8], Mask, Mask]],
+    cases: Iterable[tuple[NDArray[np.uint8], AnyMask, AnyMask]],
     *,
     weights: str = "",
     dilation_ratio: float = BOUNDARY_RATIO,
@@ -162,10 +146,11 @@ def analyse_errors(
     Raises:
         InputError: a mask does not fit its image.
     """
-    rows = []
-    for image, truth, coarse in cases:
-        if as_window(coarse).area:
-            rows.append(instance_errors(refiner, image, truth, coarse, dilation_ratio=dilation_ratio))
+    rows = [
+        instance_errors(refiner, image, truth, coarse, dilation_ratio=dilation_ratio)
+        for image, truth, coarse in cases
+        if as_window(coarse).area
+    ]
     sizes = {
         size: _summary(size, [r for r in rows if low <= r.area < high]) for size, (low, high) in SIZES.items()
     }
@@ -175,24 +160,17 @@ def analyse_errors(
 def instance_errors(
     refiner: BaseRefiner,
     image: NDArray[np.uint8],
-    truth: Mask,
-    coarse: Mask,
+    truth: AnyMask,
+    coarse: AnyMask,
     *,
     dilation_ratio: float = BOUNDARY_RATIO,
 ) -> ErrorRow:
-    """The analysis of one instance.
-
-    Args:
-        refiner: the refiner to analyse.
-        image: H×W×3 uint8 RGB.
-        truth: true mask.
-        coarse: coarse mask, not empty; soft values are used as they are.
-        dilation_ratio: width of the boundary band as a share of the image's diagonal.
+    """The analysis of one instance, as for ``analyse_errors``; soft values of ``coarse`` are used as they are.
 
     Raises:
         InputError: the coarse mask is empty or does not fit the image.
     """
-    found = trace(refiner, image, coarse)
+    found = trace(refiner, image, coarse.decode() if isinstance(coarse, Mask) else coarse)
     step = found.passes[0]
     covered = [found.labelled_anew, *(step.covered(level) for level in range(len(step.levels)))]
     windows = [as_window(mask) for mask in (truth, coarse, found.result, *covered)]

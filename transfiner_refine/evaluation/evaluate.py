@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +19,19 @@ from transfiner_refine.evaluation.average_precision import (
     Overlap,
     average_precision,
 )
-from transfiner_refine.evaluation.coco_files import (
-    Annotations,
-    Detection,
-    load_annotations,
-    load_results,
+from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
+from transfiner_refine.evaluation.matched import (
+    MIN_AREA,
+    MIN_COARSE_IOU,
+    Match,
+    MatchedScores,
+    check_same_detections,
+    matched_scores,
 )
-from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU, MatchedScores, matched_scores
-from transfiner_refine.evaluation.matching import Match, check_same_detections
-from transfiner_refine.evaluation.matching import match as match_detections
+from transfiner_refine.evaluation.matched import match as match_detections
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
 from transfiner_refine.images import ImageFolder, read_image
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.masks import Mask
 
 if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
@@ -58,10 +59,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the error analysis needs: it refines the coarse masks again, and looks at how.
+    """What the error analysis needs, which refines the coarse masks again.
 
     Attributes:
-        images: folder of the photos, named as the annotation file has it.
+        images: folder of the images, named as the annotation file has it.
         refiner: the refiner to analyse.
         weights: its name, for the output.
     """
@@ -87,7 +88,7 @@ class Evaluation:
 
     Attributes:
         annotations, results, before: the files; ``before`` is None if the results were scored alone.
-        images, instances, crowds: in the annotation file.
+        images, instances, crowds: in the annotation file; instances without a mask are not counted.
         detections: in the results file.
         federated: LVIS's way of counting was used.
         settings: how it was done.
@@ -98,6 +99,7 @@ class Evaluation:
         pairs: annotation id and record in the results file of each row of ``matched``.
         classes: one row for each category that has instances, by name; empty where there is no AP.
         errors: the error analysis of the counted instances; None where it was not asked for.
+        unused: sentences that say what of the files could not be used.
     """
 
     annotations: Path
@@ -116,6 +118,7 @@ class Evaluation:
     pairs: tuple[tuple[int, int], ...]
     classes: tuple[ClassRow, ...]
     errors: ErrorAnalysis | None = None
+    unused: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -141,7 +144,7 @@ def evaluate(
         progress: show bars on stderr.
 
     Raises:
-        InputError: a file, a record or a photo that cannot be used, or faster-coco-eval is not installed.
+        InputError: a file, a record or an image that cannot be used, or faster-coco-eval is not installed.
     """
     settings = settings or Settings()
     truth = load_annotations(annotations)
@@ -151,13 +154,16 @@ def evaluate(
         coarse = load_results(before, truth)
         check_same_detections(coarse, after, (before, results))
     matches, matched_by = match_detections(truth, coarse, results if before is None else before, match)
-    ap_before = None if before is None else _precisions(truth, coarse, before, settings, progress)
-    ap_after = _precisions(truth, after, results, settings, progress)
+    scored = replace(
+        truth, instances=[entry for entry in truth.instances if entry.is_crowd or entry.mask.area]
+    )
+    ap_before = None if before is None else _precisions(scored, coarse, before, settings, progress)
+    ap_after = _precisions(scored, after, results, settings, progress)
     bar = tqdm(matches, "matched instances", unit="mask", disable=not progress, leave=False)
     matched = matched_scores(
-        (truth.instances[i].mask.decode() for i, _ in matches),
-        (coarse[j].mask.decode() for _, j in matches),
-        None if before is None else (after[j].mask.decode() for _, j in matches),
+        (truth.instances[i].mask for i, _ in matches),
+        (coarse[j].mask for _, j in matches),
+        None if before is None else (after[j].mask for _, j in matches),
         images=(coarse[j].image_id for _, j in bar),
         dilation_ratio=settings.boundary_ratio,
         min_area=settings.min_area,
@@ -166,15 +172,24 @@ def evaluate(
     )
     errors = None
     if analysis is not None:
+        from transfiner_refine.evaluation.error_analysis import (
+            analyse_errors,  # here, because it imports torch
+        )
+
         counted = [pair for pair, row in zip(matches, matched.rows, strict=True) if row.counted]
-        errors = _analyse(truth, coarse, counted, analysis, settings, progress)
-    crowds = sum(instance.is_crowd for instance in truth.instances)
+        errors = analyse_errors(
+            analysis.refiner,
+            _cases(truth, coarse, counted, analysis.images, progress),
+            weights=analysis.weights,
+            dilation_ratio=settings.boundary_ratio,
+        )
+    crowds = sum(instance.is_crowd for instance in scored.instances)
     return Evaluation(
         annotations=Path(annotations),
         results=Path(results),
         before=None if before is None else Path(before),
         images=len(truth.images),
-        instances=len(truth.instances) - crowds,
+        instances=len(scored.instances) - crowds,
         crowds=crowds,
         detections=len(after),
         federated=truth.is_lvis,
@@ -184,39 +199,45 @@ def evaluate(
         matched_by=matched_by,
         matched=matched,
         pairs=tuple((truth.instances[i].id, after[j].record) for i, j in matches),
-        classes=_class_rows(truth, ap_before, ap_after),
+        classes=_class_rows(scored, ap_before, ap_after),
         errors=errors,
+        unused=tuple(_unused(truth, scored, after)),
     )
 
 
-def _analyse(
-    truth: Annotations,
-    coarse: Sequence[Detection],
-    matches: Sequence[Match],
-    analysis: Analysis,
-    settings: Settings,
-    progress: bool,
-) -> ErrorAnalysis:
-    """The error analysis of matched instances, image by image."""
-    from transfiner_refine.evaluation.error_analysis import analyse_errors  # here, because it imports torch
+def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detection]) -> Iterator[str]:
+    """Sentences that say what of the files plays no part, and where the two have nothing in common."""
+    total, crowds = len(truth.instances), sum(entry.is_crowd for entry in truth.instances)
+    if missing := total - len(scored.instances):
+        yield f"{missing} of {total} annotations have no mask and are not counted."
+    if total and crowds == total:
+        yield "All annotations are crowd regions: there is no instance to score against."
+    unknown = [entry for entry in detections if entry.category_id not in truth.categories]
+    if unknown:
+        ids = sorted({entry.category_id for entry in unknown})
+        listed = ", ".join(map(str, ids[:5])) + (", …" if len(ids) > 5 else "")
+        yield f"{len(unknown)} of {len(detections)} detections are of categories that are not annotated: {listed}."
+    instances = [entry for entry in scored.instances if not entry.is_crowd]
+    for kind in ("category_id", "image_id"):
+        there, found = ({getattr(entry, kind) for entry in entries} for entries in (instances, detections))
+        if there and found and not there & found:
+            yield f"No {kind} of the results has an annotated instance: do the files belong together?"
 
-    folder = ImageFolder(analysis.images)
 
-    def cases() -> Iterator[tuple[NDArray[np.uint8], MaskWindow, MaskWindow]]:
-        by_image = sorted(matches, key=lambda pair: truth.instances[pair[0]].image_id)
-        current, pixels = None, None
-        for i, j in tqdm(by_image, "error analysis", unit="mask", disable=not progress, leave=False):
-            instance = truth.instances[i]
-            if pixels is None or instance.image_id != current:
-                current, image = instance.image_id, truth.images[instance.image_id]
-                name = image.file_name
-                path = folder.named(name) if name else folder.with_id(current)
-                pixels = read_image(path, {image.size}).pixels
-            yield pixels, instance.mask.decode(), coarse[j].mask.decode()
-
-    return analyse_errors(
-        analysis.refiner, cases(), weights=analysis.weights, dilation_ratio=settings.boundary_ratio
-    )
+def _cases(
+    truth: Annotations, coarse: Sequence[Detection], matches: Sequence[Match], images: Path, progress: bool
+) -> Iterator[tuple[NDArray[np.uint8], Mask, Mask]]:
+    """Pixels, true mask and coarse mask of matched instances, image by image."""
+    folder = ImageFolder(images)
+    by_image = sorted(matches, key=lambda pair: truth.instances[pair[0]].image_id)
+    current, pixels = None, None
+    for i, j in tqdm(by_image, "error analysis", unit="mask", disable=not progress, leave=False):
+        instance = truth.instances[i]
+        if pixels is None or instance.image_id != current:
+            current, image = instance.image_id, truth.images[instance.image_id]
+            path = folder.named(image.file_name) if image.file_name else folder.with_id(current)
+            pixels = read_image(path, {image.size}).pixels
+        yield pixels, instance.mask, coarse[j].mask
 
 
 def _precisions(

@@ -7,18 +7,22 @@ mask is compared with the one true mask it belongs to, before and after.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as codec
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_match, rle_of
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
-    Mask,
+    AnyMask,
     as_window,
     boundary,
     boundary_width,
@@ -35,10 +39,15 @@ __all__ = [
     "InstanceScore",
     "Interval",
     "MaskScores",
+    "Match",
     "MatchedScores",
     "SizeSummary",
     "bootstrap_mean",
+    "check_same_detections",
     "mask_scores",
+    "match",
+    "match_by_ids",
+    "match_by_iou",
     "matched_scores",
     "summarise",
 ]
@@ -60,19 +69,16 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 """COCO's size classes by true area, [from, to) in pixels."""
 
+Match = tuple[int, int]
+"""Index of a true instance in ``Annotations.instances``, index of its detection."""
+
 _RESAMPLES = 2000  # of the bootstrap: the ends of a 95 % interval are then steady to about 3 % of its width
 _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class MaskScores:
-    """How well a mask fits its true mask.
-
-    Attributes:
-        iou: mask IoU, in [0, 1].
-        boundary_iou: boundary IoU, in [0, 1].
-        mba: mean boundary accuracy, in [0, 1]; nan where the true mask has no outline.
-    """
+    """How well a mask fits its true mask: shares in [0, 1]; mBA is nan where the true mask has no outline."""
 
     iou: float
     boundary_iou: float
@@ -99,11 +105,6 @@ class InstanceScore:
     counted: bool
     image: Hashable
 
-    @property
-    def iou_change(self) -> float:
-        """IoU after minus before; 0 where there is no refined mask."""
-        return 0.0 if self.after is None else self.after.iou - self.before.iou
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -116,44 +117,37 @@ class Interval:
 
 @dataclass(frozen=True)
 class SizeSummary:
-    """Means over the counted instances of one size class.
+    """Means over the counted instances of one size class, nan without instances.
 
     Attributes:
         size: key of ``SIZES``.
         count: instances.
-        before: mean scores of the coarse masks, nan without instances.
-        after: mean scores of the refined masks; None where there are none.
-        iou_change: mean change of IoU; None like ``after``.
-        boundary_iou_change: mean change of boundary IoU; None like ``after``.
+        before, after: mean scores of the coarse and the refined masks.
+        iou_change, boundary_iou_change: mean changes.
         better, worse, unchanged: share of the instances whose IoU rose, fell, or did neither by more than
-            ``CHANGE_THRESHOLD``; None like ``after``.
+            ``CHANGE_THRESHOLD``. All but ``before`` are None where there are no refined masks.
     """
 
     size: str
     count: int
     before: MaskScores
-    after: MaskScores | None
-    iou_change: Interval | None
-    boundary_iou_change: Interval | None
-    better: float | None
-    worse: float | None
-    unchanged: float | None
+    after: MaskScores | None = None
+    iou_change: Interval | None = None
+    boundary_iou_change: Interval | None = None
+    better: float | None = None
+    worse: float | None = None
+    unchanged: float | None = None
 
 
 @dataclass(frozen=True)
 class MatchedScores:
-    """Every instance's scores, and their summary by size.
-
-    Attributes:
-        rows: one for each instance, in the order they came, the ones that are not counted included.
-        summary: by key of ``SIZES``.
-    """
+    """The scores of every instance in the order they came, counted or not, and their summary by key of ``SIZES``."""
 
     rows: tuple[InstanceScore, ...]
     summary: dict[str, SizeSummary]
 
 
-def mask_scores(truth: Mask, mask: Mask, *, dilation_ratio: float = BOUNDARY_RATIO) -> MaskScores:
+def mask_scores(truth: AnyMask, mask: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> MaskScores:
     """IoU, boundary IoU and mBA of one mask against its true mask.
 
     Args:
@@ -175,9 +169,9 @@ def mask_scores(truth: Mask, mask: Mask, *, dilation_ratio: float = BOUNDARY_RAT
 
 
 def matched_scores(
-    truth: Iterable[Mask],
-    coarse: Iterable[Mask],
-    refined: Iterable[Mask] | None = None,
+    truth: Iterable[AnyMask],
+    coarse: Iterable[AnyMask],
+    refined: Iterable[AnyMask] | None = None,
     *,
     images: Iterable[Hashable] | None = None,
     dilation_ratio: float = BOUNDARY_RATIO,
@@ -190,7 +184,7 @@ def matched_scores(
     The sequences run in step and are read once, so generators keep one instance in memory at a time.
 
     Args:
-        truth: true masks, each [H, W] bool or a ``MaskWindow``.
+        truth: true masks.
         coarse: the mask of each before.
         refined: the mask of each after; None scores the coarse masks alone.
         images: image of each, any hashable. Instances of one image share its difficulty, so the bootstrap
@@ -203,15 +197,26 @@ def matched_scores(
     Raises:
         InputError: sequences of different lengths, or masks of different image sizes.
     """
-    rows = []
-    for index, true_mask, coarse_mask, refined_mask, image in _in_step(truth, coarse, refined, images):
-        window = as_window(true_mask)
-        before = mask_scores(window, coarse_mask, dilation_ratio=dilation_ratio)
-        after = (
-            None if refined_mask is None else mask_scores(window, refined_mask, dilation_ratio=dilation_ratio)
+    sequences: dict[str, Iterable[Any] | None] = {
+        "truth": truth,
+        "coarse": coarse,
+        "refined": refined,
+        "image": images,
+    }
+    given = {name: sequence for name, sequence in sequences.items() if sequence is not None}
+    end, rows = object(), []
+    for index, entries in enumerate(zip_longest(*given.values(), fillvalue=end)):
+        if any(entry is end for entry in entries):
+            raise InputError(f"not as many masks to compare as true masks: one list ends at {index}")
+        entry = dict(zip(given, entries, strict=True))
+        window = as_window(entry["truth"])
+        before, after = (
+            None if mask is None else mask_scores(window, mask, dilation_ratio=dilation_ratio)
+            for mask in (entry["coarse"], entry.get("refined"))
         )
+        assert before is not None
         counted = window.area >= min_area and before.iou >= min_coarse_iou
-        rows.append(InstanceScore(index, window.area, before, after, counted, image))
+        rows.append(InstanceScore(index, window.area, before, after, counted, entry.get("image", index)))
     summary = {size: summarise(rows, size, seed=seed, refined=refined is not None) for size in SIZES}
     return MatchedScores(tuple(rows), summary)
 
@@ -219,24 +224,15 @@ def matched_scores(
 def summarise(
     rows: Sequence[InstanceScore], size: str = "all", *, refined: bool = True, seed: int = 0
 ) -> SizeSummary:
-    """Means over the counted rows of one size class.
-
-    Args:
-        rows: scored instances; those not counted are left out.
-        size: key of ``SIZES``.
-        refined: the rows have scores after refining.
-        seed: of the bootstrap.
-    """
+    """Means over the counted rows of one size class (a key of ``SIZES``); ``seed`` is that of the bootstrap."""
     low, high = SIZES[size]
     rows = [row for row in rows if row.counted and low <= row.area < high]
     before = _mean_scores([row.before for row in rows])
     if not refined:
-        return SizeSummary(size, len(rows), before, None, None, None, None, None, None)
-    results = [row.after for row in rows if row.after is not None]
-    iou_change = np.array([row.iou_change for row in rows])
-    boundary_change = np.array(
-        [after.boundary_iou - row.before.boundary_iou for row, after in zip(rows, results, strict=True)]
-    )
+        return SizeSummary(size, len(rows), before)
+    pairs = [(row.before, row.after) for row in rows if row.after is not None]
+    iou_change = np.array([after.iou - before.iou for before, after in pairs])
+    boundary_change = np.array([after.boundary_iou - before.boundary_iou for before, after in pairs])
     images = [row.image for row in rows]
     better = float(np.mean(iou_change > CHANGE_THRESHOLD)) if rows else math.nan
     worse = float(np.mean(iou_change < -CHANGE_THRESHOLD)) if rows else math.nan
@@ -244,7 +240,7 @@ def summarise(
         size=size,
         count=len(rows),
         before=before,
-        after=_mean_scores(results),
+        after=_mean_scores([after for _, after in pairs]),
         iou_change=bootstrap_mean(iou_change, images, seed=seed),
         boundary_iou_change=bootstrap_mean(boundary_change, images, seed=seed),
         better=better,
@@ -254,12 +250,9 @@ def summarise(
 
 
 def bootstrap_mean(values: NDArray[Any], images: Sequence[Hashable], *, seed: int = 0) -> Interval:
-    """Mean of the values with its 95 % percentile bootstrap interval, drawing whole images.
+    """Mean of [instances] values with its 95 % percentile bootstrap interval, drawing whole images.
 
-    Args:
-        values: [instances] float.
-        images: image of each.
-        seed: of the draws; the same seed gives the same interval.
+    The same seed gives the same interval.
     """
     if len(values) == 0:
         return Interval(math.nan, math.nan, math.nan)
@@ -280,33 +273,130 @@ def bootstrap_mean(values: NDArray[Any], images: Sequence[Hashable], *, seed: in
     return Interval(mean, float(low), float(high))
 
 
-def _in_step(
-    truth: Iterable[Mask],
-    coarse: Iterable[Mask],
-    refined: Iterable[Mask] | None,
-    images: Iterable[Hashable] | None,
-) -> Iterator[tuple[int, Mask, Mask, Mask | None, Hashable]]:
-    """The sequences side by side; those that are None give None, or the index for the images."""
-    end = object()
-    given: list[Iterable[Any]] = [
-        sequence for sequence in (truth, coarse, refined, images) if sequence is not None
-    ]
-    for index, entries in enumerate(zip_longest(*given, fillvalue=end)):
-        if any(entry is end for entry in entries):
-            raise InputError(f"not as many masks to compare as true masks: one list ends at {index}")
-        rest: list[Any] = list(entries)
-        true_mask, coarse_mask = rest.pop(0), rest.pop(0)
-        refined_mask = None if refined is None else rest.pop(0)
-        yield index, true_mask, coarse_mask, refined_mask, index if images is None else rest.pop(0)
-
-
 def _mean_scores(scores: Sequence[MaskScores]) -> MaskScores:
     """Mean of each score; mBA over those that have one."""
-    if not scores:
-        return MaskScores(math.nan, math.nan, math.nan)
-    accuracies = [score.mba for score in scores if not math.isnan(score.mba)]
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values)) if values else math.nan
+
     return MaskScores(
-        iou=float(np.mean([score.iou for score in scores])),
-        boundary_iou=float(np.mean([score.boundary_iou for score in scores])),
-        mba=float(np.mean(accuracies)) if accuracies else math.nan,
+        iou=mean([score.iou for score in scores]),
+        boundary_iou=mean([score.boundary_iou for score in scores]),
+        mba=mean([score.mba for score in scores if not math.isnan(score.mba)]),
     )
+
+
+def match(
+    annotations: Annotations, detections: Sequence[Detection], source: str | Path, file: str | Path | None
+) -> tuple[list[Match], str]:
+    """Which detection belongs to which true instance: as a match file says, the records, or the best IoU.
+
+    Args:
+        annotations: the truth.
+        detections: of the same images; the coarse masks where there are several versions.
+        source: the file of the detections, for messages.
+        file: a match file (see ``load_match``), or None.
+
+    Returns:
+        the matches, and how they were found: "match file", "annotation_id" or "best IoU".
+
+    Raises:
+        InputError: the file cannot be used, or names an annotation that does not fit.
+    """
+    if file is not None:
+        return match_by_ids(annotations, detections, load_match(file, len(detections)), file), "match file"
+    if any(detection.annotation_id is not None for detection in detections):
+        keys = [detection.annotation_id for detection in detections]
+        return match_by_ids(annotations, detections, keys, source), "annotation_id"
+    return match_by_iou(annotations, detections), "best IoU"
+
+
+def match_by_ids(
+    annotations: Annotations, detections: Sequence[Detection], ids: Sequence[int | None], source: str | Path
+) -> list[Match]:
+    """Matches detections with the annotations they name, in the order of the detections.
+
+    Args:
+        annotations: the truth; crowds cannot be named.
+        detections: of the same images.
+        ids: annotation id of each detection, None for one that has no true instance.
+        source: the file the ids stand in, for messages.
+
+    Raises:
+        InputError: an id that does not exist, is a crowd's, is of another image, or stands there twice.
+    """
+    index_of = {instance.id: index for index, instance in enumerate(annotations.instances)}
+    matches: list[Match] = []
+    taken: dict[int, int] = {}
+    for number, (detection, key) in enumerate(zip(detections, ids, strict=True)):
+        if key is None:
+            continue
+        instance = annotations.instances[index_of[key]] if key in index_of else None
+        reason = remedy = None
+        if instance is None:
+            reason = f"is not in {annotations.file}"
+        elif instance.is_crowd:
+            reason = "is a crowd region"
+        elif instance.image_id != detection.image_id:
+            reason = f"is of image {instance.image_id}, the mask of {detection.image_id}"
+        elif key in taken:
+            reason, remedy = f"already belongs to record {taken[key]}", "name each annotation once"
+        if reason is not None:
+            reason, label = f"annotation id {key} {reason}", f"record {detection.record}"
+            raise InputError(reason, file=source, record=label, remedy=remedy)
+        taken[key] = detection.record
+        matches.append((index_of[key], number))
+    return matches
+
+
+def match_by_iou(annotations: Annotations, detections: Sequence[Detection]) -> list[Match]:
+    """Matches each true instance with at most one detection of its image and category, the best pairs first.
+
+    Scores play no part: what counts is which coarse mask shows the instance. Crowds stay without a match. Of equally
+    good pairs the earlier record is taken.
+
+    Returns:
+        matches in the order of the true instances; instances no detection overlaps have none.
+    """
+    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, detection in enumerate(detections):
+        found[detection.image_id, detection.category_id].append(number)
+    wanted: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, instance in enumerate(annotations.instances):
+        if not instance.is_crowd and (instance.image_id, instance.category_id) in found:
+            wanted[instance.image_id, instance.category_id].append(index)
+    matches: list[Match] = []
+    for place, indices in wanted.items():
+        numbers = found[place]
+        ious = codec.iou(  # [detections, instances], on the run lengths
+            [rle_of(detections[number].mask) for number in numbers],
+            [rle_of(annotations.instances[index].mask) for index in indices],
+            [0] * len(indices),
+        )
+        pairs = [(-ious[row, column], indices[column], numbers[row]) for row, column in np.argwhere(ious > 0)]
+        free_instances, free_masks = set(indices), set(numbers)
+        for _, index, number in sorted(pairs):
+            if index in free_instances and number in free_masks:
+                free_instances.remove(index)
+                free_masks.remove(number)
+                matches.append((index, number))
+    return sorted(matches)
+
+
+def check_same_detections(
+    before: Sequence[Detection], after: Sequence[Detection], files: tuple[str | Path, str | Path]
+) -> None:
+    """Raises InputError unless two results files hold the same detections in the same order, but for their masks."""
+    remedy = (
+        "they must be the same detections in the same order; without --before the results are scored alone"
+    )
+    if len(before) != len(after):
+        reason = f"{len(after)} records, but {len(before)} in {files[0]}"
+        raise InputError(reason, file=files[1], remedy=remedy)
+    for one, other in zip(before, after, strict=True):
+        if (one.image_id, one.category_id) != (other.image_id, other.category_id):
+            reason = (
+                f"image {other.image_id}, category {other.category_id}, but "
+                f"image {one.image_id}, category {one.category_id} in {files[0]}"
+            )
+            raise InputError(reason, file=files[1], record=f"record {other.record}", remedy=remedy)

@@ -1,7 +1,7 @@
 """How alike two masks are: mask IoU, boundary IoU (Cheng et al. 2021), boundary accuracy (Cheng et al. 2020).
 
-Every measure takes full-size arrays or ``MaskWindow``s and works on the crop that holds their foreground, so
-its cost follows the object, not the image. Two empty masks are equal: their IoU is 1.
+Every measure works on the crop that holds the foreground, so its cost follows the object, not the image. Two empty
+masks are equal: their IoU is 1. Masks of images of different sizes raise ``InputError``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = [
     "BOUNDARY_RATIO",
-    "Mask",
+    "AnyMask",
     "as_window",
     "boundary",
     "boundary_iou",
@@ -27,24 +27,25 @@ __all__ = [
     "crop_iou",
     "mask_iou",
     "mean_boundary_accuracy",
+    "most_changed",
 ]
 
-Mask: TypeAlias = "NDArray[Any] | MaskWindow"
-"""A binary mask: [H, W] bool (or 0/1 integers, or floats cut at 0.5), or the window of one."""
+AnyMask: TypeAlias = "NDArray[Any] | MaskWindow | Mask"
+"""A binary mask: [H, W] bool (or 0/1 integers, or floats cut at 0.5), the window of one, or its runs."""
 
 BOUNDARY_RATIO = 0.02
 """Width of the boundary band as a share of the image's diagonal; Cheng et al. 2021, for COCO and LVIS."""
 
 _MBA_STEPS = 5  # number of band widths that are averaged; CascadePSP, eval_post
 _MBA_REACH = 300  # the widest band is (width + height) / 300 pixels; the same source
+_FOCUS_SHARE = 0.3  # of the object's longer side: shows some outline around the change
+_FOCUS_LEAST = 32  # pixels
 
 
-def as_window(mask: Mask) -> MaskWindow:
-    """The mask as a window of bool that fits its foreground.
-
-    Args:
-        mask: [H, W] bool, 0/1 integers or floats in [0, 1] (foreground from 0.5), or a window of one.
-    """
+def as_window(mask: AnyMask) -> MaskWindow:
+    """The mask as a window of bool that fits its foreground."""
+    if isinstance(mask, Mask):
+        return mask.decode()
     if not isinstance(mask, MaskWindow):
         if mask.ndim != 2:
             raise InputError(f"a mask has 2 axes, this one has shape {mask.shape}")
@@ -55,17 +56,14 @@ def as_window(mask: Mask) -> MaskWindow:
 
 
 def common_window(*masks: MaskWindow, margin: int = 0) -> list[NDArray[np.uint8]]:
-    """The masks as 0/1 crops of one window: the smallest that holds all their foreground.
+    """Tight windows of one image as 0/1 crops of the smallest window that holds all their foreground.
 
     Args:
-        masks: tight windows of one image.
-        margin: pixels to add on every side; the window ends where the image does.
+        masks: the windows.
+        margin: pixels to add on every side; the crop ends where the image does.
 
     Returns:
         one [h, w] uint8 array for each mask, all of one shape; 0×0 if all are empty.
-
-    Raises:
-        InputError: the masks belong to images of different sizes.
     """
     size = masks[0].image_size
     if any(mask.image_size != size for mask in masks):
@@ -88,12 +86,14 @@ def common_window(*masks: MaskWindow, margin: int = 0) -> list[NDArray[np.uint8]
     return crops
 
 
-def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two masks of one image, in [0, 1].
+def crop_iou(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Intersection over union of two 0/1 crops of one window; 1 where both are empty."""
+    union = int(np.count_nonzero(a | b))
+    return int(np.count_nonzero(a & b)) / union if union else 1.0
 
-    Raises:
-        InputError: the masks belong to images of different sizes.
-    """
+
+def mask_iou(a: AnyMask, b: AnyMask) -> float:
+    """Intersection over union of two masks of one image, in [0, 1]."""
     return crop_iou(*common_window(as_window(a), as_window(b)))
 
 
@@ -109,17 +109,10 @@ def boundary_width(image_size: tuple[int, int], dilation_ratio: float = BOUNDARY
 
 
 def boundary(mask: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """The pixels of a mask within ``width`` pixels (chessboard distance) of what is outside it.
+    """The pixels of an [h, w] 0/1 mask within ``width`` pixels (chessboard distance) of what is outside it.
 
     What lies beyond the array counts as outside. That is the definition at the image's border, and it holds
     at a crop's border too if the crop has all the foreground, so any such crop gives the same boundary.
-
-    Args:
-        mask: [h, w] 0/1.
-        width: d, pixels.
-
-    Returns:
-        [h, w] 0/1.
     """
     if mask.size == 0:
         return mask
@@ -129,44 +122,30 @@ def boundary(mask: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     return mask - np.asarray(eroded, np.uint8)
 
 
-def boundary_iou(a: Mask, b: Mask, *, dilation_ratio: float = BOUNDARY_RATIO) -> float:
+def boundary_iou(a: AnyMask, b: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> float:
     """Boundary IoU of two masks of one image, in [0, 1]; Cheng et al. 2021, eq. 2.
 
-    Args:
-        a: one mask.
-        b: the other.
-        dilation_ratio: width of the band as a share of the image's diagonal.
-
-    Raises:
-        InputError: the masks belong to images of different sizes.
+    ``dilation_ratio`` is the width of the band as a share of the image's diagonal.
     """
     first, second = as_window(a), as_window(b)
     width = boundary_width(first.image_size, dilation_ratio)
     return crop_iou(*(boundary(crop, width) for crop in common_window(first, second)))
 
 
-def mean_boundary_accuracy(truth: Mask, mask: Mask) -> float:
+def mean_boundary_accuracy(truth: AnyMask, mask: AnyMask) -> float:
     """mBA: pixel accuracy near the truth's outline, mean over five band widths; CascadePSP (CVPR 2020).
 
     The bands are the morphological gradients of the truth by discs of radius 1 + ⌊(R − 1) · i / 5⌋ for
     i = 0 … 4, R = (width + height) / 300. Unlike for boundary IoU, the image's border is no outline here.
 
-    Args:
-        truth: the true mask; its outline is where the accuracy is taken.
-        mask: the mask to judge.
-
     Returns:
         accuracy in [0, 1]; nan where the truth has no outline (empty, or the whole image).
-
-    Raises:
-        InputError: the masks belong to images of different sizes.
     """
     true_window, window = as_window(truth), as_window(mask)
-    height, width = true_window.image_size
-    reach = (width + height) / _MBA_REACH
+    reach = sum(true_window.image_size) / _MBA_REACH
     radii = [1 + int((reach - 1) / _MBA_STEPS * step) for step in range(_MBA_STEPS)]
-    true_crop, crop = _crops_around_first(true_window, window, margin=max(radii) + 1)
-    if true_crop.size == 0:
+    true_crop, crop = common_window(true_window, window, margin=max(radii) + 1)
+    if true_window.values.size == 0:
         return math.nan
     wrong = true_crop != crop
     accuracy = {}
@@ -180,25 +159,26 @@ def mean_boundary_accuracy(truth: Mask, mask: Mask) -> float:
     return sum(accuracy[radius] for radius in radii) / len(radii)
 
 
-def _crops_around_first(
-    first: MaskWindow, second: MaskWindow, margin: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Both masks in the first one's window plus a margin; what the second has farther out is left away."""
-    (crop,) = common_window(first, margin=margin)
-    x0, y0 = max(first.x - margin, 0), max(first.y - margin, 0)
-    h, w = crop.shape
-    other = np.zeros_like(crop)
-    top, left = max(second.y, y0), max(second.x, x0)
-    bottom = min(second.y + second.values.shape[0], y0 + h)
-    right = min(second.x + second.values.shape[1], x0 + w)
-    if top < bottom and left < right:
-        other[top - y0 : bottom - y0, left - x0 : right - x0] = second.values[
-            top - second.y : bottom - second.y, left - second.x : right - second.x
-        ]
-    return crop, other
+def most_changed(before: MaskWindow, after: MaskWindow) -> tuple[int, int, int, int]:
+    """A square window on the place where two tight masks differ most; at the topmost pixel where they are equal.
 
-
-def crop_iou(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Intersection over union of two 0/1 crops of one window; 1 where both are empty."""
-    union = int(np.count_nonzero(a | b))
-    return int(np.count_nonzero(a & b)) / union if union else 1.0
+    Returns:
+        x0, y0, x1, y1 in pixels, x1 and y1 exclusive; inside the image as far as the image allows.
+    """
+    filled = [mask for mask in (before, after) if mask.values.size]
+    x0, y0 = min(mask.x for mask in filled), min(mask.y for mask in filled)
+    first, second = common_window(before, after)
+    changed = first ^ second
+    side = max(_FOCUS_LEAST, round(_FOCUS_SHARE * max(changed.shape)))
+    if not changed.any():
+        changed[0, int(np.argmax(first[0]))] = 1
+    sums = cv2.boxFilter(
+        changed.astype(np.float32), -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT
+    )
+    # the mean place of all maxima: of equally good windows the middle one
+    rows, columns = np.nonzero(sums >= sums.max() - 0.5)
+    height, width = before.image_size
+    side_x, side_y = min(side, width), min(side, height)
+    left = min(max(0, x0 + round(float(columns.mean())) - side_x // 2), width - side_x)
+    top = min(max(0, y0 + round(float(rows.mean())) - side_y // 2), height - side_y)
+    return left, top, left + side_x, top + side_y

@@ -7,40 +7,90 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
-from transfiner_refine.evaluation.average_precision import OVERLAPS, AveragePrecision
-from transfiner_refine.evaluation.error_tables import error_json, error_notes, error_tables
-from transfiner_refine.evaluation.evaluate import ClassRow, Evaluation
+from transfiner_refine.evaluation.average_precision import OVERLAPS, AveragePrecision, Overlap
+from transfiner_refine.evaluation.evaluate import Evaluation
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD, Interval, SizeSummary
-from transfiner_refine.evaluation.table import Table, before_after, points, signed_points
+
+if TYPE_CHECKING:
+    from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
 
 __all__ = ["Table", "as_json", "as_markdown", "as_text", "before_after", "points", "signed_points"]
 
+_WIDTH = 80  # columns of a terminal
+
+Column = tuple[str, "str | Callable[[Any], object]"]
+"""A header, and where a row has the column's cell: an attribute ("before.iou") or a function. Shares are points."""
+
+_SIZE: tuple[Column, Column] = ("size", "size"), ("count", "count")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of cells under headers; the first column is text, the others are numbers."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, title: str, rows: Iterable[Any], *columns: Column) -> Table:
+        """A table from one object a row and one description a column."""
+
+        def cell(row: Any, what: str | Callable[[Any], object]) -> str:
+            value = attrgetter(what)(row) if isinstance(what, str) else what(row)
+            return points(value) if value is None or isinstance(value, float) else str(value)
+
+        headers = [header for header, _ in columns]
+        return cls(title, headers, [[cell(row, what) for _, what in columns] for row in rows])
+
+    def text(self) -> str:
+        """Columns lined up by spaces; where they need more than 80, the first column's cells are cut."""
+        lines = [self.headers, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.headers))]
+        others = 2 + sum(2 + width for width in widths[1:])  # indent, gaps
+        widths[0] = max(1, min(widths[0], _WIDTH - others))
+        padded = []
+        for first, *numbers in lines:
+            cut = first if len(first) <= widths[0] else first[: widths[0] - 1] + "…"
+            cells = [cut.ljust(widths[0])]
+            cells += [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+            padded.append("  " + "  ".join(cells).rstrip())
+        return "\n".join([self.title, *padded])
+
+    def markdown(self) -> str:
+        """A GitHub table under its title."""
+        rule = ["---", *("---:" for _ in self.headers[1:])]
+        rows = [self.headers, rule, *self.rows]
+        return "\n".join([f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def points(value: float | None) -> str:
+    """A share as points with one decimal: 0.7852 → "78.5"; "–" where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def signed_points(value: float | None) -> str:
+    """A change as points with its sign: 0.012 → "+1.2"."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:+.1f}"
+
+
+def before_after(before: float, after: float | None) -> str:
+    """ "74.0 → 78.1", or the first alone."""
+    return points(before) if after is None else f"{points(before)} → {points(after)}"
+
 
 def as_text(evaluation: Evaluation, *, per_class: bool = False) -> str:
-    """The evaluation in at most 80 columns.
-
-    Args:
-        evaluation: what to show.
-        per_class: add a row for each category.
-    """
-    parts = [
-        _headline(evaluation),
-        *(table.text() for table in _tables(evaluation, per_class)),
-        *_notes(evaluation),
-    ]
-    return "\n\n".join(parts)
+    """The evaluation in at most 80 columns; ``per_class`` adds a row for each category."""
+    tables = (table.text() for table in _tables(evaluation, per_class))
+    return "\n\n".join([_headline(evaluation), *tables, *_notes(evaluation)])
 
 
 def as_markdown(evaluation: Evaluation, *, per_class: bool = False) -> str:
-    """The evaluation as Markdown tables.
-
-    Args:
-        evaluation: what to show.
-        per_class: add a row for each category.
-    """
+    """The evaluation as Markdown tables; ``per_class`` adds a row for each category."""
     headline = _headline(evaluation).replace("\n", "  \n")
     tables = (table.markdown() for table in _tables(evaluation, per_class))
     return "\n\n".join([headline, *tables, *_notes(evaluation)]) + "\n"
@@ -49,12 +99,10 @@ def as_markdown(evaluation: Evaluation, *, per_class: bool = False) -> str:
 def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any]:
     """The evaluation as JSON data: shares in [0, 1], areas in pixels, null where there is no number.
 
-    Args:
-        evaluation: what to show.
-        per_class: add the categories.
+    ``per_class`` adds the categories.
     """
 
-    def precision(scores: dict[Any, AveragePrecision] | None) -> dict[str, Any] | None:
+    def precision(scores: dict[Overlap, AveragePrecision] | None) -> dict[str, Any] | None:
         return None if scores is None else {overlap: dict(scores[overlap].scores) for overlap in OVERLAPS}
 
     summary = {size: dataclasses.asdict(entry) for size, entry in evaluation.matched.summary.items()}
@@ -82,8 +130,15 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
             "sizes": summary,
         },
     }
-    if evaluation.errors is not None:
-        data["error_analysis"] = error_json(evaluation.errors)
+    if evaluation.unused:
+        data["unused"] = list(evaluation.unused)
+    errors = evaluation.errors
+    if errors is not None:
+        data["error_analysis"] = {
+            "weights": errors.weights,
+            "sizes": {size: dataclasses.asdict(row) for size, row in errors.sizes.items()},
+            "levels": [dataclasses.asdict(row) for row in errors.levels],
+        }
     if per_class:
         data["classes"] = [dataclasses.asdict(row) for row in evaluation.classes]
     cleaned: dict[str, Any] = _without_nan(data)
@@ -106,122 +161,137 @@ def _headline(evaluation: Evaluation) -> str:
 
 def _tables(evaluation: Evaluation, per_class: bool) -> list[Table]:
     """The tables of an evaluation, in the order they are shown."""
-    tables = []
-    if evaluation.ap_after is not None:
-        tables.append(_precision_table(evaluation.ap_before, evaluation.ap_after))
+    tables, before, after = [], evaluation.ap_before, evaluation.ap_after
+
+    def scores(of: dict[Overlap, AveragePrecision] | None, name: str) -> dict[Overlap, float] | None:
+        return None if of is None else {overlap: of[overlap].scores[name] for overlap in OVERLAPS}
+
+    if after is not None:
+        rows = [([name], scores(before, name), scores(after, name)) for name in after["mask"].scores]
+        tables.append(_overlap_table("Average precision and recall, points", [""], rows))
     tables += _matched_tables(evaluation)
     if evaluation.errors is not None:
-        tables += error_tables(evaluation.errors)
+        tables += _error_tables(evaluation.errors)
     if per_class and evaluation.classes:
-        tables.append(_class_table(evaluation.classes))
+        classes = [([row.name, str(row.instances)], row.before, row.after) for row in evaluation.classes]
+        tables.append(_overlap_table("AP by class, points", ["class", "count"], classes))
     return tables
 
 
-def _precision_table(before: dict[Any, AveragePrecision] | None, after: dict[Any, AveragePrecision]) -> Table:
-    """AP and AR, a row for each, by mask and by boundary."""
-    headers = ["", *_headers(before is not None)]
-    rows = []
-    for name in after["mask"].scores:
-        row = [name]
-        for overlap in OVERLAPS:
-            new = after[overlap].scores[name]
-            old = None if before is None else before[overlap].scores[name]
-            row += _change_cells(old, new)
-        rows.append(row)
-    return Table("Average precision and recall, points", headers, rows)
+def _overlap_table(title: str, names: list[str], rows: Sequence[tuple[list[str], Any, Any]]) -> Table:
+    """A table of what each row is called, and its scores by overlap: before (or None) and after."""
+    alone = rows[0][1] is None
+    headers, cells = [*names], [[*called] for called, _, _ in rows]
+    for overlap in OVERLAPS:
+        headers += [overlap] if alone else [f"{overlap} before", "after", "change"]
+        for line, (_, before, after) in zip(cells, rows, strict=True):
+            new, old = after[overlap], None if alone else before[overlap]
+            line += [points(new)] if old is None else [points(old), points(new), signed_points(new - old)]
+    return Table(title, headers, cells)
 
 
 def _matched_tables(evaluation: Evaluation) -> list[Table]:
     """Matched-instance scores by size: IoU and shares, then the boundary measures."""
-    settings, summary = evaluation.settings, evaluation.matched.summary
-    sizes = [entry for entry in summary.values() if entry.count or entry.size == "all"]
+    settings = evaluation.settings
+    sizes = _filled(evaluation.matched.summary)
     when = "" if evaluation.before is None else " before"
     title = (
         f"Matched instances ({evaluation.matched_by}), at least {settings.min_area} px, "
         f"IoU{when} at least {settings.min_coarse_iou:g}"
     )
     if evaluation.before is None:
-        headers = ["size", "count", "IoU", "boundary IoU", "mBA"]
-        rows = [
-            [entry.size, str(entry.count), *map(points, dataclasses.astuple(entry.before))] for entry in sizes
-        ]
-        return [Table(title, headers, rows)]
-    headers = ["size", "count", "IoU", "change [95 %]", "better / same / worse"]
-    rows = [
-        [entry.size, str(entry.count), _pair(entry, "iou"), _interval(entry.iou_change), _shares(entry)]
-        for entry in sizes
-    ]
-    boundary_headers = ["size", "count", "boundary IoU", "change [95 %]", "mBA"]
-    boundary_rows = [
-        [
-            entry.size,
-            str(entry.count),
-            _pair(entry, "boundary_iou"),
-            _interval(entry.boundary_iou_change),
-            _pair(entry, "mba"),
-        ]
-        for entry in sizes
-    ]
+        columns = ("IoU", "before.iou"), ("boundary IoU", "before.boundary_iou"), ("mBA", "before.mba")
+        return [Table.of(title, sizes, *_SIZE, *columns)]
     band = f"Their boundaries (band {100 * settings.boundary_ratio:g} % of the image's diagonal)"
-    return [Table(title, headers, rows), Table(band, boundary_headers, boundary_rows)]
+    return [
+        Table.of(
+            title,
+            sizes,
+            *_SIZE,
+            ("IoU", lambda row: before_after(row.before.iou, row.after.iou)),
+            ("change [95 %]", lambda row: _interval(row.iou_change)),
+            ("better / same / worse", _shares),
+        ),
+        Table.of(
+            band,
+            sizes,
+            *_SIZE,
+            ("boundary IoU", lambda row: before_after(row.before.boundary_iou, row.after.boundary_iou)),
+            ("change [95 %]", lambda row: _interval(row.boundary_iou_change)),
+            ("mBA", lambda row: before_after(row.before.mba, row.after.mba)),
+        ),
+    ]
 
 
-def _class_table(classes: Sequence[ClassRow]) -> Table:
-    """AP by category."""
-    before = classes[0].before
-    headers = ["class", "count", *_headers(before is not None)]
-    rows = []
-    for entry in classes:
-        row = [entry.name, str(entry.instances)]
-        for overlap in OVERLAPS:
-            row += _change_cells(
-                None if entry.before is None else entry.before[overlap], entry.after[overlap]
-            )
-        rows.append(row)
-    return Table("AP by class, points", headers, rows)
+def _error_tables(errors: ErrorAnalysis) -> list[Table]:
+    """By size: where the network looks, and what knowing the truth there would give; then by level."""
+    sizes = _filled(errors.sizes)
+    return [
+        Table.of(
+            f"Error analysis (weights {errors.weights}), % of pixels",
+            sizes,
+            *_SIZE,
+            ("wrong, relabelled", "wrong_inside"),
+            ("area relabelled", "area"),
+            ("fixed", "fixed"),
+            ("broken", "broken"),
+        ),
+        Table.of(
+            "Refined again, and the oracle: the truth where relabelled",
+            sizes,
+            _SIZE[0],
+            ("IoU before", "before.iou"),
+            ("after", "after.iou"),
+            ("oracle", "oracle.iou"),
+            ("boundary before", "before.boundary_iou"),
+            ("after", "after.boundary_iou"),
+            ("oracle", "oracle.boundary_iou"),
+        ),
+        Table.of(
+            "Quadtree by level, % of pixels",
+            errors.levels,
+            ("grid", "grid"),
+            ("reached by", "count"),
+            ("nodes", lambda row: f"{row.nodes:.0f}"),
+            ("wrong in nodes", "wrong_inside"),
+            ("area of nodes", "area"),
+        ),
+    ]
+
+
+def _filled(sizes: dict[str, Any]) -> list[Any]:
+    """The rows of the size classes that have instances, and of all."""
+    return [row for row in sizes.values() if row.count or row.size == "all"]
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
     """What a reader must know to read the tables right."""
-    notes = []
+    notes = list(evaluation.unused)
     if evaluation.ap_after is None:
         notes.append("No AP: the detections have no scores.")
     if evaluation.before is not None:
         notes.append(f"same: IoU changed by at most {100 * CHANGE_THRESHOLD:g} points.")
-    if evaluation.errors is not None:
-        notes += error_notes(evaluation.errors)
+    if evaluation.errors is not None and evaluation.errors.rows:
+        notes.append(
+            "wrong in nodes: share of the coarse masks' wrong pixels that lie inside the\n"
+            "quadtree; area: share of the regions it covers; fixed, broken: wrong pixels set\n"
+            "right and right ones set wrong, as shares of the wrong ones."
+        )
+    elif evaluation.errors is not None:
+        notes.append("No error analysis: no matched instance is large and near enough.")
     return notes
 
 
-def _headers(before: bool) -> list[str]:
-    """Headers of the columns of both overlaps."""
-    if not before:
-        return list(OVERLAPS)
-    return [header for overlap in OVERLAPS for header in (f"{overlap} before", "after", "change")]
-
-
-def _change_cells(before: float | None, after: float) -> list[str]:
-    """Cells of one overlap, under ``_headers``."""
-    return (
-        [points(after)] if before is None else [points(before), points(after), signed_points(after - before)]
-    )
-
-
-def _pair(entry: SizeSummary, name: str) -> str:
-    """One measure before → after."""
-    return before_after(getattr(entry.before, name), getattr(entry.after, name))
-
-
-def _interval(interval: Interval | None) -> str:
+def _interval(interval: Interval) -> str:
     """ "+4.1 [+3.0, +5.2]"; without the ends where there are none."""
-    if interval is None or math.isnan(interval.low):
-        return signed_points(None if interval is None else interval.mean)
+    if math.isnan(interval.low):
+        return signed_points(interval.mean)
     return f"{signed_points(interval.mean)} [{signed_points(interval.low)}, {signed_points(interval.high)}]"
 
 
-def _shares(entry: SizeSummary) -> str:
+def _shares(row: SizeSummary) -> str:
     """Shares of the instances that got better, stayed, got worse."""
-    shares = (entry.better, entry.unchanged, entry.worse)
+    shares = (row.better, row.unchanged, row.worse)
     return " / ".join(
         "–" if share is None or math.isnan(share) else f"{abs(100 * share):.0f} %" for share in shares
     )

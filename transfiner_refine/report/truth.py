@@ -9,9 +9,8 @@ from typing import Literal
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import load_annotations, load_results
-from transfiner_refine.evaluation.matched import MaskScores, mask_scores
-from transfiner_refine.evaluation.matching import check_same_detections
-from transfiner_refine.evaluation.matching import match as match_detections
+from transfiner_refine.evaluation.matched import MaskScores, check_same_detections, mask_scores
+from transfiner_refine.evaluation.matched import match as match_detections
 from transfiner_refine.evaluation.overlap import as_window
 from transfiner_refine.formats import PngKind, RecordFault, open_source
 from transfiner_refine.formats.records import EncodedMask
