@@ -15,7 +15,8 @@ from PIL import Image
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.matched import mask_scores
 from transfiner_refine.evaluation.overlap import as_window, mask_iou
-from transfiner_refine.formats.png_pixels import kind_of, read_pixels
+from transfiner_refine.formats.label_maps import kind_of
+from transfiner_refine.formats.png import read_pixels
 from transfiner_refine.images import read_image
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.output import atomic_binary_file, check_output_file

@@ -10,8 +10,8 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.cityscapes_ids import repaint
-from transfiner_refine.formats.palette import write_grey
+from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, LABEL_MAP_FORMATS
+from transfiner_refine.formats.png import write_png
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
@@ -34,8 +34,8 @@ def results(tmp_path: Path, lines: str, name: str = f"{FRAME}_pred.txt") -> Path
     folder = tmp_path / "results"
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(lines)
-    write_grey(folder / "masks" / "0.png", DISC.astype(np.uint8))  # 0 and 1, as some write them
-    write_grey(
+    write_png(folder / "masks" / "0.png", DISC.astype(np.uint8))  # 0 and 1, as some write them
+    write_png(
         folder / "masks" / "1.png",
         np.where(DISC[::-1], 7, 0).astype(np.uint8) * (1 + np.indices(SIZE)[0] % 2).astype(np.uint8),
     )
@@ -139,6 +139,7 @@ def test_two_text_files_for_one_photo_are_refused_as_the_evaluation_does(
 
 # maps
 
+(repaint,) = (row.repaint for row in LABEL_MAP_FORMATS if row.name == "cityscapes-ids")
 ROAD, SKY, PEOPLE, EGO = 7, 23, 24, 1
 MAP = np.full(SIZE, SKY, np.uint16)
 MAP[10:] = ROAD
@@ -151,8 +152,8 @@ MAP[6:14, 22:28] = 24000
 @pytest.fixture
 def maps(tmp_path: Path) -> Path:
     folder = tmp_path / "gtFine" / "val" / "frankfurt"
-    write_grey(folder / f"{FRAME}_gtFine_instanceIds.png", MAP)
-    write_grey(folder / f"{FRAME}_gtFine_labelIds.png", np.zeros(SIZE, np.uint8))
+    write_png(folder / f"{FRAME}_gtFine_instanceIds.png", MAP)
+    write_png(folder / f"{FRAME}_gtFine_labelIds.png", np.zeros(SIZE, np.uint8))
     return tmp_path / "gtFine"
 
 
@@ -212,8 +213,6 @@ def test_a_map_is_written_in_place_with_sixteen_bits(maps: Path, photos: Path, t
 
 
 def test_crowds_are_written_as_groups_and_own_values_are_kept(maps: Path, tmp_path: Path) -> None:
-    from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
-
     CITYSCAPES_IDS.write(tmp_path / "out", open_source(maps), {})
     (written,) = (tmp_path / "out").rglob("*.png")
     values = np.asarray(Image.open(written)).astype(np.uint16)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, open_source
-from transfiner_refine.formats.palette import DAVIS_PALETTE, write_indexed
+from transfiner_refine.formats.png import DAVIS_PALETTE, write_png
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
     """DAVIS with two videos, whose frames have the same names."""
     for video, frame in (("bear", FRAME), ("camel", FRAME[::-1])):
         for number in range(2):
-            write_indexed(tmp_path / f"Annotations/480p/{video}/{number:05d}.png", frame, DAVIS_PALETTE)
+            write_png(tmp_path / f"Annotations/480p/{video}/{number:05d}.png", frame, DAVIS_PALETTE)
             photo = tmp_path / f"JPEGImages/480p/{video}/{number:05d}.jpg"
             photo.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", SIZE[::-1]).save(photo)
@@ -71,7 +71,7 @@ def test_photos_in_two_resolutions_are_refused_by_name(root: Path) -> None:
 
 def test_colours_and_other_ids_stay_as_they_are(root: Path, tmp_path: Path) -> None:
     palette = bytes(reversed(DAVIS_PALETTE))
-    write_indexed(root / "Annotations/480p/bear/00000.png", FRAME, palette)
+    write_png(root / "Annotations/480p/bear/00000.png", FRAME, palette)
     refined = MaskWindow(np.ones((5, 8), bool), 3, 3, SIZE)
     open_source(root / "Annotations").write(tmp_path / "out", {0: Mask.from_window(refined)})
     expected = np.where(FRAME == 1, 0, FRAME)
@@ -86,7 +86,7 @@ def test_colours_and_other_ids_stay_as_they_are(root: Path, tmp_path: Path) -> N
 def test_void_is_void_where_it_occurs(root: Path, tmp_path: Path) -> None:
     frame = FRAME.copy()
     frame[:2] = 255
-    write_indexed(root / "Annotations/480p/bear/00000.png", frame, DAVIS_PALETTE)
+    write_png(root / "Annotations/480p/bear/00000.png", frame, DAVIS_PALETTE)
     source = open_source(root / "Annotations/480p/bear", format="davis")
     assert [i.instance_id for item in source if isinstance(item, ImageRecord) for i in item.instances] == [
         1,

@@ -15,13 +15,11 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault
-from transfiner_refine.formats.cityscapes_ids import CITYSCAPES_IDS
-from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
+from transfiner_refine.formats.cityscapes import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS
-from transfiner_refine.formats.davis import DAVIS
-from transfiner_refine.formats.png_formats import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, ID_MAPS, VOC
+from transfiner_refine.formats.mask_files import PNG_FOLDER
 from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions, Written
-from transfiner_refine.formats.voc import VOC
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow
 
@@ -57,7 +55,7 @@ def test_instances_without_a_place_in_the_format_are_named(tmp_path: Path) -> No
     for entry, reason in [
         (YOLO_SEG, "it is a crowd"),
         (CITYSCAPES_RESULTS, "it is a crowd"),
-        (CITYSCAPES_IDS, "its category 24 is none of Cityscapes' classes"),
+        (CITYSCAPES_IDS, "its category 24 is none of the classes of cityscapes-ids"),
     ]:
         (fault,) = entry.write(tmp_path / entry.name, odd, {}).faults
         assert "bear/00001.jpg, instance 2" in str(fault.error)
@@ -133,7 +131,7 @@ def test_png_masks_of_photos_in_subfolders_lie_in_the_same_subfolders(tmp_path: 
         "bear/00001.jpg": 1,
     }
     (stray,) = [str(item.error) for item in found if isinstance(item, RecordFault)]
-    assert "camel/00000.png: no photo in" in stray
+    assert "camel/00000.png: no image in" in stray
 
 
 def test_png_masks_without_photos_are_read_where_names_leave_no_doubt(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.png_pixels import read_pixels
+from transfiner_refine.formats.png import read_pixels
 from transfiner_refine.images import ImageFolder, opened, read_image, upright_size
 
 CORNERS = np.zeros((24, 40, 3), np.uint8)

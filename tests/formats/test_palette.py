@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfiner_refine.formats.palette import (
+from transfiner_refine.formats.png import (
     DAVIS_PALETTE,
     VOC_PALETTE,
-    has_voc_palette,
-    is_palette_png,
-    write_grey,
-    write_indexed,
+    palette_of,
+    write_png,
 )
 
 
@@ -37,18 +35,20 @@ def test_the_colours_are_those_of_the_data_sets() -> None:
 @pytest.mark.parametrize("palette", [VOC_PALETTE, DAVIS_PALETTE])
 def test_maps_keep_their_indexes_and_colours(palette: bytes, tmp_path: Path) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    write_indexed(tmp_path / "a" / "b.png", values, palette)
+    write_png(tmp_path / "a" / "b.png", values, palette)
     with Image.open(tmp_path / "a" / "b.png") as image:
         assert image.mode == "P"
         assert bytes(image.getpalette() or []) == palette
         assert np.array_equal(np.asarray(image), values)
-    assert is_palette_png(tmp_path / "a" / "b.png")
-    assert has_voc_palette(tmp_path / "a" / "b.png")  # their first colours are the same
+    assert palette_of(tmp_path / "a" / "b.png") == palette
 
 
-def test_other_files_have_no_palette(tmp_path: Path) -> None:
-    write_grey(tmp_path / "grey.png", np.zeros((3, 4), np.uint16))
-    (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:20])
-    for name in ("grey.png", "cut.png", "none.png"):
-        assert not is_palette_png(tmp_path / name)
-        assert not has_voc_palette(tmp_path / name)
+def test_other_files_have_no_palette_and_damaged_ones_none_that_is_known(tmp_path: Path) -> None:
+    write_png(tmp_path / "grey.png", np.zeros((3, 4), np.uint16))
+    write_png(tmp_path / "voc.png", np.zeros((3, 4), np.uint8), VOC_PALETTE)
+    data = bytearray((tmp_path / "voc.png").read_bytes())
+    (tmp_path / "cut.png").write_bytes(data[:60])
+    data[data.index(b"PLTE") + 9] ^= 1
+    (tmp_path / "flipped.png").write_bytes(data)
+    assert palette_of(tmp_path / "grey.png") == b""
+    assert [palette_of(tmp_path / name) for name in ("cut.png", "flipped.png", "none.png")] == [None] * 3

@@ -15,8 +15,8 @@ from PIL import Image, PngImagePlugin
 
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.id_map import paint
-from transfiner_refine.formats.png_pixels import kind_of, read_pixels, write_like
+from transfiner_refine.formats.label_maps import kind_of, repaint
+from transfiner_refine.formats.png import read_pixels
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.masks import MaskWindow
 
@@ -161,7 +161,7 @@ def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     source = open_source(folder, tmp_path / "images")
     faults = [str(item.error) for item in source if isinstance(item, RecordFault)]
     assert len(faults) == 3
-    assert "nobody.png: no photo in" in faults[0]
+    assert "nobody.png: no image in" in faults[0]
     assert "a.png: is no image" in faults[1]
     assert "a_1.png: is a JPEG file; save masks as PNG" in faults[2]
     assert labels_of(source) == {"a.jpg": ["a_0.png"], "a_1.jpg": []}
@@ -170,7 +170,7 @@ def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_masks_of_no_photo_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none of the 1 masks belongs to a photo \(first: nobody\.png\)"):
+    with pytest.raises(InputError, match=r"none of the 1 masks belongs to an image \(first: nobody\.png\)"):
         opened(tmp_path, {"nobody.png": binary()})
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no PNG masks"):
@@ -204,7 +204,7 @@ def test_sixteen_bit_rgb_stays_sixteen_bit_rgb(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
     values = read_pixels(tmp_path / "a.png").values
     assert np.array_equal(values != 0, DISC)
-    write_like(tmp_path / "a.png", values, tmp_path / "b.png")
+    read_pixels(tmp_path / "a.png").write(values, tmp_path / "b.png")
     assert chunks(tmp_path / "b.png")[b"IHDR"] == header
     assert np.array_equal(read_pixels(tmp_path / "b.png").values, values)
 
@@ -254,7 +254,7 @@ def test_bit_depth_palette_and_text_of_a_palette_png_survive(tmp_path: Path, dep
     text = PngImagePlugin.PngInfo()
     text.add_text("author", "me")
     image.save(tmp_path / "a.png", pnginfo=text, transparency=0)
-    write_like(tmp_path / "a.png", values[::-1, ::-1], tmp_path / "b.png")
+    read_pixels(tmp_path / "a.png").write(values[::-1, ::-1], tmp_path / "b.png")
     before, after = chunks(tmp_path / "a.png"), chunks(tmp_path / "b.png")
     assert {name: data for name, data in after.items() if name != b"IDAT"} == {
         name: data for name, data in before.items() if name != b"IDAT"
@@ -275,7 +275,7 @@ def test_any_pixels_are_read_back_as_they_were_written(
     folder = tmp_path_factory.mktemp("png")
     Image.fromarray(values).save(folder / "a.png")
     read = read_pixels(folder / "a.png")
-    write_like(folder / "a.png", read.values[::-1], folder / "b.png")
+    read.write(read.values[::-1], folder / "b.png")
     assert np.array_equal(read_pixels(folder / "b.png").values, values[::-1].astype(read.values.dtype))
     with Image.open(folder / "a.png") as before, Image.open(folder / "b.png") as after:
         assert before.mode == after.mode
@@ -302,21 +302,23 @@ def full(bitmap: np.ndarray) -> Mask:
 def test_overlaps_go_to_the_one_named_first_and_are_counted() -> None:
     coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
     one, two = np.array([[1, 1, 1, 1, 0]], bool), np.array([[0, 0, 1, 1, 1]], bool)
-    assert paint(coarse, [(1, full(one)), (2, full(two))]).values.tolist() == [[1, 1, 1, 1, 2]]
-    painted = paint(coarse, [(2, full(two)), (1, full(one))])
+    assert repaint(coarse, [(1, full(one)), (2, full(two))], coarse == 0).values.tolist() == [[1, 1, 1, 1, 2]]
+    painted = repaint(coarse, [(2, full(two)), (1, full(one))], coarse == 0)
     assert painted.values.tolist() == [[1, 1, 2, 2, 2]]
     assert (painted.overlap_pixels, painted.covered) == (2, ())
 
 
 def test_ids_that_are_not_refined_keep_every_pixel() -> None:
     coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
-    assert paint(coarse, [(1, full(np.ones((1, 5), bool)))]).values.tolist() == [[1, 1, 1, 2, 2]]
+    assert repaint(coarse, [(1, full(np.ones((1, 5), bool)))], coarse == 0).values.tolist() == [
+        [1, 1, 1, 2, 2]
+    ]
 
 
 def test_an_id_that_would_vanish_under_others_keeps_its_coarse_mask() -> None:
     coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
     everything = full(np.ones((1, 5), bool))
-    painted = paint(coarse, [(1, everything), (2, everything)])
+    painted = repaint(coarse, [(1, everything), (2, everything)], coarse == 0)
     assert painted.values.tolist() == [[1, 1, 1, 2, 2]]
     assert painted.covered == (2,)
 
@@ -332,7 +334,7 @@ def test_no_id_is_ever_lost(coarse: np.ndarray, masks: list[np.ndarray], order: 
         for value in order
         if (coarse == value).any() and masks[value - 1].any()
     ]
-    painted = paint(coarse, refined)
+    painted = repaint(coarse, refined, coarse == 0)
     assert set(np.unique(painted.values)) - {0} == set(np.unique(coarse)) - {0}
     for value, mask in refined:
         if value in painted.covered:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.palette import VOC_PALETTE, write_indexed
+from transfiner_refine.formats.png import VOC_PALETTE, write_png
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
@@ -26,8 +26,8 @@ CLASSES = np.choose(np.minimum(OBJECTS, 3), (0, 15, 7, 255)).astype(np.uint8)
 def root(tmp_path: Path) -> Path:
     """VOCdevkit/VOC2012 with one image."""
     root = tmp_path / "VOC2012"
-    write_indexed(root / "SegmentationObject" / "2007_000032.png", OBJECTS, VOC_PALETTE)
-    write_indexed(root / "SegmentationClass" / "2007_000032.png", CLASSES, VOC_PALETTE)
+    write_png(root / "SegmentationObject" / "2007_000032.png", OBJECTS, VOC_PALETTE)
+    write_png(root / "SegmentationClass" / "2007_000032.png", CLASSES, VOC_PALETTE)
     (root / "JPEGImages").mkdir()
     Image.new("RGB", SIZE[::-1]).save(root / "JPEGImages" / "2007_000032.jpg")
     return root
@@ -98,14 +98,14 @@ def test_class_names_come_from_a_file(root: Path, tmp_path: Path) -> None:
 
 
 def test_maps_that_do_not_belong_together_are_named(root: Path) -> None:
-    write_indexed(root / "SegmentationClass" / "2007_000032.png", CLASSES[1:], VOC_PALETTE)
+    write_png(root / "SegmentationClass" / "2007_000032.png", CLASSES[1:], VOC_PALETTE)
     (fault,) = open_source(root)
     assert isinstance(fault, RecordFault)
     assert "is 19×24, the map of its objects is 20×24" in str(fault.error)
 
 
 def test_a_flat_folder_in_other_colours_is_no_voc(tmp_path: Path) -> None:
-    write_indexed(tmp_path / "a.png", OBJECTS, bytes(range(256)) * 3)
+    write_png(tmp_path / "a.png", OBJECTS, bytes(range(256)) * 3)
     assert recognise(tmp_path).name == "png"
-    write_indexed(tmp_path / "a.png", OBJECTS, VOC_PALETTE)
+    write_png(tmp_path / "a.png", OBJECTS, VOC_PALETTE)
     assert recognise(tmp_path).name == "voc"

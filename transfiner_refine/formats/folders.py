@@ -229,7 +229,8 @@ class FolderSource(ABC):
         self.files = files_in(folder, remedy="give the folder of the masks")
         self.entries: tuple[FolderEntry, ...] = ()
         self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
-        self._no_files = {name for name in self.files if not _is_readable(folder / name)}
+        # links that lead nowhere, pipes, sockets, files without the right to read them: named, and not copied
+        self.no_files = {name for name in self.files if not _is_readable(folder / name)}
 
     def read(self, name: PurePosixPath) -> bytes:
         """The bytes of one of the files; places found in it hold as long as it is the same.
@@ -265,6 +266,10 @@ class FolderSource(ABC):
         Covered instances are named by their index in the entry too.
         """
 
+    def files_of(self, position: int) -> Collection[PurePosixPath]:
+        """The files of an entry that its instances name where they cannot be read."""
+        return (self.entries[position].name,)
+
     def usual_image_name(self, position: int) -> str | None:  # noqa: ARG002  the formats differ
         """What an image is called by the custom of the format, for sources without images."""
         return None
@@ -289,7 +294,7 @@ class FolderSource(ABC):
             else:
                 yield from self._record(position, entry, first)
             first += entry.count
-        for name in sorted(self._no_files - {entry.name for entry in self.entries}):
+        for name in sorted(self.no_files.difference(*map(self.files_of, range(len(self.entries))))):
             error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
             yield RecordFault(error, 0)
 
@@ -322,7 +327,7 @@ class FolderSource(ABC):
             for name in self.files:
                 if name in self._digests:
                     self.read(name)  # refuses what has changed
-                if name not in self._no_files and not (draft / name).exists():
+                if name not in self.no_files and not (draft / name).exists():
                     copy_file(self.folder, name, draft)
         return Written(overlap_pixels, tuple(covered))
 

@@ -1,326 +1,249 @@
-"""Folders of mask PNGs. The same files, names and pixel types come out as went in.
-
-Layouts, which may be mixed in one folder; IMAGE_STEM is a photo's name without its extension:
-
-* ``IMAGE_STEM.png``: one mask, or a map of ids (``png_pixels.kind_of`` tells which; ``png_kind`` overrules
-  it);
-* ``IMAGE_STEM_*.png``: one mask each; where several stems fit (``a`` and ``a_1`` for ``a_1_2.png``), the
-  longest;
-* ``IMAGE_STEM/*.png``: one mask each.
-
-Photos in subfolders have their masks in the same subfolders. Without photos, folders and maps are called as their
-images are; ``a_1.png`` alone could be the mask of ``a_1`` or one of several of ``a``, and is refused.
-
-One mask is binary (0 and one other value) or soft (0 ... 255 as confidence). In a map each value is an
-instance and 0 is background; 255 in a palette is "void" by the convention of Pascal VOC, and left as it is.
-"""
+"""Mask PNGs as stored numbers: read and checked, and written again with all but the pixels as it was."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import struct
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import ImageTree, files_in
-from transfiner_refine.formats.id_map import IdMap, IdMask, ids_in, paint
-from transfiner_refine.formats.png_owners import Owner, owner_by_name, owner_by_photos
-from transfiner_refine.formats.png_pixels import (
-    MaskPixels,
-    kind_of,
-    png_size,
-    read_pixels,
-    read_values,
-    write_like,
-)
-from transfiner_refine.formats.records import ImageRecord, Instance, PngKind, RecordFault, Written
-from transfiner_refine.images import MAX_IMAGE_PIXELS
-from transfiner_refine.masks import Mask, MaskWindow
-from transfiner_refine.output import atomic_folder, check_output_folder
+from transfiner_refine.images import MAX_IMAGE_PIXELS, PNG_SIGNATURE, opened, read_chunks
 
-__all__ = ["PngFileMask", "PngFolderSource"]
+__all__ = [
+    "DAVIS_PALETTE",
+    "VOC_PALETTE",
+    "MaskPixels",
+    "palette_of",
+    "png_size",
+    "read_pixels",
+    "read_values",
+    "write_png",
+]
 
-_VOID = 255
-_READERS = 4  # threads that look into mask files; zlib lets go of the interpreter lock
+_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of the PNG header
+_LONGEST_PALETTE = 3 * 256  # bytes
 
 
 @dataclass(frozen=True)
-class PngFileMask:
-    """A whole PNG file as the mask of one instance, read where its pixels are needed.
+class MaskPixels:
+    """A mask PNG.
 
     Attributes:
-        path: the file.
-        max_pixels: the largest height × width that is decoded.
-        any_value: any pixel but 0 belongs to the mask, as Cityscapes has it; no file is soft.
+        values: [H, W] uint8 or uint16; palette indexes where there is a palette; uint32 where colours are ids.
+        white: the largest value of the file's bit depth, which is full foreground in a soft mask.
+        palette: the values are indexes into a palette.
+        chunks: name and data of the file's chunks.
     """
 
-    path: Path
-    max_pixels: int = MAX_IMAGE_PIXELS
-    any_value: bool = False
+    values: NDArray[Any]
+    white: int
+    palette: bool
+    chunks: list[tuple[bytes, memoryview]]
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width), pixels, from the file's header."""
-        return png_size(self.path)
-
-    def decode(self) -> MaskWindow:
-        """The mask inside its bounding box: bool, or float32 in [0, 1] where the file is soft.
+    def write(self, values: NDArray[Any], target: Path) -> None:
+        """Writes a PNG with other [H, W] values; bit depth, palette, text and all else byte for byte as here.
 
         Raises:
-            InputError: the file is damaged, or has a palette and several values.
+            OSError: the disk refused.
         """
-        pixels = read_pixels(self.path, self.max_pixels)
-        values = pixels.values
-        foreground = values != 0
-        window = MaskWindow(foreground, 0, 0, (values.shape[0], values.shape[1])).tight()
-        (height, width), x, y = window.values.shape, window.x, window.y
-        if height == 0 or self.any_value or _is_binary(values):
-            return window
-        if pixels.palette:
-            raise InputError(
-                "holds several palette indexes, but its name says one instance",
-                file=self.path,
-                remedy="save one mask a file, or give --png-kind id-map",
-            )
-        soft = values[y : y + height, x : x + width].astype(np.float32) / pixels.white
-        return MaskWindow(soft, x, y, window.image_size)
+        height, width, depth, colour = _header(self.chunks)
+        assert values.shape == (height, width)
+        rows = _packed(values.astype(self.values.dtype, copy=False), depth, colour)
+        # filter "up": each row as its difference to the one above, which is nearly always 0 in masks
+        filtered = np.full((height, 1 + rows.shape[1]), 2, np.uint8)
+        filtered[0, 1:] = rows[0]
+        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+        pixels = [zlib.compress(filtered.data, 6)]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            file.write(PNG_SIGNATURE)
+            for name, data in self.chunks:
+                if name == b"IHDR":
+                    _write_chunk(file, name, bytes(data[:12]) + b"\0")  # not interlaced
+                elif name != b"IDAT":
+                    _write_chunk(file, name, data)
+                elif pixels:
+                    _write_chunk(file, name, pixels.pop())
 
 
-@dataclass(frozen=True)
-class _MaskFile:
-    """One PNG of the folder.
+def read_pixels(
+    path: Path, max_pixels: int = MAX_IMAGE_PIXELS, *, ids_in_colours: bool = False
+) -> MaskPixels:
+    """A mask PNG's numbers, whatever its bit depth; EXIF is ignored.
 
-    Attributes:
+    Args:
         path: the file.
-        name: its path inside the folder, with "/".
-        ids: the instance ids where it is a map, None where it is one mask.
-        has_palette: it is a map with a palette.
-        size: (height, width) where it is a map.
-        error: why it cannot be used.
+        max_pixels: the largest height × width that is decoded; more is refused on the file's header.
+        ids_in_colours: red, green and blue are the three bytes of an id, lowest first, as COCO panoptic has them.
+
+    Raises:
+        InputError: missing, damaged, no PNG, larger than ``max_pixels``; in colours where they are no ids, or
+            the other way round.
     """
-
-    path: Path
-    name: str
-    ids: tuple[int, ...] | None = None
-    has_palette: bool = False
-    size: tuple[int, int] = (0, 0)
-    error: InputError | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of instances in it."""
-        return 1 if self.ids is None else len(self.ids)
-
-
-class PngFolderSource:
-    """A folder of mask PNGs and the photos they belong to."""
-
-    def __init__(
-        self,
-        folder: Path,
-        images: Path | None,
-        *,
-        png_kind: PngKind | Literal["auto"] = "auto",
-        max_pixels: int = MAX_IMAGE_PIXELS,
-    ) -> None:
-        """Finds the masks and their photos, and reads the files that are or may be maps, to know their ids.
-
-        Args:
-            folder: the mask folder.
-            images: the folder of the photos; may be the same. None to do without them.
-            png_kind: what the files are. "auto": ``IMAGE_STEM.png`` by its pixels, all others one mask each.
-            max_pixels: the largest mask image that is decoded.
-
-        Raises:
-            InputError: no such folder, no PNG in it, or none of them belongs to a photo.
-        """
-        self._folder, self._images, self._max_pixels = folder, images, max_pixels
-        names = [name for name in files_in(folder, remedy="check --masks") if name.suffix.lower() == ".png"]
-        if not names:
-            raise InputError(
-                "holds no PNG masks", file=folder, remedy="give COCO JSON or a folder of PNG masks"
-            )
-        by_image: dict[PurePosixPath, list[tuple[PurePosixPath, bool]]] = {}
-        self._strays: list[_MaskFile] = []
-        for name, owner in _owners(folder, images, names, png_kind, max_pixels):
-            if isinstance(owner, Owner):
-                by_image.setdefault(owner.image, []).append((name, owner.alone))
-            else:
-                self._strays.append(_MaskFile(folder / name, name.as_posix(), error=owner))
-        if not by_image:
-            first = self._strays[0].error
-            if images is None and first is not None:
-                raise first
-            raise InputError(
-                f"none of the {len(self._strays)} masks belongs to a photo (first: {self._strays[0].name})",
-                file=folder,
-                remedy=f"name them after the photos in {images}: STEM.png, STEM_*.png or STEM/*.png",
-            )
-        with ThreadPoolExecutor(_READERS) as pool:
-            look = partial(self._look, png_kind=png_kind)
-            self._groups = [(image, tuple(pool.map(look, files))) for image, files in by_image.items()]
-
-    @property
-    def num_images(self) -> int:
-        return len(self._groups)
-
-    @property
-    def num_instances(self) -> int:
-        return len(self._strays) + sum(file.count for _, files in self._groups for file in files)
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return {}
-
-    def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
-        for stray in self._strays:
-            assert stray.error is not None
-            yield RecordFault(stray.error)
-        index = 0
-        for image, files in self._groups:
-            instances: list[Instance] = []
-            for file in files:
-                if file.error is not None:
-                    yield RecordFault(file.error)
-                else:
-                    instances += _instances(file, index, self._max_pixels)
-                index += file.count
-            photo = None if self._images is None else self._images / image
-            yield ImageRecord(
-                photo,
-                image.as_posix(),
-                tuple(instances),
-                size=next((file.size for file in files if file.ids is not None), None),
-                image_id=(image if photo is None else image.with_suffix("")).as_posix(),
-                file_name=None if photo is None else image.as_posix(),
-            )
-
-    def check_output(self, output: Path, *, overwrite: bool) -> None:
-        inputs = [self._folder] if self._images is None else [self._folder, self._images]
-        check_output_folder(output, inputs, overwrite=overwrite)
-
-    def write(
-        self,
-        output: Path,
-        results: Mapping[int, Mask],
-        *,
-        keep_boxes: bool = False,  # noqa: ARG002  PNGs have no boxes
-        overwrite: bool = False,
-    ) -> Written:
-        self.check_output(output, overwrite=overwrite)
-        overlap_pixels, covered, first = 0, list[int](), 0
-        with atomic_folder(output) as draft:
-            for stray in self._strays:
-                _copy(stray.path, draft / stray.name)
-            for file in (file for _, files in self._groups for file in files):
-                masks = {
-                    position: results[first + position]
-                    for position in range(file.count)
-                    if first + position in results
-                }
-                overlaps, kept_coarse = _write_file(file, draft / file.name, masks, self._max_pixels)
-                overlap_pixels += overlaps
-                covered += [first + position for position in kept_coarse]
-                first += file.count
-        return Written(overlap_pixels, tuple(covered))
-
-    def _look(self, file: tuple[PurePosixPath, bool], png_kind: PngKind | Literal["auto"]) -> _MaskFile:
-        """What there is in a file; ``file`` is (name, whether it is its image's only mask by its name)."""
-        inside, alone = file
-        path, name = self._folder / inside, inside.as_posix()
-        if png_kind == "binary" or (png_kind == "auto" and not alone):
-            return _MaskFile(path, name)
-        try:
-            pixels = read_pixels(path, self._max_pixels)
-        except InputError as error:
-            return _MaskFile(path, name, error=error)
-        if png_kind == "auto" and kind_of(pixels) == "binary":
-            return _MaskFile(path, name)
-        height, width = pixels.values.shape
-        return _MaskFile(path, name, ids_in(pixels.values), pixels.palette, (height, width))
+    with opened(path, max_pixels) as image:
+        if image.format != "PNG":
+            raise InputError(f"is a {image.format} file", file=path, remedy="save masks as PNG, without loss")
+        chunks = read_chunks(path)
+        _, _, depth, colour = _header(chunks)
+        if ids_in_colours:
+            if colour not in (_RGB, _RGB_ALPHA) or depth != 8:
+                raise InputError(
+                    "is no panoptic PNG: it has one channel, a palette or 16 bits",
+                    file=path,
+                    remedy="save ids as colours, R + 256 G + 65536 B",
+                )
+            red, green, blue = (np.asarray(image)[..., channel].astype(np.uint32) for channel in range(3))
+            values: NDArray[Any] = red | green << 8 | blue << 16
+        elif colour in (_GREY, _PALETTE):
+            values = np.asarray(image).astype(np.uint16 if depth == 16 else np.uint8, copy=False)
+            if colour == _GREY and 1 < depth < 8:  # Pillow spreads 2 and 4 bits over 0 ... 255
+                values = values // (255 // ((1 << depth) - 1))
+        else:
+            values = _grey_of_colours(image, depth, path, has_alpha=colour in (_GREY_ALPHA, _RGB_ALPHA))
+        return MaskPixels(values, (1 << depth) - 1, colour == _PALETTE, chunks)
 
 
-def _owners(
-    folder: Path,
-    images: Path | None,
-    names: list[PurePosixPath],
-    png_kind: PngKind | Literal["auto"],
-    max_pixels: int,
-) -> Iterator[tuple[PurePosixPath, Owner | InputError]]:
-    """Each mask with its image, or why it has none."""
-    photos = None
-    if images is not None:
-        # where masks and photos share a folder, its PNGs are the masks
-        shared = [folder / name for name in names] if images.resolve() == folder.resolve() else []
-        photos = ImageTree(images, without=shared)
-    for name in names:
-        try:
-            if photos is None:
-                yield name, owner_by_name(folder, name, png_kind, max_pixels)
-            else:
-                yield name, owner_by_photos(name, photos) or _no_photo(folder, name, photos.root)
-        except InputError as error:
-            yield name, error
+def read_values(
+    path: Path, max_pixels: int = MAX_IMAGE_PIXELS, *, ids_in_colours: bool = False
+) -> NDArray[Any]:
+    """[H, W]: the values of ``read_pixels`` alone.
 
-
-def _no_photo(folder: Path, name: PurePosixPath, images: Path) -> InputError:
-    record = None if name.parent == PurePosixPath() else name.as_posix()
-    return InputError(f"no photo in {images} has that name", file=folder / name, record=record)
-
-
-def _instances(file: _MaskFile, first: int, max_pixels: int) -> list[Instance]:
-    if file.ids is None:
-        return [Instance(first, PngFileMask(file.path, max_pixels), file.name)]
-    id_map = IdMap(partial(read_values, file.path, max_pixels))
-    return [
-        Instance(
-            first + position,
-            IdMask(id_map, instance_id, file.size),
-            f"{file.name} id {instance_id}",
-            is_crowd=file.has_palette and instance_id == _VOID,
-            instance_id=instance_id,
-        )
-        for position, instance_id in enumerate(file.ids)
-    ]
-
-
-def _write_file(
-    file: _MaskFile, target: Path, masks: Mapping[int, Mask], max_pixels: int
-) -> tuple[int, list[int]]:
-    """Writes one PNG with refined masks by their position in it.
-
-    Gives the pixels that were claimed twice, and the positions that had to keep their coarse mask.
+    Raises:
+        InputError: as for ``read_pixels``.
     """
-    if not masks:
-        _copy(file.path, target)
-        return 0, []
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pixels = read_pixels(file.path, max_pixels)
-    if file.ids is None:
-        write_like(file.path, np.where(masks[0].decode().paste(), _white(pixels), 0), target)
-        return 0, []
-    painted = paint(pixels.values, [(file.ids[position], mask) for position, mask in sorted(masks.items())])
-    write_like(file.path, painted.values, target)
-    return painted.overlap_pixels, [file.ids.index(instance_id) for instance_id in painted.covered]
+    return read_pixels(path, max_pixels, ids_in_colours=ids_in_colours).values
 
 
-def _white(pixels: MaskPixels) -> int:
-    """The value of foreground in the refined file: that of the coarse one, full white where it was soft."""
-    return int(pixels.values.max()) if _is_binary(pixels.values) else pixels.white
+def png_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a PNG from its header, however large it says that it is.
+
+    Raises:
+        InputError: missing, damaged or no image.
+    """
+    with opened(path, None) as image:
+        return image.height, image.width
 
 
-def _is_binary(values: NDArray[Any]) -> bool:
-    """At most one value besides 0."""
-    return bool(((values == 0) | (values == values.max())).all())
+def palette_of(path: Path) -> bytes | None:
+    """The RGB bytes of a PNG's palette, empty where it has none; None where the file is damaged up to there."""
+    with suppress(OSError, struct.error), path.open("rb") as file:
+        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return None
+        is_indexed = True
+        while is_indexed:
+            length, name = struct.unpack(">I4s", file.read(8))
+            if name in (b"IDAT", b"IEND"):
+                break
+            if length > _LONGEST_PALETTE or name not in (b"IHDR", b"PLTE"):
+                file.seek(length + 4, 1)
+                continue
+            data = file.read(length)
+            if file.read(4) != zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big"):
+                return None
+            if name == b"PLTE":
+                return data
+            is_indexed = data[9] == _PALETTE
+        return b""
+    return None
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+def write_png(path: Path, values: NDArray[Any], palette: bytes = b"") -> None:
+    """Writes a new PNG; folders are made.
+
+    Args:
+        path: where to.
+        values: [H, W] uint8 or uint16 numbers, or uint32 ids below 2²⁴ that become colours.
+        palette: 256 RGB colours of uint8 indexes; empty for grey.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(
+        _bytes_of_ids(values) if values.dtype == np.uint32 else np.ascontiguousarray(values)
+    )
+    if palette:
+        image.putpalette(palette)
+    image.save(path, format="PNG")
+
+
+def _header(chunks: list[tuple[bytes, memoryview]]) -> tuple[int, int, int, int]:
+    """Height and width in pixels, bits a sample, colour type."""
+    width, height, depth, colour = struct.unpack_from(">IIBB", chunks[0][1])
+    return height, width, depth, colour
+
+
+def _write_chunk(file: BinaryIO, name: bytes, data: bytes | memoryview) -> None:
+    file.write(struct.pack(">I", len(data)) + name)
+    file.write(data)
+    file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
+
+
+def _grey_of_colours(image: Image.Image, depth: int, path: Path, *, has_alpha: bool) -> NDArray[Any]:
+    """[H, W]: the numbers of an opaque PNG that has several channels and none but greys."""
+    if depth == 16:  # Pillow would halve it to 8 bits, and small ids would be gone
+        import cv2  # here, because hardly any mask needs it
+
+        decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        channels = np.asarray(image) if decoded is None else decoded
+        if channels.ndim != 3 or channels.dtype != np.uint16:
+            raise InputError("cannot be read as 16-bit PNG", file=path, remedy="save it with one channel")
+    else:
+        channels = np.asarray(image)
+    colours = channels[..., :-1] if has_alpha else channels[..., :3]
+    if (colours[..., 1:] != colours[..., :1]).any():
+        raise InputError("is in colours", file=path, remedy="save it with one channel or a palette")
+    if has_alpha and (channels[..., -1] != (1 << depth) - 1).any():
+        raise InputError("has pixels that are not opaque", file=path, remedy="save it with one channel")
+    return np.ascontiguousarray(colours[..., 0])
+
+
+def _bytes_of_ids(ids: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """[H, W, 3]: the three lower bytes of each id, lowest first."""
+    return np.stack((ids & 255, ids >> 8 & 255, ids >> 16), axis=-1).astype(np.uint8)
+
+
+def _packed(values: NDArray[Any], depth: int, colour: int) -> NDArray[np.uint8]:
+    """[H, bytes of a row]: the numbers as PNG samples of that depth, before filtering."""
+    height, width = values.shape
+    if depth < 8:
+        bits = (values[..., None] >> np.arange(depth - 1, -1, -1)) & 1  # [H, W, depth]
+        return np.packbits(bits.reshape(height, width * depth).astype(np.uint8), axis=1)
+    samples = values[..., None]  # [H, W, channels]
+    if colour in (_RGB, _RGB_ALPHA):
+        samples = _bytes_of_ids(values) if values.dtype == np.uint32 else np.repeat(samples, 3, axis=2)
+    if colour in (_GREY_ALPHA, _RGB_ALPHA):
+        opaque = np.full((height, width, 1), (1 << depth) - 1, samples.dtype)
+        samples = np.concatenate((samples, opaque), axis=2)
+    return (
+        np.ascontiguousarray(samples, ">u2" if depth == 16 else np.uint8).view(np.uint8).reshape(height, -1)
+    )
+
+
+def _voc_palette() -> bytes:
+    """Pascal VOC's colour map: bit k of an index goes, three at a time, to the top bits of red, green and blue."""
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for step in range(3):
+        for channel in range(3):
+            colours[:, channel] |= (((index >> (3 * step + channel)) & 1) << (7 - step)).astype(np.uint8)
+    return colours.tobytes()
+
+
+def _davis_palette() -> bytes:
+    """DAVIS' colours: VOC's, with 191 for 192, and greys from index 22 on."""
+    colours = np.frombuffer(VOC_PALETTE, np.uint8).reshape(256, 3).copy()
+    colours[colours == 192] = 191
+    colours[22:] = np.arange(22, 256)[:, None]
+    return colours.tobytes()
+
+
+VOC_PALETTE = _voc_palette()  # 256 × RGB
+DAVIS_PALETTE = _davis_palette()

@@ -1,0 +1,266 @@
+"""Cityscapes: its labels and names, and instance results: a text file for each image, a mask PNG for each line.
+
+    frankfurt_000000_000294_pred.txt       lines "masks/frankfurt_000000_000294_0.png 26 0.98"
+    masks/frankfurt_000000_000294_0.png    any pixel but 0 belongs to the mask
+
+A line is the path of a mask relative to the text file, a label id (not a train id) and a confidence, separated by
+one space each, as Cityscapes' own evaluation reads it. Paths that leave the folder are refused. The image is the one
+whose name, without ``_leftImg8bit``, begins the name of the text file; it may lie in a folder of its city.
+
+Text files are copied as they are; refined masks are written as 0 and 255 (or in their own bit depth and palette).
+Instance maps are in ``label_map_formats``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files
+from transfiner_refine.formats.label_map_folders import label_of
+from transfiner_refine.formats.mask_files import PngFileMask
+from transfiner_refine.formats.png import read_pixels, write_png
+from transfiner_refine.formats.records import Format, Instance, OpenOptions, RecordFault, Source, Written
+from transfiner_refine.formats.text_lines import first_lines, read_lines
+from transfiner_refine.formats.writing import Conversion, stem_of
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder
+
+__all__ = ["CITYSCAPES_RESULTS", "LABELS", "THINGS", "base_of", "image_key"]
+
+# the names by label id; -1 is Cityscapes' license plate
+_NAMES = (
+    "unlabeled,ego vehicle,rectification border,out of roi,static,dynamic,ground,road,sidewalk,parking,"
+    "rail track,building,wall,fence,guard rail,bridge,tunnel,pole,polegroup,traffic light,traffic sign,"
+    "vegetation,terrain,sky,person,rider,car,truck,bus,caravan,trailer,train,motorcycle,bicycle"
+)
+LABELS: Mapping[int, str] = dict(enumerate(_NAMES.split(",")))
+THINGS = range(24, 34)  # labels with instances; a pixel that has the bare label belongs to a group of them
+
+_IMAGE_ENDING = "_leftImg8bit"
+_IDS_ENDING = re.compile(r"(_gt(Fine|Coarse))?_instanceIds$")
+_LINE = re.compile(r"\S+\.png [-+]?\d+(\.\d*)? [-+.\deE]+$", re.IGNORECASE)
+_FRAME = re.compile(r".+?_\d{6}_\d{6}(?=_|$)")  # CITY_SEQUENCE_FRAME
+
+
+def base_of(stem: PurePosixPath) -> PurePosixPath:
+    """``aachen/aachen_000000_000019`` from the stem of an image or of an instance map."""
+    return stem.with_name(_IDS_ENDING.sub("", image_key(stem.name)) or stem.name)
+
+
+def image_key(stem: str) -> str:
+    """What of an image's stem other files of the image begin with."""
+    return stem.removesuffix(_IMAGE_ENDING) or stem
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a text file.
+
+    Attributes:
+        label: how messages call it.
+        mask: the mask's file, relative to the folder.
+        category_id: label id.
+        score: confidence.
+    """
+
+    label: str
+    mask: PurePosixPath
+    category_id: int
+    score: float
+
+
+class CityscapesResultsSource(FolderSource):
+    """The results of a folder and its subfolders."""
+
+    def __init__(self, folder: Path, options: OpenOptions) -> None:
+        """Reads the text files, but no mask yet.
+
+        Raises:
+            InputError: no such folder, no text file in it, or no image that can be used.
+        """
+        super().__init__(folder, options.images)
+        self._max_pixels = options.max_image_pixels
+        names = [name for name in self.files if name.suffix.lower() == ".txt"]
+        if not names:
+            raise InputError("holds no text files of results", file=folder, remedy="check --masks")
+        tree = None if options.images is None else ImageTree(options.images, key=image_key)
+        seen: dict[PurePosixPath, str] = {}
+        self._lines: list[list[_Line | RecordFault]] = []
+        entries = []
+        for name in names:
+            lines, error = list[_Line | RecordFault](), None
+            try:
+                self.read(name)
+                lines += [self._line(name, *line, seen) for line in read_lines(folder / name) if line[1]]
+            except InputError as unreadable:
+                error = unreadable
+            self._lines.append(lines)
+            entries.append(FolderEntry(name, _stem(name, tree), 1 if error else len(lines), error=error))
+        for mask in seen:
+            with suppress(InputError):  # named where the mask is read
+                self.read(mask)
+        self.entries = tuple(entries)
+        self.find_images(tree)
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        return LABELS
+
+    def instances_of(
+        self,
+        position: int,
+        size: Callable[[], tuple[int, int]],  # noqa: ARG002  each mask has its own
+    ) -> Iterator[Instance | RecordFault]:
+        for number, line in enumerate(self._lines[position]):
+            if isinstance(line, RecordFault):
+                yield line
+            else:
+                mask = PngFileMask(self.folder / line.mask, self._max_pixels, "any")
+                yield Instance(number, mask, line.label, line.category_id, line.score)
+
+    def files_of(self, position: int) -> Collection[PurePosixPath]:
+        named = [line.mask for line in self._lines[position] if isinstance(line, _Line)]
+        return [self.entries[position].name, *named]
+
+    def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002
+        return None
+
+    def usual_image_name(self, position: int) -> str | None:
+        return f"{self.entries[position].stem}{_IMAGE_ENDING}.png"
+
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
+        for number, mask in masks.items():
+            line = self._lines[position][number]
+            assert isinstance(line, _Line)
+            self.read(line.mask)
+            pixels = read_pixels(self.folder / line.mask, self._max_pixels)
+            white = max(1, int(pixels.values.max())) if pixels.palette else pixels.white
+            pixels.write(np.where(mask.decode().paste(), white, 0), draft / line.mask)
+        return Written()
+
+    def _line(
+        self, name: PurePosixPath, number: int, text: str, seen: dict[PurePosixPath, str]
+    ) -> _Line | RecordFault:
+        try:
+            line = _parsed(name, f"{name} line {number}", text)
+            if line.mask in seen:
+                raise InputError(
+                    f"names the mask of {seen[line.mask]} again", remedy="write one file for each mask"
+                )
+        except InputError as error:
+            return RecordFault(error.at(self.folder / name, f"line {number}"))
+        seen[line.mask] = line.label
+        return line
+
+
+def _parsed(name: PurePosixPath, label: str, text: str) -> _Line:
+    fields = text.split(" ")
+    if len(fields) != 3:
+        raise InputError(
+            f"has {len(fields)} fields, not a path, a label id and a confidence",
+            remedy="separate the three by one space each, and use paths without spaces",
+        )
+    try:
+        number, score = float(fields[1]), float(fields[2])
+    except ValueError:
+        number = score = math.nan
+    if not math.isfinite(score) or not number.is_integer():
+        raise InputError(
+            f"has label id {fields[1][:30]!r} and confidence {fields[2][:30]!r}",
+            remedy="write a whole number and a number",
+        )
+    return _Line(label, _inside(name.parent, fields[0]), int(number), score)
+
+
+def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
+    """The path of a mask relative to the folder.
+
+    Raises:
+        InputError: it lies outside.
+    """
+    path = PurePosixPath(text.replace("\\", "/"))
+    parts: list[str] = []
+    for part in (*parent.parts, *path.parts):
+        if part == "..":
+            if not parts:
+                parts = [part]
+                break
+            parts.pop()
+        else:
+            parts.append(part)
+    unsafe = path.is_absolute() or "\0" in text or any(":" in part for part in path.parts)
+    if unsafe or not path.name or parts[:1] in ([], [".."]):
+        raise InputError(f"points outside of the folder: {text[:100]!r}", remedy="use paths inside of it")
+    return PurePosixPath(*parts)
+
+
+def _stem(name: PurePosixPath, tree: ImageTree | None) -> PurePosixPath:
+    """Where the image of a text file must lie and what it must be called, without ``_leftImg8bit``."""
+    stem = name.with_suffix("")
+    shorter = stem.name
+    while tree is not None:
+        if tree.has_key(shorter):
+            return stem.with_name(shorter)
+        if "_" not in shorter:
+            break
+        shorter = shorter.rpartition("_")[0]
+    frame = _FRAME.match(stem.name)
+    return stem if frame is None else stem.with_name(frame.group())
+
+
+def _is_results(path: Path) -> bool:
+    """A folder of text files most of whose lines are a PNG, a number and a number."""
+    lines = [line for file in first_files(path, ".txt") for line in first_lines(file)]
+    return 2 * sum(_LINE.match(line) is not None for line in lines) > len(lines)
+
+
+def _mask_stem(stem: PurePosixPath) -> PurePosixPath:
+    """How the names of an image's masks begin: without spaces, for Cityscapes' evaluation would split there."""
+    base = base_of(stem)
+    return base.with_name("_".join(base.name.split()))
+
+
+def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
+    """Writes a text file an image and a 0/255 PNG an instance. Instances without a score get confidence 1.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    conversion = Conversion(source, results, _mask_stem)
+    with atomic_folder(output) as draft:
+        for stem, _, image in conversion:
+            lines = []
+            for number, instance in enumerate(image.instances):
+                label = label_of(LABELS, instance.category_id, source.categories)
+                if label is None or instance.is_crowd:
+                    what = "it is a crowd" if instance.is_crowd else f"its category is {instance.category_id}"
+                    remedy = "write another format; Cityscapes' results are single objects of its classes"
+                    conversion.leave_out(image, instance, what, remedy)
+                    continue
+                mask = f"{stem.name}_{number:04d}.png"
+                foreground = instance.mask.decode().hard().paste()
+                write_png(draft / stem.parent / mask, np.where(foreground, 255, 0).astype(np.uint8))
+                score = 1.0 if instance.score is None else instance.score
+                lines.append(f"{mask} {label} {score!r}\n")
+            text = draft / f"{base_of(stem_of(image))}.txt"
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text("".join(lines), encoding="utf-8")
+    return conversion.written()
+
+
+CITYSCAPES_RESULTS = Format(
+    "cityscapes-results",
+    "Cityscapes instance results (txt + PNG)",
+    True,
+    _is_results,
+    CityscapesResultsSource,
+    _write,
+)

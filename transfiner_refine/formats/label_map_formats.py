@@ -1,0 +1,118 @@
+"""The formats of label maps, a row each; a new one is another row here and its name in the registry.
+
+Pascal VOC: a palette PNG an image, an index an object, 255 ("void") around each. Give ``SegmentationObject``, or
+the folder above it: then class maps follow their objects.
+
+    SegmentationObject/2007_000032.png     SegmentationClass/2007_000032.png     JPEGImages/2007_000032.jpg
+
+DAVIS: a folder a video, a palette PNG a frame, an index an object in all its frames. Where 255 occurs (YouTube-VOS,
+copies of VOC) it is void.
+
+    Annotations/480p/bear/00000.png        JPEGImages/480p/bear/00000.jpg
+
+Cityscapes' instance maps: 16 bits, label × 1000 + number for instances, bare labels elsewhere.
+
+    gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_instanceIds.png
+    leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png
+
+A pixel that an instance gives up must become something there: it gets the nearest label that is neither an instance
+nor a group nor of the camera, for outlines move by a few pixels. Label 0 would ring every refined object with pixels
+that evaluation ignores. Other files (``labelIds``, ``color``, ``polygons``) are copied, and do not follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from transfiner_refine.formats.cityscapes import LABELS, THINGS, base_of, image_key
+from transfiner_refine.formats.folders import first_files
+from transfiner_refine.formats.label_map_folders import LabelMapFormat, format_of
+from transfiner_refine.formats.mask_files import open_label_maps
+from transfiner_refine.formats.png import DAVIS_PALETTE, VOC_PALETTE, palette_of
+
+__all__ = ["CITYSCAPES_IDS", "DAVIS", "ID_MAPS", "LABEL_MAP_FORMATS", "VOC"]
+
+_VOID = 255
+_COMPARED_BYTES = 8 * 3  # VOC's and DAVIS' colours are the same so far, and many tools store no more
+_FRAME_DIGITS = 4  # a name of at least so many digits, and nothing else, is a frame's
+_OF_THE_CAMERA = (1, 2, 3)  # ego vehicle, rectification border, out of roi: no part of the scene
+
+
+def _is_voc(path: Path) -> bool:
+    """A folder that has or is ``SegmentationObject``, or one of PNGs in VOC's colours."""
+    if first_files(path / "SegmentationObject", ".png"):
+        return True
+    found = first_files(path, ".png")
+    if path.name == "SegmentationObject":
+        return bool(found)
+    return all(file.parent == path for file in found) and all(
+        palette[:_COMPARED_BYTES] == VOC_PALETTE[:_COMPARED_BYTES] for palette in _palettes(found)
+    )
+
+
+def _is_davis(path: Path) -> bool:
+    """Folders of palette PNGs that are called as frames are: ``00000.png`` inside of a folder."""
+    found = first_files(path, ".png")
+    return all(file.parent != path and _is_frame(file.stem) for file in found) and all(_palettes(found))
+
+
+def _palettes(files: list[Path]) -> list[bytes]:
+    """Those of the sound files, for a damaged one does not change what the others are; one without colours at least."""
+    return [palette for file in files if (palette := palette_of(file)) is not None] or [b""]
+
+
+def _is_frame(stem: str) -> bool:
+    return len(stem) >= _FRAME_DIGITS and stem.isascii() and stem.isdigit()
+
+
+def _has_instance_ids(path: Path) -> bool:
+    return any(file.name.endswith("_instanceIds.png") for file in first_files(path, "_instanceids.png"))
+
+
+def _never(path: Path) -> bool:  # noqa: ARG001
+    """Folders of label maps are recognised as "png", which looks at each file."""
+    return False
+
+
+LABEL_MAP_FORMATS = (
+    LabelMapFormat(
+        "voc",
+        "Pascal VOC palette PNGs (SegmentationObject)",
+        _is_voc,
+        ids=range(1, _VOID),
+        void=_VOID,
+        map_name="SegmentationObject/{}.png",
+        map_folder="SegmentationObject",
+        class_folder="SegmentationClass",
+        palette=VOC_PALETTE,
+    ),
+    LabelMapFormat(
+        "davis",
+        "DAVIS palette PNGs (a folder for each video)",
+        _is_davis,
+        ids=range(1, _VOID),
+        void=_VOID,
+        palette=DAVIS_PALETTE,
+    ),
+    LabelMapFormat(
+        "cityscapes-ids",
+        "Cityscapes instance maps (*_instanceIds.png)",
+        _has_instance_ids,
+        ids=range(1000, 1 << 16),
+        ids_of_a_class=1000,
+        labels=LABELS,
+        things=THINGS,
+        fixed=(*THINGS, *_OF_THE_CAMERA),
+        freed="nearest",
+        ending="_instanceIds",
+        stem=base_of,
+        image_key=image_key,
+        image_name="{}_leftImg8bit.png",
+        map_name="{}_gtFine_instanceIds.png",
+    ),
+    LabelMapFormat("id-maps", "PNG label maps (8 or 16 bits)", _never, ids=range(1, 1 << 16)),
+)
+VOC, DAVIS, CITYSCAPES_IDS, ID_MAPS = map(format_of, LABEL_MAP_FORMATS)
+# read as mask files, whose names may say more than those of their images
+ID_MAPS = replace(ID_MAPS, open=open_label_maps)

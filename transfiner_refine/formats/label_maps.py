@@ -1,0 +1,288 @@
+"""Label maps, one id a pixel: taken apart into masks, and put together again from masks that may overlap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfiner_refine.formats.png import MaskPixels
+from transfiner_refine.formats.records import Instance, PngKind
+from transfiner_refine.masks import Mask, MaskWindow
+
+__all__ = [
+    "Freed",
+    "LabelMap",
+    "LabelMask",
+    "LaidMap",
+    "ids_in",
+    "is_among",
+    "kind_of",
+    "lay",
+    "new_ids",
+    "places_of",
+    "repaint",
+]
+
+Freed = Literal["zero", "nearest", "nearest left"]
+
+_STRIP_PIXELS = 1 << 20
+_MOST_SCATTERED_IDS = 64  # a map with more ids than that must count them 1, 2, 3 ... without a gap
+
+
+class LabelMap:
+    """The pixels of one map, read when the first of its masks is decoded and shared by all of them."""
+
+    def __init__(self, read: Callable[[], NDArray[Any]]) -> None:
+        """Args: ``read`` gives the [H, W] ids; it may raise InputError, and must be picklable if the map is to be."""
+        self._read, self._lock = read, Lock()
+        self._values: NDArray[Any] | None = None
+        self._places: dict[int, tuple[int, ...]] = {}
+
+    def __reduce__(self) -> tuple[type[LabelMap], tuple[Callable[[], NDArray[Any]]]]:
+        """Another process reads the pixels itself."""
+        return LabelMap, (self._read,)
+
+    def window(self, instance_id: int) -> MaskWindow:
+        """The mask of one id inside its box; 0×0 where the id does not occur.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        with self._lock:
+            if self._values is None:
+                self._values = self._read()
+                self._places = places_of(self._values)
+        values = self._values
+        _, x0, y0, x1, y1 = self._places.get(instance_id, (0, 0, 0, 0, 0))
+        return MaskWindow(values[y0:y1, x0:x1] == instance_id, x0, y0, (values.shape[0], values.shape[1]))
+
+
+@dataclass(frozen=True)
+class LabelMask:
+    """One id of a map as an ``EncodedMask``; ``size`` is (height, width), pixels."""
+
+    label_map: LabelMap
+    instance_id: int
+    size: tuple[int, int]
+
+    def decode(self) -> MaskWindow:
+        """The mask inside its bounding box, bool.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return self.label_map.window(self.instance_id)
+
+
+def places_of(values: NDArray[Any]) -> dict[int, tuple[int, ...]]:
+    """(area, x0, y0, x1, y1) of each id of an [H, W] map but 0, in rising order; x1 and y1 exclusive, pixels."""
+    table = _merged(
+        np.concatenate([np.empty((0, 6), np.int64), *(_runs(values, rows) for rows in _strips(values))])
+    )
+    return {row[0]: tuple(row[1:]) for row in table.tolist() if row[0]}
+
+
+def ids_in(values: NDArray[Any]) -> tuple[int, ...]:
+    """The ids of an [H, W] map in rising order; 0 is background."""
+    return tuple(places_of(values))
+
+
+def kind_of(pixels: MaskPixels) -> PngKind:
+    """Whether a mask PNG is a binary (or soft) mask of one instance, or a map of ids.
+
+    * A palette means ids: nobody stores a confidence as palette indexes.
+    * Nothing but 0 and one other value that is 1 or full white: binary. (One instance either way.)
+    * Else ids are flat patches and soft masks are ramps: it is a label map where at least half of the values
+      (other than 0) have a patch of 3×3 pixels, *and* there are at most 64 of them or they are 1, 2, 3 ...
+      without a gap.
+    * Everything else is soft. That is the harmless side: a label map taken for a soft mask comes out as one
+      empty or odd instance and is reported, a soft mask taken for a label map would be torn into hundreds.
+    """
+    if pixels.palette:
+        return "id-map"
+    ids = ids_in(pixels.values)
+    if not ids or ids in ((1,), (pixels.white,)):
+        return "binary"
+    if len(ids) > _MOST_SCATTERED_IDS and ids[-1] != len(ids):
+        return "binary"
+    return "id-map" if 2 * len(ids_in(_patches(pixels.values))) >= len(ids) else "binary"
+
+
+def _patches(values: NDArray[Any]) -> NDArray[Any]:
+    """[H - 2, W - 2]: the value of each 3×3 patch that has one value only, 0 elsewhere."""
+    rows = np.where((values[:-2] == values[1:-1]) & (values[1:-1] == values[2:]), values[1:-1], 0)
+    same = (rows[:, :-2] == rows[:, 1:-1]) & (rows[:, 1:-1] == rows[:, 2:])
+    return np.where(same, rows[:, 1:-1], 0)
+
+
+def _strips(values: NDArray[Any]) -> Iterator[slice]:
+    """Rows of a map, a few at a time, so that what is computed on the way stays small beside a giant map."""
+    height, width = values.shape
+    step = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _runs(values: NDArray[Any], rows: slice) -> NDArray[np.int64]:
+    """[ids of some rows, 6]: id, area, x0, y0, x1, y1, from the runs of equal pixels along the rows."""
+    strip = values[rows]
+    is_start = np.ones(strip.shape, bool)
+    is_start[:, 1:] = strip[:, 1:] != strip[:, :-1]
+    starts = np.flatnonzero(is_start)
+    lengths = np.diff(starts, append=strip.size)
+    y, x = np.divmod(starts, max(1, strip.shape[1]))
+    y += rows.start
+    return _merged(
+        np.stack((strip.ravel()[starts].astype(np.int64), lengths, x, y, x + lengths, y + 1), axis=1)
+    )
+
+
+def _merged(table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One row an id, in rising order: areas added, boxes joined."""
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    ids, starts = np.unique(table[:, 0], return_index=True)
+    if not len(ids):
+        return table
+    areas = np.add.reduceat(table[:, 1], starts)
+    low, high = np.minimum.reduceat(table[:, 2:4], starts), np.maximum.reduceat(table[:, 4:], starts)
+    return np.column_stack((ids, areas, low, high))
+
+
+@dataclass(frozen=True)
+class LaidMap:
+    """A map that masks were put into.
+
+    Attributes:
+        values: [H, W] ids.
+        overlap_pixels: pixels that two or more masks, or one and what it must not overwrite, claimed.
+        covered: ids of masks that have no pixel of their own left.
+    """
+
+    values: NDArray[Any]
+    overlap_pixels: int
+    covered: tuple[int, ...]
+
+
+def lay(
+    ground: NDArray[Any], masks: Mapping[int, MaskWindow], locked: NDArray[np.bool_] | None = None
+) -> LaidMap:
+    """Puts masks that may overlap into a map; of two the earlier wins.
+
+    Args:
+        ground: [H, W] ids where no mask is; not changed.
+        masks: bool masks by id, the most important first.
+        locked: [H, W] pixels that keep the id of the ground; None for none.
+    """
+    values = ground.copy()
+    claims = np.zeros(ground.shape, np.uint16) if locked is None else locked.astype(np.uint16)
+    for instance_id, window in reversed(list(masks.items())):
+        free = window.values if locked is None else window.values & ~window.of(locked)
+        window.of(values)[free] = instance_id
+        window.of(claims)[...] += window.values
+    alive = places_of(values)
+    covered = tuple(instance_id for instance_id in masks if instance_id not in alive)
+    return LaidMap(values, int(np.count_nonzero(claims > 1)), covered)
+
+
+def repaint(
+    coarse: NDArray[Any],
+    refined: Sequence[tuple[int, Mask]],
+    background: NDArray[np.bool_],
+    *,
+    freed: Freed = "zero",
+    kept: Collection[int] = (),
+) -> LaidMap:
+    """Puts refined masks into a map; no instance loses its last pixel.
+
+    Refined masks overwrite background, never an instance that is not refined. Among them the earlier wins a pixel,
+    so give them by falling score, then in their order. One that would have no pixel left gets its coarse mask
+    back, on top; coarse masks share no pixel, so this always ends. It is then ``covered``. Background that no
+    mask claims stays as it is.
+
+    Args:
+        coarse: [H, W] ids.
+        refined: (id, mask) of the refined instances, the most important first.
+        background: [H, W] pixels that refined masks may overwrite; pixels of id 0 are among them.
+        freed: what a pixel becomes that its instance gives up and no other claims: 0; the nearest background pixel
+            of the map as it was, 0 where there was none; or the nearest background pixel that is left, the
+            instance's own where none is.
+        kept: ids of background that must not vanish; one that would keeps all its pixels.
+    """
+    masks = {instance_id: mask.decode() for instance_id, mask in refined}
+    in_danger, firm = set(kept) & places_of(coarse).keys() if kept else set(), set[int]()
+    while True:
+        claimable = background & ~is_among(coarse, firm) if firm else background
+        laid = _with_all_alive(coarse, masks, claimable)
+        values = laid.values
+        unclaimed = values == 0
+        given_up = unclaimed & ~claimable
+        np.copyto(values, coarse, where=unclaimed & claimable)
+        if freed != "zero" and given_up.any():
+            near = claimable if freed == "nearest" else background & (values == coarse)
+            otherwise = np.zeros_like(coarse) if freed == "nearest" else coarse
+            values[given_up] = (_nearest(coarse, near) if near.any() else otherwise)[given_up]
+        lost = in_danger - places_of(values).keys() - firm if in_danger else set()
+        if not lost:
+            return laid
+        firm |= lost
+
+
+def _with_all_alive(
+    coarse: NDArray[Any], masks: Mapping[int, MaskWindow], claimable: NDArray[np.bool_]
+) -> LaidMap:
+    """The masks on a ground of 0; those that others cover entirely have their coarse pixels instead."""
+    locked = ~claimable & ~is_among(coarse, masks)
+    ground = np.where(locked, coarse, 0).astype(coarse.dtype, copy=False)
+    first = laid = lay(ground, masks, locked)
+    covered, lost = list[int](), laid.covered
+    while lost:
+        covered += lost
+        laid = lay(ground, {each: mask for each, mask in masks.items() if each not in covered}, locked)
+        for instance_id in covered:
+            laid.values[coarse == instance_id] = instance_id
+        alive = places_of(laid.values)
+        lost = tuple(each for each in masks if each not in alive)
+    return LaidMap(laid.values, first.overlap_pixels, tuple(covered))
+
+
+def is_among(values: NDArray[Any], ids: Collection[int]) -> NDArray[np.bool_]:
+    """[H, W]: whether a pixel has one of the ids."""
+    found, wanted = np.empty(values.shape, bool), list(ids)
+    for rows in _strips(values):
+        found[rows] = np.isin(values[rows], wanted)
+    return found
+
+
+def _nearest(values: NDArray[Any], among: NDArray[np.bool_]) -> NDArray[Any]:
+    """[H, W]: for every pixel the value of the nearest one that is ``among`` them."""
+    import cv2  # here, because listing the formats must not wait for it
+
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~among).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    of_label = np.zeros(int(nearest.max()) + 1, values.dtype)
+    of_label[nearest[among]] = values[among]
+    return of_label[nearest]
+
+
+def new_ids(instances: Sequence[Instance], allowed: range) -> dict[int, int]:
+    """An id for each of at most ``len(allowed)`` instances of a map, by ``Instance.index``.
+
+    An id that the source gave is kept if it fits and no other instance has it, for it may be that of one object
+    through all frames of a video; the others get the next that is free.
+    """
+    count = Counter(each.instance_id for each in instances)
+    kept = {
+        each.index: each.instance_id
+        for each in instances
+        if each.instance_id is not None and each.instance_id in allowed and count[each.instance_id] == 1
+    }
+    taken = set(kept.values())
+    free = (value for value in allowed if value not in taken)
+    return {each.index: kept[each.index] if each.index in kept else next(free) for each in instances}

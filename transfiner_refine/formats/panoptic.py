@@ -1,0 +1,408 @@
+"""COCO panoptic: a JSON file and the folder of its PNGs, refined so that every image stays a partition.
+
+A PNG has one segment id a pixel, its three bytes as red, green and blue. Things are refined; stuff and crowds are not.
+Stuff and unlabelled pixels are the background: they yield to refined things, but stuff of which nothing would be left
+keeps its pixels. What a thing gives up goes to the nearest background that is left; without any, the thing keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from array import array
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.coco.ids import Ids
+from transfiner_refine.formats.coco.photos import (
+    ImageId,
+    ImageList,
+    Listing,
+    Photo,
+    check_any_found,
+    find_photo,
+    image_id_of,
+    pass_over,
+    read_listing,
+    scan_listing,
+)
+from transfiner_refine.formats.coco.recognise import is_panoptic
+from transfiner_refine.formats.coco.records import compact, edited, score_of
+from transfiner_refine.formats.coco.write import write_list
+from transfiner_refine.formats.folders import check_unchanged, digest_of
+from transfiner_refine.formats.json_scan import Ambiguous, JsonValues, Scanner, elements, members, short
+from transfiner_refine.formats.label_maps import (
+    LabelMap,
+    LabelMask,
+    is_among,
+    lay,
+    new_ids,
+    places_of,
+    repaint,
+)
+from transfiner_refine.formats.png import png_size, read_pixels, read_values, write_png
+from transfiner_refine.formats.records import (
+    Format,
+    ImageRecord,
+    Instance,
+    OpenOptions,
+    RecordFault,
+    Source,
+    Written,
+)
+from transfiner_refine.formats.text_file import TextFile, text_output
+from transfiner_refine.formats.writing import Conversion, by_importance
+from transfiner_refine.images import ImageFolder
+from transfiner_refine.masks import Mask
+from transfiner_refine.output import atomic_folder, check_output_file, check_output_folder, remove_drafts
+
+__all__ = ["COCO_PANOPTIC", "PanopticSource", "png_folder"]
+
+_IDS = range(1, 1 << 24)
+
+
+class PanopticSource:
+    """A panoptic JSON file, its PNGs, and the images they belong to."""
+
+    def __init__(self, path: Path, options: OpenOptions) -> None:
+        """Walks over the JSON once; looks for the images, and decodes no PNG yet.
+
+        Args:
+            path: the JSON file, plain or gzip. Its PNGs are in the folder of the same name without ``.json``, or
+                beside it.
+            options: ``image_info`` may name images and categories where the file does not.
+
+        Raises:
+            InputError: invalid JSON, no annotations, or no word on which categories are things.
+        """
+        self._path, self._image_info = path, options.image_info
+        self._max_pixels = options.max_image_pixels
+        self._folder = png_folder(path) if png_folder(path).is_dir() else path.parent
+        self._text = TextFile(path)
+        self._annotations, self._first = JsonValues(self._text), array("q")
+        self._listing = self._walk()
+        if options.image_info is not None:
+            if len(self._listing.images) and self._listing.categories:
+                raise InputError("names its images itself", file=path, remedy="leave --image-info out")
+            self._listing = read_listing(options.image_info)
+        if not self._listing.categories:
+            raise InputError(
+                "does not say which categories are things",
+                file=path,
+                remedy="give --image-info with a panoptic annotation file",
+            )
+        self._images = None if options.images is None else ImageFolder(options.images)
+        ids = (image_id_of(self._annotations.value(i), "image_id") for i in range(len(self._annotations)))
+        check_any_found((image_id for image_id in ids if image_id is not None), self._image)
+        self._digests: dict[Path, bytes] = {}
+        for position in range(len(self._annotations)):
+            with suppress(InputError):  # named where the annotation is read
+                png, _ = self._png(self._annotations.value(position))
+                self._digests[png] = digest_of(png)
+
+    @property
+    def num_images(self) -> int:
+        return len(self._annotations)
+
+    @property
+    def num_instances(self) -> int:
+        return self._first[-1]
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        return self._listing.categories
+
+    @property
+    def stuff(self) -> Collection[int]:
+        """Ids of categories that are no things."""
+        return self._listing.stuff
+
+    def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
+        for position in range(len(self._annotations)):
+            yield from self._record(position)
+
+    def check_output(self, output: Path, *, overwrite: bool) -> None:
+        inputs = [self._path] if self._image_info is None else [self._path, self._image_info]
+        check_output_file(output, inputs, overwrite=overwrite)
+        check_output_folder(png_folder(output), [self._folder], overwrite=overwrite)
+
+    def write(
+        self,
+        output: Path,
+        results: Mapping[int, Mask],
+        *,
+        keep_boxes: bool = False,
+        overwrite: bool = False,
+    ) -> Written:
+        self.check_output(output, overwrite=overwrite)
+        self._text.check_unchanged()
+        for png, digest in self._digests.items():
+            check_unchanged(png, digest)
+        remove_drafts(png_folder(output))
+        overlap_pixels, covered, at = 0, list[int](), 0
+        with text_output(output) as file, atomic_folder(png_folder(output)) as draft:
+            for position in range(len(self._annotations)):
+                indexes = range(self._first[position], self._first[position + 1])
+                masks = {index: results[index] for index in indexes if index in results}
+                if not masks:
+                    self._copy(position, draft)
+                    continue
+                start, end = self._annotations.place(position)
+                for piece in self._text.pieces(at, start):
+                    file.write(piece)
+                text, written = self._write_image(position, masks, draft, keep_boxes)
+                file.write(text.encode())
+                at = end
+                overlap_pixels += written.overlap_pixels
+                covered += written.covered
+            for piece in self._text.pieces(at):
+                file.write(piece)
+            self._text.check_unchanged()
+            # the JSON gets its name after the PNGs: where there is one, all that it speaks of is there
+            file.flush()
+            output.unlink(missing_ok=True)
+        return Written(overlap_pixels, tuple(covered))
+
+    def _record(self, position: int) -> Iterator[ImageRecord | RecordFault]:
+        """What is wrong with an annotation or its segments, then its image."""
+        first, end = self._first[position], self._first[position + 1]
+        try:
+            annotation = self._annotations.value(position)
+            path, _ = self._png(annotation)
+            size = png_size(path)
+            image_id = image_id_of(annotation, "image_id")
+            if image_id is None:
+                reason = f"image_id is {short(annotation.get('image_id'))}"
+                raise InputError(reason, remedy="write an image's id")
+            image = self._image(image_id)
+        except InputError as error:
+            yield RecordFault(self._blame(error, f"annotation {position}"), end - first, whole_image=True)
+            return
+        label_map = LabelMap(partial(read_values, path, self._max_pixels, ids_in_colours=True))
+        instances, taken = [], set[int]()
+        for place, entry in enumerate(annotation["segments_info"]):
+            try:
+                segment_id, category_id, score = _segment_of(entry, self._listing, taken)
+            except InputError as error:
+                yield RecordFault(self._blame(error, f"{image.name}, segment {place}"))
+                continue
+            taken.add(segment_id)
+            instances.append(
+                Instance(
+                    first + place,
+                    LabelMask(label_map, segment_id, size),
+                    f"{image.name} id {segment_id}",
+                    category_id,
+                    score,
+                    is_crowd=bool(entry.get("iscrowd")),
+                    instance_id=segment_id,
+                    is_stuff=category_id in self._listing.stuff,
+                )
+            )
+        yield ImageRecord(image.path, image.name, tuple(instances), size, image_id, image.file_name)
+
+    def _write_image(
+        self, position: int, masks: Mapping[int, Mask], draft: Path, keep_boxes: bool
+    ) -> tuple[str, Written]:
+        """Writes the PNG of an image with refined masks by index; gives the text of its annotation."""
+        # segments that cannot be read were named when the source was iterated, and keep their pixels
+        (image,) = [item for item in self._record(position) if isinstance(item, ImageRecord)]
+        id_of = {each.index: each.instance_id or 0 for each in image.instances}
+        stuff = [id_of[each.index] for each in image.instances if each.is_stuff and not each.is_crowd]
+        refined = [each for each in image.instances if each.index in masks]
+        refined.sort(key=lambda each: -(each.score or 0.0))
+        path, name = self._png(self._annotations.value(position))
+        pixels = read_pixels(path, self._max_pixels, ids_in_colours=True)
+        laid = repaint(
+            pixels.values,
+            [(id_of[each.index], masks[each.index]) for each in refined],
+            is_among(pixels.values, [0, *stuff]),
+            freed="nearest left",
+            kept=stuff,
+        )
+        pixels.write(laid.values, draft / name)
+        text = self._annotations.text(position)
+        if not keep_boxes:
+            text = _with_boxes(text, places_of(laid.values))
+        covered = tuple(each.index for each in refined if each.instance_id in laid.covered)
+        return text, Written(laid.overlap_pixels, covered)
+
+    def _copy(self, position: int, draft: Path) -> None:
+        """Copies the PNG of an image of which nothing was refined, if it has one."""
+        try:
+            path, name = self._png(self._annotations.value(position))
+        except InputError:  # named when the source was iterated
+            return
+        if path.is_file():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, draft / name)
+
+    def _walk(self) -> Listing:
+        scanner, listing = Scanner(self._text), Listing(ImageList(self._text))
+        found, total = False, 0
+        if scanner.peek() == "{":
+            for key in scanner.members():
+                if key == "annotations" and scanner.peek() == "[":
+                    found = True
+                    for annotation in scanner.elements():
+                        self._annotations.add(scanner.start, scanner.end)
+                        self._first.append(total)
+                        segments = _segments(annotation)
+                        total += 1 if segments is None else len(segments)
+                elif not scan_listing(listing, key, scanner):
+                    pass_over(scanner)
+            scanner.finish()
+        self._first.append(total)
+        if not found or not len(self._annotations):
+            raise InputError("holds no annotations", file=self._path, remedy="give COCO panoptic annotations")
+        return listing
+
+    def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
+        """The PNG of an annotation and its name in the folder.
+
+        Raises:
+            InputError: the annotation is damaged, or names a file outside of the folder.
+        """
+        file_name = annotation.get("file_name") if isinstance(annotation, dict) else None
+        if not isinstance(file_name, str) or _segments(annotation) is None:
+            raise InputError("has no file_name or no segments_info", remedy="check that the file is complete")
+        name = PurePosixPath(file_name)
+        if name.is_absolute() or ".." in name.parts or "\0" in file_name or not name.name:
+            raise InputError(
+                f"file_name {short(file_name)} is not in the folder of the PNGs", remedy="correct it"
+            )
+        return self._folder / name, name
+
+    def _image(self, image_id: ImageId) -> Photo:
+        return find_photo(image_id, self._listing if len(self._listing.images) else None, None, self._images)
+
+    def _blame(self, error: InputError, label: str) -> InputError:
+        return error if error.file else error.at(self._path, error.record or label)
+
+
+def png_folder(path: Path) -> Path:
+    """The folder of PNGs that belongs to a panoptic JSON file by its name: without ``.json`` and ``.gz``."""
+    name = path.name
+    for suffix in (".gz", ".json"):
+        name = name.removesuffix(suffix) if name != suffix else name
+    return path.with_name(name if name != path.name else f"{name}_png")
+
+
+def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
+    """Writes a panoptic JSON file and the folder of its PNGs beside it.
+
+    A pixel that several instances claim goes to things before crowds before stuff, then to the higher score, then
+    to the earlier. What no instance claims is unlabelled.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    ids = Ids(source)
+    conversion = Conversion(source, results)
+    images: list[str] = []
+    remove_drafts(png_folder(output))
+    with text_output(output) as file, atomic_folder(png_folder(output)) as draft:
+        file.write(b'{"annotations":')
+        write_list(file, _annotations(conversion, ids, draft, images))
+        file.write(b',\n"images":')
+        write_list(file, images)
+        file.write(b',\n"categories":')
+        write_list(file, (compact({**entry, "isthing": entry.get("isthing", 1)}) for entry in ids.categories))
+        file.write(b"}\n")
+        # the JSON gets its name after the PNGs: where there is one, all that it speaks of is there
+        file.flush()
+        output.unlink(missing_ok=True)
+    return conversion.written()
+
+
+def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str]) -> Iterator[str]:
+    """Writes the PNGs; gives the annotations, and fills the list of images meanwhile."""
+    for stem, (height, width), image in conversion:
+        image_id, name = ids.image_id(image, len(images)), f"{stem}.png"
+        file_name = {} if image.file_name is None else {"file_name": image.file_name}
+        images.append(compact({"id": image_id, **file_name, "width": width, "height": height}))
+        id_of = new_ids(image.instances, _IDS)
+        ranked = sorted(
+            by_importance(image.instances), key=lambda each: 2 if each.is_stuff else each.is_crowd
+        )
+        masks = {id_of[each.index]: each.mask.decode().hard() for each in ranked}
+        laid = lay(np.zeros((height, width), np.uint32), masks)
+        conversion.overlap(
+            laid.overlap_pixels, [each for each in ranked if id_of[each.index] in laid.covered]
+        )
+        write_png(draft / name, laid.values)
+        segments, places = [], places_of(laid.values)
+        for each in image.instances:
+            if (segment_id := id_of[each.index]) in places:
+                score = {} if each.score is None else {"score": each.score}
+                entry = {
+                    "id": segment_id,
+                    "category_id": ids.category_id(each),
+                    **_area_and_box(*places[segment_id]),
+                }
+                segments.append({**entry, "iscrowd": int(each.is_crowd), **score})
+        yield compact({"image_id": image_id, "file_name": name, "segments_info": segments})
+
+
+def _segments(annotation: Any) -> list[Any] | None:
+    segments = annotation.get("segments_info") if isinstance(annotation, dict) else None
+    return segments if isinstance(segments, list) else None
+
+
+def _segment_of(entry: Any, listing: Listing, taken: Collection[int]) -> tuple[int, int, float | None]:
+    """Id, category and score of an entry of ``segments_info``; ``taken`` are the ids of those before it.
+
+    Raises:
+        InputError: no id, an id that is taken, a category that is not listed, or a key that comes twice.
+    """
+    if not isinstance(entry, dict):
+        raise InputError("is no JSON object")
+    if isinstance(entry, Ambiguous):
+        raise InputError(f"has the key {short(entry.key)} twice", remedy="keep one of them")
+    segment_id, category_id = entry.get("id"), entry.get("category_id")
+    if type(segment_id) is not int or segment_id not in _IDS:
+        raise InputError(f"id is {short(segment_id)}, not a number from 1 to {_IDS[-1]}")
+    if segment_id in taken:
+        raise InputError(f"id {segment_id} is that of another segment of the image")
+    if type(category_id) is not int or category_id not in listing.categories:
+        raise InputError(f"category_id is {short(category_id)}, which is not among the categories")
+    return segment_id, category_id, score_of(entry)
+
+
+def _area_and_box(area: int, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
+    return {"area": area, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+
+
+def _with_boxes(text: str, places: Mapping[int, tuple[int, ...]]) -> str:
+    """The text of an annotation with ``area`` and ``bbox`` of its segments as they are now; ``places`` of their ids."""
+    edits: list[tuple[int, int, str]] = []
+    for key, start, _ in members(text):
+        if key != "segments_info":
+            continue
+        for segment_start, segment_end in elements(text, start):
+            entry = json.loads(text[segment_start:segment_end])
+            if isinstance(entry, dict) and type(entry.get("id")) is int and entry["id"] in places:
+                new = _area_and_box(*places[entry["id"]])
+                edits += [
+                    (at, end, compact(new[inner]))
+                    for inner, at, end in members(text, segment_start)
+                    if inner in new
+                ]
+    return edited(text, edits)
+
+
+COCO_PANOPTIC = Format(
+    "coco-panoptic",
+    "COCO panoptic: a JSON file and its folder of PNGs",
+    is_folder=False,
+    recognise=is_panoptic,
+    open=PanopticSource,
+    write=write_panoptic,
+    beside=png_folder,
+)
