@@ -42,8 +42,8 @@ from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.refiner import Refiner
 from transfiner_refine.training import Schedule, objective, open_dataset
 from transfiner_refine.training.loop import train
+from transfiner_refine.training.objective import RefinementModel
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
-from transfiner_refine.training.trainee import RefinerTrainee
 
 _LEAST_IOU = 0.5
 _KEPT = 0.005  # IoU an instance may lose before it counts as worse
@@ -57,7 +57,7 @@ class Variant:
         title: its row of the table.
         config: changed fields of the network's configuration.
         augmentation: changed fields of the samples' augmentation.
-        own_share: as for ``RefinerTrainee``.
+        own_share: as for ``RefinementModel``.
         change: changes the network in place.
         label_loss: in place of the nodes' loss; from logits and targets [n].
         map_loss: in place of the loss of the dense labels and of the propagated mask; from logits and targets
@@ -262,14 +262,14 @@ def run(
         count = schedule.steps * schedule.batch_size
         augmentation = replace(Augmentation(), **variant.augmentation)
         samples = RefinementSamples(sets, network.config, count=count, seed=seed, augmentation=augmentation)
-        trainee = RefinerTrainee(network, own_share=variant.own_share)
+        model = RefinementModel(network, own_share=variant.own_share)
         usual = objective.label_loss, objective.map_loss, objective.WEIGHTS
         objective.label_loss = variant.label_loss or objective.label_loss
         objective.map_loss = variant.map_loss or objective.map_loss
         objective.WEIGHTS = {**objective.WEIGHTS, **variant.weights}
         begin = time.process_time()
         try:
-            train(trainee, samples, schedule, output / name, autocast=None if fp32 else torch.bfloat16)
+            train(model, samples, schedule, output / name, autocast=None if fp32 else torch.bfloat16)
         finally:
             objective.label_loss, objective.map_loss, objective.WEIGHTS = usual
         seconds = time.process_time() - begin

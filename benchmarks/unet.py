@@ -28,10 +28,9 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import halvings
 from transfiner_refine.refine.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training import Schedule, open_dataset
-from transfiner_refine.training.loop import train
+from transfiner_refine.training.loop import TrainableModel, train
 from transfiner_refine.training.objective import map_loss
 from transfiner_refine.training.samples import RefinementSamples
-from transfiner_refine.training.trainee import split_decay
 
 CONFIG = RefinerConfig(roi_max_aspect=1000.0)  # the plain box
 _WIDTH = 64
@@ -64,17 +63,10 @@ class UNet(nn.Module):
         return logits
 
 
-class UNetTrainee:
-    """The U-Net as the training loop sees it; BCE + dice."""
+class UNetModel(TrainableModel):
+    """The U-Net with its loss, BCE + dice."""
 
-    def __init__(self, network: UNet) -> None:
-        self.network = network
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        rest = nn.ModuleDict({n: m for n, m in self.network.named_children() if n != "backbone"})
-        return [*split_decay(self.network.backbone, 0.4 * learning_rate), *split_decay(rest, learning_rate)]
-
-    def loss(self, image: Tensor, coarse: Tensor, truth: Tensor, _roi_side: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, coarse: Tensor, truth: Tensor, _roi_side: Tensor) -> dict[str, Tensor]:
         side = CONFIG.crop_side
         logits = self.network(halvings(image, side)[side], halvings(coarse, side)[side]).float()
         target = halvings(truth, side // 2)[side // 2]
@@ -114,12 +106,12 @@ class UNetRefiner:
         return refined
 
 
-def build() -> UNetTrainee:
+def build() -> UNetModel:
     """A U-Net on ImageNet weights."""
     torch.manual_seed(0)
     network = UNet()
     load_imagenet(network.backbone)
-    return UNetTrainee(network.to(memory_format=torch.channels_last))
+    return UNetModel(network.to(memory_format=torch.channels_last))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,8 +9,12 @@ import torch
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.quadtree import children_of
-from transfiner_refine.training.objective import SamplingSelector, make_targets, refinement_loss
-from transfiner_refine.training.trainee import RefinerTrainee
+from transfiner_refine.training.objective import (
+    RefinementModel,
+    SamplingSelector,
+    make_targets,
+    refinement_loss,
+)
 
 
 def disc(radius: float, centre: float = 224.0) -> torch.Tensor:
@@ -73,9 +77,9 @@ def test_the_truth_does_not_choose_the_nodes() -> None:
     chosen: list[torch.Tensor] = []
     for truth in (disc(150), disc(60, 300.0)):
         torch.manual_seed(0)
-        trainee = RefinerTrainee(network, own_share=0.0)
+        model = RefinementModel(network, own_share=0.0)
         handle = network.sequence.register_forward_pre_hook(lambda _, given: chosen.append(given[0].detach()))
-        trainee.loss(image, coarse, truth, torch.tensor([900.0]))
+        model(image, coarse, truth, torch.tensor([900.0]))
         handle.remove()
     assert torch.equal(*chosen)  # the tokens that attend: features and positions of the nodes
 

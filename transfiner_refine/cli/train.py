@@ -114,7 +114,7 @@ def command(
     """Train a refiner, or fine-tune the built-in one to your images and your detector.
 
     The run's folder receives refiner.safetensors (use it with refine --weights),
-    loss.csv, scores.csv, curve.png and state.safetensors, from which an interrupted
+    loss.csv, scores.csv, curve.png and state.pt, from which an interrupted
     run goes on exactly where it was.
 
     \b

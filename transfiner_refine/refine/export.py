@@ -33,7 +33,7 @@ from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.instance import refine_instance
 from transfiner_refine.refine.onnx_engine import program_path
 from transfiner_refine.refine.torch_engine import TorchEngine
-from transfiner_refine.training.job import open_dataset
+from transfiner_refine.training.datasets import open_dataset
 
 __all__ = ["export_files", "export_program", "export_weights", "size_classes"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transfiner_refine.formats.segmentation import mask_from_segmentation
 from transfiner_refine.images import opened
 from transfiner_refine.masks import Mask
 
-__all__ = ["TrainingInstance", "TrainingSet", "load_training_set"]
+__all__ = ["TrainingInstance", "TrainingSet", "load_training_set", "open_dataset"]
 
 _LEAST_AREA = 200  # pixels; smaller objects teach the outline of the polygon tool
 _MATCH_IOU = 0.4  # a coarse mask worse than this is another object, or hopeless
@@ -70,6 +70,23 @@ class TrainingSet:
                 raise InputError("cannot be read as an image", file=self.images[index])
             self._decoded[index] = np.ascontiguousarray(image[:, :, ::-1])
         return self._decoded[index]
+
+
+def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
+    """A data folder: ``images/``, ``annotations.json`` and any number of detectors' results ``coarse*.json``.
+
+    Raises:
+        InputError: a part is missing or damaged.
+    """
+    images, annotations = folder / "images", folder / "annotations.json"
+    if not images.is_dir() or not annotations.is_file():
+        raise InputError(
+            "not a data folder",
+            file=folder,
+            remedy="expected images/, annotations.json and optional coarse*.json",
+        )
+    coarse = [file for file in sorted(folder.glob("coarse*.json")) if not file.stem.endswith("_match")]
+    return replace(load_training_set(images, annotations, coarse, weight=weight), name=folder.name)
 
 
 def load_training_set(

@@ -1,209 +1,193 @@
-"""A training run from its parts: data folders, starting weights, device; what the command line calls."""
+"""A training run from its parts: data folders, starting weights, device, held-out scores; what the command calls."""
 
 from __future__ import annotations
 
-import csv
+import os
 import time
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import distributed
 
 from transfiner_refine.device import choose_device
-from transfiner_refine.errors import InputError
+from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.backbone import load_imagenet
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.weights import find_weights
-from transfiner_refine.training.datasets import TrainingSet, load_training_set
-from transfiner_refine.training.loop import Schedule, Trainee, train
+from transfiner_refine.refiner import load_refiner
+from transfiner_refine.training.datasets import TrainingSet
+from transfiner_refine.training.loop import Schedule, TrainableModel, is_main, process_group, train
+from transfiner_refine.training.objective import RefinementModel
 from transfiner_refine.training.samples import RefinementSamples
-from transfiner_refine.training.team import Team
-from transfiner_refine.training.trainee import RefinerTrainee
-from transfiner_refine.training.validate import Validation
+from transfiner_refine.training.simulate import simulate_coarse
 
-__all__ = ["TrainingJob", "draw_curve", "fastest_precision", "open_dataset", "run_training"]
+__all__ = ["TrainingJob", "run_training"]
+
+_LEAST_IOU, _LEAST_AREA = 0.5, 1024  # of the instances that are scored, as in ``evaluate``; pixels
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that defines a run.
-
-    Attributes:
-        datasets: training sets with their weights.
-        output: folder of the run; a run that was interrupted goes on from it.
-        schedule: length and speed.
-        start: ``imagenet``, the name of built-in weights, or a checkpoint's path.
-        backbone: of a run that starts from ``imagenet``.
-        validation: sets to score on, empty for none.
-        validate_every: steps between scores.
-        validate_limit: instances of each validation set that are scored.
-        minutes: stop cleanly after this long; None for no limit.
-        device: as for ``load_refiner``.
-        precision: ``auto`` (bf16 on CUDA; on a CPU whichever of fp32 and bf16 is faster), ``fp32`` or ``bf16``.
-        workers: processes that prepare samples.
-        threads: CPU threads of the network; None for PyTorch's choice.
-    """
+    """Everything that defines a run."""
 
     datasets: list[TrainingSet]
-    output: Path
+    output: Path  # folder of the run; an interrupted run in it goes on
     schedule: Schedule = field(default_factory=Schedule)
-    start: str = "imagenet"
-    backbone: str = "lite2"
-    validation: list[TrainingSet] = field(default_factory=list)
-    validate_every: int = 500
-    validate_limit: int = 40
-    minutes: float | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = 1
-    threads: int | None = None
-
-
-def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
-    """A data folder: ``images/``, ``annotations.json`` and any number of detectors' results ``coarse*.json``.
-
-    Raises:
-        InputError: a part is missing or damaged.
-    """
-    images, annotations = folder / "images", folder / "annotations.json"
-    if not images.is_dir() or not annotations.is_file():
-        raise InputError(
-            "not a data folder",
-            file=folder,
-            remedy="expected images/, annotations.json and optional coarse*.json",
-        )
-    coarse = [file for file in sorted(folder.glob("coarse*.json")) if not file.stem.endswith("_match")]
-    return replace(load_training_set(images, annotations, coarse, weight=weight), name=folder.name)
+    start: str = "imagenet"  # or the name of built-in weights, or a checkpoint's path
+    backbone: str = "lite2"  # of a run that starts from imagenet
+    validation: list[TrainingSet] = field(default_factory=list)  # sets to score on
+    validate_every: int = 500  # steps between scores
+    validate_limit: int = 40  # instances of each validation set that are scored
+    minutes: float | None = None  # stop cleanly after this long
+    device: str = "auto"  # as for ``load_refiner``
+    precision: str = "auto"  # bf16 on CUDA, the faster of fp32 and bf16 on a CPU; or "fp32", "bf16"
+    workers: int = 1  # processes that prepare samples
+    threads: int | None = None  # CPU threads of the network; None for PyTorch's choice
 
 
 def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
-    """Trains, or goes on training; see ``TrainingJob``.
+    """Trains, or goes on training; see ``TrainingJob``. The caller's random state and threads stay as they are.
 
     Returns:
         whether the schedule is complete.
 
     Raises:
         InputError: the data cannot be used.
-        CheckpointError: the starting weights cannot be used, or training diverged.
+        CheckpointError: the starting weights or the run's state cannot be used, or training diverged.
     """
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    with Team.join() as team:
-        return _train_in(team, job, say if team.leads else _say_nothing)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(job.threads or threads)
+        with process_group(), torch.random.fork_rng():
+            return _train(job, say if is_main() else lambda _: None)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _train_in(team: Team, job: TrainingJob, say: Callable[[str], None]) -> bool:
-    """One member's part of ``run_training``."""
-    device = choose_device(team.device(job.device))
-    torch.manual_seed(job.schedule.seed)
+def _train(job: TrainingJob, say: Callable[[str], None]) -> bool:
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    name = job.device
+    if processes > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = choose_device(name)
     if job.start == "imagenet":
         network = MaskTransfiner(RefinerConfig(backbone=job.backbone))
         load_imagenet(network.backbone, job.backbone)
     else:
         network = load_network(find_weights(job.start))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainee = RefinerTrainee(network)
-    schedule = job.schedule
+    model, schedule = RefinementModel(network), job.schedule
     samples = RefinementSamples(
         job.datasets, network.config, count=schedule.steps * schedule.batch_size, seed=schedule.seed
     )
-    precision = _precision(job.precision, trainee, samples, device, schedule.batch_size)
+    bf16 = job.precision == "bf16"
+    if job.precision == "auto":
+        bf16 = device.type == "cuda" or (
+            device.type == "cpu" and _is_bf16_faster(model, samples, schedule.batch_size)
+        )
     say(
         f"{len(samples)} samples from {sum(len(s.instances) for s in job.datasets)} instances on {device}, "
-        f"{'bf16' if precision else 'fp32'}" + (f", {team.size} processes" if team.size > 1 else "")
+        f"{'bf16' if bf16 else 'fp32'}" + (f", {processes} processes" if processes > 1 else "")
     )
-    evaluate = Validation(job.validation, job.validate_limit, job.device) if job.validation else None
     complete = train(
-        trainee,
+        model,
         samples,
         schedule,
         job.output,
         minutes=job.minutes,
         workers=job.workers,
-        autocast=precision,
-        evaluate_every=job.validate_every if evaluate else 0,
-        evaluate=evaluate,
+        autocast=torch.bfloat16 if bf16 else None,
+        evaluate_every=job.validate_every,
+        evaluate=_evaluation(job) if job.validation else None,
         say=say,
-        team=team,
     )
-    if team.leads:
-        draw_curve(job.output)
+    if is_main():
+        _draw_curve(job.output)
     if complete:
         say(f"done: {job.output / 'refiner.safetensors'}")
     else:
-        say(f"stopped; run the same command again to go on ({job.output / 'state.safetensors'})")
+        say(f"stopped; run the same command again to go on ({job.output / 'state.pt'})")
     return complete
 
 
-def _say_nothing(_: str) -> None:
-    """Where the lines of all members but the first go."""
-
-
-def _precision(
-    name: str, trainee: Trainee, samples: RefinementSamples, device: torch.device, batch_size: int
-) -> torch.dtype | None:
-    if name == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16
-        return fastest_precision(trainee, samples, batch_size) if device.type == "cpu" else None
-    return torch.bfloat16 if name == "bf16" else None
-
-
-def fastest_precision(trainee: Trainee, samples: RefinementSamples, batch_size: int) -> torch.dtype | None:
-    """bf16 if a training step in it is faster than in fp32 on this CPU, else None; no weight is changed."""
+def _is_bf16_faster(model: TrainableModel, samples: RefinementSamples, batch_size: int) -> bool:
+    """Whether a training step in bf16 is faster than in fp32 on this CPU; changes no weight."""
     items = [samples[i] for i in range(batch_size)]
     pixels, masks, sides = (torch.stack(part) for part in zip(*items, strict=True))
     image = pixels.float().contiguous(memory_format=torch.channels_last)
-    trainee.network.train()
-    seconds: dict[torch.dtype | None, float] = {}
-    for dtype in (None, torch.bfloat16):
+    seconds = {}
+    for bf16 in (False, True):
         for _ in range(2):  # the first pass pays for allocation and kernel choice
             begin = time.monotonic()
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                terms = trainee.loss(image, masks[:, :1].float() / 255, masks[:, 1:].float() / 255, sides)
-            terms["total"].backward()  # type: ignore[no-untyped-call]
-            seconds[dtype] = time.monotonic() - begin
-            trainee.network.zero_grad(set_to_none=True)
-    return min(seconds, key=lambda dtype: seconds[dtype])
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                terms = model(image, masks[:, :1].float() / 255, masks[:, 1:].float() / 255, sides)
+            terms["total"].backward()
+            seconds[bf16] = time.monotonic() - begin
+            model.zero_grad(set_to_none=True)
+    return seconds[True] < seconds[False]
 
 
-def draw_curve(output: Path) -> None:
+def _evaluation(job: TrainingJob) -> Callable[[Path], dict[str, float]]:
+    """A function from a checkpoint to its mean gains in IoU and boundary IoU on ``job.validation``, in points.
+
+    Instances with a detector's mask are scored on it, the others on a simulated one; always the same instances.
+    """
+    chosen: dict[str, list[tuple[TrainingSet, int, MaskWindow, MaskWindow]]] = {}
+    for data in job.validation:
+        rng = np.random.default_rng(zlib.crc32(data.name.encode()))
+        chosen[data.name] = []
+        for index in rng.permutation(len(data.instances)):
+            instance = data.instances[int(index)]
+            truth = instance.truth.decode()
+            coarse = instance.coarse[0].decode() if instance.coarse else simulate_coarse(truth, rng)
+            if truth.area >= _LEAST_AREA and mask_iou(coarse, truth) >= _LEAST_IOU:
+                chosen[data.name].append((data, instance.image, truth, coarse))
+            if len(chosen[data.name]) == job.validate_limit:
+                break
+
+    def evaluate(weights: Path) -> dict[str, float]:
+        refiner = load_refiner(weights, device=job.device, engine="torch")
+        scores: dict[str, float] = {}
+        for name, instances in chosen.items():
+            gains = {"IoU": 0.0, "boundary IoU": 0.0}
+            for data, image, truth, coarse in instances:
+                refined = refiner.refine_windows([data.photo(image)], [coarse], [0])[0]
+                for measure, overlap in (("IoU", mask_iou), ("boundary IoU", boundary_iou)):
+                    gains[measure] += (
+                        100 * (overlap(refined, truth) - overlap(coarse, truth)) / len(instances)
+                    )
+            scores |= {f"{name} {measure}": round(gain, 3) for measure, gain in gains.items()}
+        return scores
+
+    return evaluate
+
+
+def _draw_curve(output: Path) -> None:
     """Draws ``loss.csv`` and ``scores.csv`` of a run as ``curve.png``; does nothing without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    losses, scores = _columns(output / "loss.csv"), _columns(output / "scores.csv")
-    if not losses:
-        return
+    files = [file for name in ("loss.csv", "scores.csv") if (file := output / name).exists()]
     figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
-    for name, values in losses.items():
-        if name not in {"step", "samples", "seconds", "cpu_seconds"}:
-            panels[0].plot(losses["step"], _smoothed(values), label=name)
-    panels[0].set(xlabel="step", ylabel="loss (running mean of 10 lines)", yscale="log")
-    panels[0].legend(loc="upper right", ncols=5)
-    if scores:
-        for name, values in scores.items():
-            if name != "step":
-                panels[1].plot(scores["step"], values, marker=".", label=name)
-        panels[1].set(xlabel="step", ylabel="gain, points")
-        panels[1].legend(fontsize="small")
-    figure.savefig(output / "curve.png", dpi=110)
-
-
-def _columns(file: Path) -> dict[str, list[float]]:
-    if not file.exists():
-        return {}
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
-
-
-def _smoothed(values: list[float]) -> list[float]:
-    return [
-        sum(values[max(0, i - 9) : i + 1]) / len(values[max(0, i - 9) : i + 1]) for i in range(len(values))
-    ]
+    for number, file in enumerate(files, 1):
+        rows = np.genfromtxt(file, delimiter=",", names=True, deletechars="", replace_space=" ", ndmin=1)
+        panel, is_loss = figure.add_subplot(1, len(files), number), file.name == "loss.csv"
+        for name in rows.dtype.names or ():
+            if name not in {"step", "samples", "seconds", "cpu_seconds"}:
+                means = [rows[name][max(0, i - 9) : i + 1].mean() for i in range(len(rows))]
+                panel.plot(
+                    rows["step"], means if is_loss else rows[name], marker="" if is_loss else ".", label=name
+                )
+        panel.set(xlabel="step", ylabel="loss (running mean of 10 lines)" if is_loss else "gain, points")
+        panel.set_yscale("log" if is_loss else "linear")
+        panel.legend(fontsize="small", ncols=2)
+    if files:
+        figure.savefig(output / "curve.png", dpi=110)

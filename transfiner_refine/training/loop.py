@@ -1,74 +1,80 @@
-"""The training loop: slices that stop on time, exact resume, an averaged copy of the weights."""
+"""The training loop: time-limited slices, exact resume, averaged weights, several processes through DDP."""
 
 from __future__ import annotations
 
 import csv
-import json
+import os
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
-from transfiner_refine.errors import CheckpointError, InputError
+from transfiner_refine.errors import CheckpointError, DeviceError, InputError
 from transfiner_refine.output import atomic_binary_file, atomic_file
+from transfiner_refine.training.augment import jitter_colours
 from transfiner_refine.training.samples import RefinementSamples
-from transfiner_refine.training.team import Team
 
-__all__ = ["Schedule", "Trainee", "train"]
+__all__ = ["Schedule", "TrainableModel", "is_main", "process_group", "train"]
+
+_BACKBONE_RATE = 0.4  # learning rate of the backbone, relative to the new layers
+_EVALUATION = timedelta(hours=1)  # while the main process scores a checkpoint, the others wait
+
+_UNREADABLE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
-class Trainee(Protocol):
-    """What the loop trains."""
+class TrainableModel(nn.Module):
+    """A network, whose feature extractor is its child ``backbone``, with its loss.
 
-    @property
-    def network(self) -> nn.Module:
-        """The network, on its device."""
+    Subclasses define ``forward(image, coarse, truth, roi_side)`` → terms of the loss with their ``total``; image
+    [B, 3, S, S] in [0, 255], masks [B, 1, S, S] in [0, 1], roi_side [B] in pixels.
+    """
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Optimiser groups with their learning rates."""
-
-    def loss(self, image: Tensor, coarse: Tensor, truth: Tensor, roi_side: Tensor) -> dict[str, Tensor]:
-        """Terms of the loss with their ``total``; image [B, 3, S, S] in [0, 255], masks [B, 1, S, S] in [0, 1]."""
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
     def export(self, path: Path, about: dict[str, Any]) -> None:
-        """Writes the weights for users."""
+        """Writes the weights for users, with facts about the run."""
+        raise NotImplementedError
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Backbone at a lower rate; biases, norms and embeddings without weight decay."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.network.named_parameters():
+            groups[name.startswith("backbone."), parameter.dim() > 1].append(parameter)
+        return [
+            {"params": parameters, "lr": learning_rate * (_BACKBONE_RATE if in_backbone else 1)}
+            | ({} if decays else {"weight_decay": 0.0})
+            for (in_backbone, decays), parameters in groups.items()
+        ]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """How long and how fast to train."""
 
-    Attributes:
-        steps: optimiser steps in all; may be changed between slices.
-        batch_size: samples a step.
-        learning_rate: of the new layers, after warm-up and before the decay.
-        warmup: steps of linear warm-up.
-        decay: share of the steps over which the learning rate falls linearly to zero, at the end.
-        weight_decay: of matrices and kernels.
-        clip: largest gradient norm.
-        average: decay of the running average of the weights that is exported.
-        level: share of the steps, at the end, over which all weights count alike in that average rather than fade; in
-            runs that are long enough for it.
-        seed: of data order, augmentation and node sampling.
-    """
-
-    steps: int = 6000
+    steps: int = 6000  # optimiser steps in all; may be changed between slices
     batch_size: int = 8
-    learning_rate: float = 5e-4
-    warmup: int = 100
-    decay: float = 0.5
-    weight_decay: float = 0.04
-    clip: float = 1.0
-    average: float = 0.999
+    learning_rate: float = 5e-4  # of the new layers, after warm-up and before the decay
+    warmup: int = 100  # steps of linear warm-up
+    decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls linearly to zero
+    weight_decay: float = 0.04  # of matrices and kernels
+    clip: float = 1.0  # largest gradient norm
+    average: float = 0.999  # decay of the running average of the weights that is exported
+    #: Share of the steps, at the end, that count alike in that average, in runs that are long enough for it.
     level: float = 0.55
-    seed: int = 0
+    seed: int = 0  # of data order, augmentation and node sampling
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, as a share of ``learning_rate``."""
@@ -78,93 +84,120 @@ class Schedule:
     def keep(self, step: int) -> float:
         """Share of the average so far that stays in it after a step."""
         horizon = 1 / (1 - self.average)
-        # in a short run most of that part is still on its way, so there the average goes on fading
+        # in a short run most of that part is still to come, so there the average goes on fading
         even = self.steps * (1 - self.level) if self.steps * self.level > horizon else self.steps
         fading = min(horizon, (10 + min(step, even)) / 9)  # the first steps should be forgotten soon
         return 1 - 1 / (fading + max(0.0, step - even))
 
 
-class _From(Sampler[int]):
-    """A member's sample numbers in order, from the first one a run has not seen yet."""
-
-    def __init__(self, first: int, end: int, team: Team) -> None:
-        self.first, self.end, self.step = first + team.rank, end, team.size
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.end, self.step))
-
-    def __len__(self) -> int:
-        return len(range(self.first, self.end, self.step))
+def is_main() -> bool:
+    """Whether this process logs, saves and scores."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-class _State:
-    """Network, optimiser and averaged weights, saved together so that a resumed run is the same run."""
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Joins the processes that ``torchrun`` started, if it did, and leaves them at the end.
 
-    def __init__(self, trainee: Trainee, schedule: Schedule) -> None:
-        self.network = trainee.network
-        self.optimizer = torch.optim.AdamW(
-            trainee.parameter_groups(schedule.learning_rate), weight_decay=schedule.weight_decay
-        )
-        for group in self.optimizer.param_groups:
-            group["peak"] = group["lr"]
-        self.average = {name: value.detach().clone().float() for name, value in self._floats()}
-        self.step = 0
-        self.seconds = 0.0
-        self.cpu_seconds = 0.0
+    Raises:
+        DeviceError: the processes do not find each other.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or distributed.is_initialized():
+        yield
+        return
+    try:
+        backend = "nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
+        distributed.init_process_group(backend, timeout=_EVALUATION)
+    except (RuntimeError, ValueError) as error:
+        reason = f"the {size} training processes do not find each other ({error})"
+        raise DeviceError(reason, remedy="start them with torchrun") from error
+    try:
+        yield
+    finally:  # a process that ends with the connection's threads alive may abort after its work is done
+        distributed.destroy_process_group()
 
-    def _floats(self) -> list[tuple[str, Tensor]]:
-        return [(n, v) for n, v in self.network.state_dict().items() if v.is_floating_point()]
 
-    @torch.no_grad()
-    def update_average(self, keep: float) -> None:
-        current = self._floats()
-        torch._foreach_lerp_([self.average[n] for n, _ in current], [v.float() for _, v in current], 1 - keep)
+class _Run:
+    """Model, optimiser, averaged weights and log, saved together so that a resumed run is the same run."""
 
-    def save(self, folder: Path, schedule: Schedule) -> None:
-        tensors = {f"network.{n}": v for n, v in self.network.state_dict().items()}
-        tensors |= {f"average.{n}": v for n, v in self.average.items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-        facts = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "schedule": asdict(schedule),
-        }
-        tensors = {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}
-        with atomic_binary_file(folder / "state.safetensors") as file:
-            file.write(save(tensors, {"facts": json.dumps(facts)}))
+    def __init__(self, model: TrainableModel, schedule: Schedule, output: Path) -> None:
+        self.model, self.schedule, self.output = model, schedule, output
+        groups = model.parameter_groups(schedule.learning_rate)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+        self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
+        self.losses: list[dict[str, float]] = []
+        self.scores: list[dict[str, float]] = []
 
-    def load(self, file: Path) -> None:
-        with safe_open(file, framework="pt") as stored:
-            facts = json.loads(stored.metadata()["facts"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = value
-        self.network.load_state_dict(parts["network"])
-        device = next(self.network.parameters()).device
-        self.average = {n: v.to(device) for n, v in parts["average"].items()}
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        self.step, self.seconds, self.cpu_seconds = facts["step"], facts["seconds"], facts["cpu_seconds"]
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(list(averaged), list(current), 1 - self.schedule.keep(self.step))
 
-    @torch.no_grad()
-    def swap_average(self) -> None:
-        """Exchanges the network's weights and the averaged ones; calling it twice changes nothing."""
-        for name, value in self._floats():
-            kept = value.clone()
-            value.copy_(self.average[name])
-            self.average[name].copy_(kept)
+    def save(self) -> None:
+        """Writes ``state.pt``, from which the run goes on, and ``refiner.safetensors``, the averaged weights."""
+        state = {name: getattr(self, name) for name in ("step", "seconds", "cpu_seconds", "losses", "scores")}
+        for name in ("model", "average", "optimizer"):
+            state[name] = getattr(self, name).state_dict()
+        with atomic_binary_file(self.output / "state.pt") as file:
+            torch.save(state, file)
+        self.export()
+
+    def load(self) -> bool:
+        """Goes on from ``state.pt``, if it exists.
+
+        Raises:
+            CheckpointError: it is damaged, or of another network or version.
+        """
+        file = self.output / "state.pt"
+        remedy = "give another --output, or delete the file to start anew"
+        if (older := self.output / "state.safetensors").exists():
+            raise CheckpointError("the run is of an earlier version", file=older, remedy=remedy)
+        if not file.exists():
+            return False
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            for name in ("model", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state.pop(name))
+            for name in ("step", "seconds", "cpu_seconds", "losses", "scores"):
+                setattr(self, name, state.pop(name))
+        except _UNREADABLE as error:
+            first = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"the run cannot go on from it ({first})", file=file, remedy=remedy
+            ) from error
+        return True
+
+    def export(self) -> None:
+        about = {"step": self.step, "seconds": round(self.seconds), "cpu_seconds": round(self.cpu_seconds)}
+        averaged = self.average.module
+        assert isinstance(averaged, TrainableModel)
+        averaged.export(self.output / "refiner.safetensors", about | {"schedule": asdict(self.schedule)})
+
+    def log(self, terms: dict[str, float]) -> str:
+        """Adds a line to the table of losses; gives it as text."""
+        row: dict[str, float] = {"step": self.step, "samples": self.step * self.schedule.batch_size}
+        row |= {"seconds": round(self.seconds, 1), "cpu_seconds": round(self.cpu_seconds, 1)}
+        self.losses.append(row | {name: round(value, 5) for name, value in terms.items()})
+        self.write_tables()
+        text = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        return f"step {self.step}/{self.schedule.steps}  {self.seconds / 60:.1f} min  {text}"
+
+    def write_tables(self) -> None:
+        """Writes ``loss.csv`` and ``scores.csv`` anew, so that steps made again after a resume are listed once."""
+        for name, rows in (("loss.csv", self.losses), ("scores.csv", self.scores)):
+            if not rows:
+                (self.output / name).unlink(missing_ok=True)
+                continue
+            with atomic_file(self.output / name) as file:
+                writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def train(
-    trainee: Trainee,
+    model: TrainableModel,
     samples: RefinementSamples,
     schedule: Schedule,
     output: Path,
@@ -177,197 +210,112 @@ def train(
     evaluate_every: int = 0,
     evaluate: Callable[[Path], dict[str, float]] | None = None,
     say: Callable[[str], None] = print,
-    team: Team | None = None,
 ) -> bool:
-    """Trains until ``schedule.steps`` or until the slice's time is over; goes on from ``output`` if it holds a state.
+    """Trains until ``schedule.steps`` or until the time is over; goes on from ``output`` if it holds a state.
+
+    Inside ``process_group`` every process works on its share of each batch; only the main one logs and writes.
 
     Args:
-        trainee: what is trained, already on its device.
+        model: trained in place, already on its device.
         samples: numbered samples; sample i must depend on i alone.
         schedule: length and speed.
-        output: folder for ``state.safetensors`` (resume), ``refiner.safetensors`` (averaged weights), ``loss.csv``
-            and ``scores.csv``.
-        minutes: stop cleanly after this long.
+        output: folder for ``state.pt`` (resume), ``refiner.safetensors`` (averaged weights), ``loss.csv`` and
+            ``scores.csv``.
+        minutes: stop cleanly after the step in which this long is over.
         workers: processes that prepare samples.
         autocast: run the forward pass in this precision.
         save_every: seconds between checkpoints.
         log_every: steps between lines in ``loss.csv``.
-        evaluate_every: steps between scores, 0 for none.
+        evaluate_every: steps between scores, 0 for none but at the end.
         evaluate: scores the exported weights.
         say: where progress lines go.
-        team: the processes that train together, each with its share of every batch; None for this one alone.
 
     Returns:
         whether training is complete.
 
     Raises:
         InputError: a batch cannot be shared out evenly.
-        CheckpointError: the loss is no longer a number.
+        CheckpointError: the loss is no longer finite, or the state in ``output`` cannot be used.
     """
-    team = team or Team()
-    if schedule.batch_size % team.size:
-        raise InputError(
-            f"a batch of {schedule.batch_size} cannot be shared out among {team.size} processes",
-            remedy="give a --batch-size that is a multiple of them",
-        )
+    rank, size = 0, 1
+    if distributed.is_initialized():
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+    if schedule.batch_size % size:
+        reason = f"a batch of {schedule.batch_size} cannot be shared out among {size} processes"
+        raise InputError(reason, remedy="give a --batch-size that is a multiple of them")
     output.mkdir(parents=True, exist_ok=True)
-    state = _State(trainee, schedule)
-    if (output / "state.safetensors").exists():
-        state.load(output / "state.safetensors")
-        say(f"resumed at step {state.step}")
-        if team.leads:
-            for table in ("loss.csv", "scores.csv"):
-                _forget_after(output / table, state.step)
-    device = next(trainee.network.parameters()).device
+    run = _Run(model, schedule, output)
+    if run.load():
+        say(f"resumed at step {run.step}")
+        if rank == 0:
+            run.write_tables()
+    # a process of several may draw blocks of the backbone, or nodes, that leave others' parameters unused
+    replica = DistributedDataParallel(model, find_unused_parameters=True) if size > 1 else model
+    device = next(model.parameters()).device
     loader = DataLoader(
         samples,
-        batch_size=schedule.batch_size // team.size,
-        sampler=_From(state.step * schedule.batch_size, schedule.steps * schedule.batch_size, team),
+        batch_size=schedule.batch_size // size,
+        sampler=range(run.step * schedule.batch_size + rank, schedule.steps * schedule.batch_size, size),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
         drop_last=True,
     )
-    start, saved, before = time.monotonic(), time.monotonic(), (state.seconds, state.cpu_seconds)
-    cpu_start = time.process_time()
-    trainee.network.train()
+    start = saved = time.monotonic()
+    before = run.seconds - start, run.cpu_seconds - time.process_time()
+    model.train()
     for batch in loader:
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule.rate(state.step)
+        for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
+            group["lr"] = peak * schedule.rate(run.step)
+        # a step's randomness depends on its number alone, so a resumed run draws what the whole run would have drawn
+        torch.manual_seed((schedule.seed * 1_000_003 + run.step) * size + rank)
         over = minutes is not None and time.monotonic() - start > 60 * minutes
-        terms, over = _step(trainee, state, batch, schedule, device, autocast, team, over)
-        state.step += 1
-        now = time.monotonic()
-        state.seconds = before[0] + now - start
-        state.cpu_seconds = before[1] + time.process_time() - cpu_start
-        over = over or (team.size == 1 and minutes is not None and now - start > 60 * minutes)
-        done = state.step >= schedule.steps
-        if not team.leads:
-            if over:
-                break
-            continue
-        if state.step % log_every == 0:
-            _log(output / "loss.csv", state, schedule, {n: float(v.detach()) for n, v in terms.items()}, say)
-        if now - saved > save_every or over or done:
-            state.save(output, schedule)
-            _export(trainee, state, output, schedule)
-            saved = now
-        if evaluate is not None and (done or (evaluate_every and state.step % evaluate_every == 0)):
-            _export(trainee, state, output, schedule)
-            scores = evaluate(output / "refiner.safetensors")
-            _append(output / "scores.csv", {"step": state.step, **scores})
-            say("  ".join([f"step {state.step}", *(f"{name} {value:.2f}" for name, value in scores.items())]))
+        terms, over = _step(
+            run, replica, [part.to(device, non_blocking=True) for part in batch], autocast, over
+        )
+        run.step += 1
+        run.seconds, run.cpu_seconds = before[0] + time.monotonic(), before[1] + time.process_time()
+        if rank == 0:
+            done = run.step >= schedule.steps
+            if run.step % log_every == 0:
+                say(run.log(terms))
+            if evaluate is not None and (done or (evaluate_every and run.step % evaluate_every == 0)):
+                run.export()
+                run.scores.append({"step": run.step, **evaluate(output / "refiner.safetensors")})
+                run.write_tables()
+                gains = (f"{name} {value:.2f}" for name, value in run.scores[-1].items() if name != "step")
+                say("  ".join((f"step {run.step}", *gains)))
+            if over or done or time.monotonic() - saved > save_every:
+                run.save()
+                saved = time.monotonic()
         if over:
             break
-    return state.step >= schedule.steps
+    return run.step >= schedule.steps
 
 
 def _step(
-    trainee: Trainee,
-    state: _State,
-    batch: tuple[Tensor, Tensor, Tensor],
-    schedule: Schedule,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    team: Team,
-    over: bool,
-) -> tuple[dict[str, Tensor], bool]:
-    """One step; gives the terms of the loss, and whether any member's time is over."""
-    # a step's randomness depends on its number alone, so a resumed run draws what the whole run would have drawn
-    torch.manual_seed((schedule.seed * 1_000_003 + state.step) * team.size + team.rank)
-    pixels, masks, side = (part.to(device, non_blocking=True) for part in batch)
+    run: _Run, replica: nn.Module, batch: list[Tensor], autocast: torch.dtype | None, over: bool
+) -> tuple[dict[str, float], bool]:
+    """One step; gives the terms of the loss, and whether any process's time is over."""
+    pixels, masks, side = batch
     image = jitter_colours(pixels.float()).contiguous(memory_format=torch.channels_last)
     masks = masks.float() / 255
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        terms = trainee.loss(image, masks[:, :1], masks[:, 1:], side)
-    state.optimizer.zero_grad(set_to_none=True)
-    terms["total"].backward()  # type: ignore[no-untyped-call]
-    names = list(terms)
-    facts = torch.stack([*(terms[name].detach().float() for name in names), terms["total"].new_tensor(over)])
-    sums = team.average(trainee.network.parameters(), facts)
-    if not torch.isfinite(sums).all():
+    with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
+        terms = replica(image, masks[:, :1], masks[:, 1:], side)
+    run.optimizer.zero_grad(set_to_none=True)
+    terms["total"].backward()
+    facts = torch.stack([*(term.detach().float() for term in terms.values()), image.new_tensor(over)])
+    size = 1
+    if replica is not run.model:
+        distributed.all_reduce(facts)
+        size = distributed.get_world_size()
+    if not torch.isfinite(facts).all():
         raise CheckpointError(
-            f"the loss is no longer a number at step {state.step}",
+            f"the loss is no longer a number at step {run.step}",
             remedy="lower the learning rate or use fp32",
         )
-    nn.utils.clip_grad_norm_(trainee.network.parameters(), schedule.clip)
-    state.optimizer.step()
-    state.update_average(schedule.keep(state.step))
-    return dict(zip(names, sums[:-1] / team.size, strict=True)), bool(sums[-1] > 0)
-
-
-def jitter_colours(image: Tensor) -> Tensor:
-    """Random brightness, contrast, saturation and channel gains of each image: [B, 3, H, W] in [0, 255]."""
-    batch = image.shape[0]
-
-    def around_one(reach: float, *shape: int) -> Tensor:
-        return 1 + reach * (2 * torch.rand(batch, *shape, device=image.device) - 1)
-
-    gain = around_one(0.25, 1) * around_one(0.08, 3)  # [B, 3]
-    contrast, saturation = around_one(0.25, 1), around_one(0.4, 1)  # [B, 1]
-    # all of it is affine in the channels, so one product of matrices does it in a single pass over the pixels
-    mean = (image.mean((2, 3)) * gain).mean(1, keepdim=True)  # [B, 1], after the gains
-    grey = (1 - saturation) / 3
-    mix = grey[:, :, None] + torch.diag_embed(saturation.expand(-1, 3))  # [B, 3, 3]
-    mix = mix * (contrast * gain)[:, None, :]
-    offset = ((1 - contrast) * mean)[:, :, None].expand(-1, 3, 1)
-    mixed = torch.baddbmm(offset, mix, image.flatten(2))
-    return mixed.clamp_(0, 255).view_as(image)
-
-
-def _export(trainee: Trainee, state: _State, output: Path, schedule: Schedule) -> None:
-    state.swap_average()
-    try:
-        trainee.export(
-            output / "refiner.safetensors",
-            {
-                "step": state.step,
-                "seconds": round(state.seconds),
-                "cpu_seconds": round(state.cpu_seconds),
-                "schedule": asdict(schedule),
-            },
-        )
-    finally:
-        state.swap_average()
-
-
-def _log(
-    file: Path, state: _State, schedule: Schedule, terms: dict[str, float], say: Callable[[str], None]
-) -> None:
-    row = {
-        "step": state.step,
-        "samples": state.step * schedule.batch_size,
-        "seconds": round(state.seconds, 1),
-        "cpu_seconds": round(state.cpu_seconds, 1),
-        **{name: round(value, 5) for name, value in terms.items()},
-    }
-    _append(file, row)
-    say(
-        f"step {state.step}/{schedule.steps}  {state.seconds / 60:.1f} min  "
-        + "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
-    )
-
-
-def _forget_after(file: Path, step: int) -> None:
-    """Takes out of a table what came after the state that was saved last: these steps are made again."""
-    if not file.exists():
-        return
-    with file.open(newline="") as old:
-        lines = [line for line in old if line.endswith("\n")]  # the last one may have been cut off
-    if not lines:
-        file.unlink()
-        return
-    header, *rows = lines
-    column = header.rstrip().split(",").index("step")
-    kept = [row for row in rows if int(row.split(",")[column]) <= step]
-    with atomic_file(file) as new:
-        new.writelines([header, *kept])
-
-
-def _append(file: Path, row: dict[str, Any]) -> None:
-    new = not file.exists()
-    with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    nn.utils.clip_grad_norm_(run.model.parameters(), run.schedule.clip)
+    run.optimizer.step()
+    run.average.update_parameters(run.model)
+    *means, overs = (facts / size).tolist()
+    return dict(zip(terms, means, strict=True)), overs > 0

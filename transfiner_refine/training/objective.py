@@ -9,19 +9,24 @@ propagated mask of every level, for a node's correction reaches cells that are n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transfiner_refine.model.checkpoint import save_network
 from transfiner_refine.model.config import RefinerConfig
-from transfiner_refine.model.network import TreeOutput
+from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.propagate import corrected_labels, halvings
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, root_cells
+from transfiner_refine.training.loop import TrainableModel
 
-__all__ = ["SamplingSelector", "Targets", "make_targets", "refinement_loss"]
+__all__ = ["RefinementModel", "SamplingSelector", "Targets", "make_targets", "refinement_loss"]
 
+#: Nodes drawn per instance on each level; three levels share a sequence of 512 nodes.
+QUOTA = (128, 160, 224, 192, 192)
 #: Of the terms in the total loss.
 WEIGHTS = {"refine": 0.5, "incoherence": 0.5, "dense": 1.0, "mask": 1.0}
 _ROOT_GRID = 28
@@ -30,20 +35,14 @@ _ANYWHERE = 0.25  # share of the nodes that are drawn from all cells
 _INCOHERENT = 0.1  # change of a cell's foreground share under down- and upsampling by 2
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The truth on every grid.
+class Targets(NamedTuple):
+    """Ground truth on every grid."""
 
-    Attributes:
-        truth: grid → [B, grid, grid], the share of each cell that is foreground.
-        incoherent: grid → [B, grid, grid] bool, cells that change when the truth is downsampled by 2 and
-            upsampled again.
-        wrong: [B, 28, 28] bool, cells in which the coarse mask errs.
-    """
-
-    truth: dict[int, Tensor]
-    incoherent: dict[int, Tensor]
-    wrong: Tensor
+    truth: dict[int, Tensor]  # grid → [B, grid, grid], the share of each cell that is foreground
+    incoherent: dict[
+        int, Tensor
+    ]  # grid → [B, grid, grid] bool, cells changed by down- and upsampling the truth by 2
+    wrong: Tensor  # [B, 28, 28] bool, cells in which the coarse mask is wrong
 
 
 def make_targets(coarse: Tensor, truth: Tensor, depth: int) -> Targets:
@@ -63,8 +62,8 @@ class SamplingSelector(NodeSelector):
     """Draws a fixed number of nodes per instance and level, so that all sequences of a batch are equally long.
 
     Cells that the detector marks come first. A quarter of the quota is drawn from all cells: whatever the detector
-    marks one day, the network must have seen its like. The truth has no say: nodes chosen by it would tell the network
-    where the outline runs, and it would learn to read that rather than the image.
+    marks one day, the network must have seen. Ground truth does not influence node selection: it would tell the network
+    where the outline is.
 
     Args:
         quota: nodes per instance on each level.
@@ -171,3 +170,43 @@ def _mean_where(values: Tensor, level: QuadtreeNodes, depth: Tensor) -> Tensor:
 def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
     """Mean over the values that count; of equal shape."""
     return (values * counts).sum() / counts.sum().clamp(min=1)
+
+
+class RefinementModel(TrainableModel):
+    """Mask Transfiner with its loss.
+
+    Args:
+        network: on its device; trained in place.
+        own_share: share of the batches whose coarse masks are replaced by what the network itself makes of them;
+            teaches it to refine twice, and to handle masks that are nearly right.
+    """
+
+    network: MaskTransfiner
+
+    def __init__(self, network: MaskTransfiner, own_share: float = 0.2) -> None:
+        super().__init__(network)
+        self.own_share = own_share
+
+    def forward(self, image: Tensor, coarse: Tensor, truth: Tensor, roi_side: Tensor) -> dict[str, Tensor]:
+        """See ``refinement_loss``; levels an RoI is too small for do not count."""
+        config = self.network.config
+        depths = torch.tensor([config.depth(side) for side in roi_side.tolist()], device=image.device)
+        if float(torch.rand(())) < self.own_share:
+            coarse = self._own_masks(image, coarse, depths)
+        targets = make_targets(coarse, truth, config.max_depth)
+        output = self.network(image, coarse, SamplingSelector(QUOTA, config), int(depths.max()))
+        return refinement_loss(output, targets, depths)
+
+    @torch.no_grad()
+    def _own_masks(self, image: Tensor, coarse: Tensor, depths: Tensor) -> Tensor:
+        """What the network now makes of the coarse masks: [B, 1, S, S], 0 or 1."""
+        config, side = self.network.config, coarse.shape[-1]
+        output = self.network(image, coarse, None, int(depths.max()))  # dense labels alone
+        maps = self.network.maps(output, coarse, config)
+        finest = [maps[min(depth, len(maps)) - 1].probability[i] for i, depth in enumerate(depths.tolist())]
+        own = [F.interpolate(p[None, None], (side, side), mode="bilinear") for p in finest]
+        return (torch.cat(own) >= 0.5).float()
+
+    def export(self, path: Path, about: dict[str, Any]) -> None:
+        """Half-precision weights with their configuration."""
+        save_network(self.network, path, about=about)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.training.composites import change_backdrop, occlude, paste_object, shorten
+from transfiner_refine.training.augment import change_backdrop, occlude, paste_object, shorten
 
 
 def test_a_pasted_object_keeps_its_pixels_and_gets_a_mask_where_it_lies() -> None:
