@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError, short
 
-__all__ = ["MAX_PIXELS", "Mask", "MaskWindow", "check_size"]
+__all__ = ["MAX_PIXELS", "Mask", "MaskWindow", "check_size", "union"]
 
 # 23,170 × 23,170; the longest run that pycocotools reads: a difference of two longer ones takes seven characters,
 # and then it shifts its sign by more bits than an int has
@@ -84,6 +84,20 @@ class MaskWindow:
     def area(self) -> int:
         """Number of foreground pixels (values ≥ 0.5)."""
         return int(np.count_nonzero(self.foreground))
+
+
+def union(masks: Sequence[MaskWindow], size: tuple[int, int]) -> MaskWindow:
+    """All pixels that are in any of the bool masks of one image, which is (height, width)."""
+    drawn = [mask for mask in masks if mask.values.size]
+    if len(drawn) < 2:
+        return drawn[0] if drawn else MaskWindow(np.zeros((0, 0), bool), 0, 0, size)
+    x0, y0 = min(mask.x for mask in drawn), min(mask.y for mask in drawn)
+    x1 = max(mask.x + mask.values.shape[1] for mask in drawn)
+    y1 = max(mask.y + mask.values.shape[0] for mask in drawn)
+    canvas = np.zeros((y1 - y0, x1 - x0), bool)
+    for mask in drawn:
+        replace(mask, x=mask.x - x0, y=mask.y - y0).of(canvas)[mask.values] = True
+    return MaskWindow(canvas, x0, y0, size)
 
 
 class Mask:

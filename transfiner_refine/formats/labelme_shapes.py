@@ -6,7 +6,6 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.polygons import fill_polygons, inset_points, outlines
-from transfiner_refine.masks import MAX_PIXELS, MaskWindow
+from transfiner_refine.masks import MAX_PIXELS, MaskWindow, union
 
 __all__ = ["Shape", "ShapesMask", "is_area", "parse_shape", "shapes_of"]
 
@@ -66,7 +65,7 @@ class ShapesMask:
         try:
             if height * width > MAX_PIXELS:
                 raise InputError(f"the image's size is {height}×{width} (height × width)")
-            return _union([_drawn(shape, self.size) for shape in self.shapes], self.size)
+            return union([_drawn(shape, self.size) for shape in self.shapes], self.size)
         except InputError as error:
             raise InputError(error.reason, file=self.file, record=self.record, remedy=error.remedy) from error
 
@@ -189,20 +188,6 @@ def _pasted(shape: Shape, size: tuple[int, int]) -> MaskWindow:
     if inside.size == 0:
         return MaskWindow(np.zeros((0, 0), bool), 0, 0, size)
     return MaskWindow(inside, x + left, y + top, size).tight()
-
-
-def _union(masks: Sequence[MaskWindow], size: tuple[int, int]) -> MaskWindow:
-    drawn = [mask for mask in masks if mask.values.size]
-    if len(drawn) < 2:
-        return drawn[0] if drawn else MaskWindow(np.zeros((0, 0), bool), 0, 0, size)
-    x0, y0 = min(mask.x for mask in drawn), min(mask.y for mask in drawn)
-    x1 = max(mask.x + mask.values.shape[1] for mask in drawn)
-    y1 = max(mask.y + mask.values.shape[0] for mask in drawn)
-    values = np.zeros((y1 - y0, x1 - x0), bool)
-    for mask in drawn:
-        h, w = mask.values.shape
-        values[mask.y - y0 : mask.y - y0 + h, mask.x - x0 : mask.x - x0 + w] |= mask.values
-    return MaskWindow(values, x0, y0, size)
 
 
 def _picture(mask: MaskWindow) -> tuple[list[list[float]], str]:

@@ -1,8 +1,8 @@
-"""Polygons to masks. The rule: a pixel belongs to a polygon if its centre lies inside (even-odd).
+"""Polygons to masks and masks to polygons.
 
-Pixel (row 0, column 0) covers [0, 1] × [0, 1], so its centre is (0.5, 0.5), and a polygon along the edges of pixels
-gives exactly these pixels back (``outlines`` gives such). Points that people click, and polygons in COCO's
-manner, are of this frame too.
+The rule: a pixel belongs to a polygon if its centre lies inside (even-odd). Pixel (row 0, column 0) covers
+[0, 1] × [0, 1], so its centre is (0.5, 0.5), and a polygon along the edges of pixels gives exactly these pixels back.
+Points that people click, and polygons in COCO's manner, are of this frame too.
 
 Contours as OpenCV's ``findContours`` draws them are of another: their points name pixels, so a contour from 2 to 5
 means the pixels 2, 3, 4 and 5 and not the interval [2, 5]. Read by the rule above such masks would lose their last row
@@ -12,14 +12,15 @@ and column. ``is_pixel_contour`` knows them by their steps, and ``fill_contour``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.segmentation import MAX_OUTLINE
-from transfiner_refine.masks import MAX_PIXELS, MaskWindow
+from transfiner_refine.masks import MAX_PIXELS, MaskWindow, union
 
 __all__ = [
     "Loop",
@@ -32,10 +33,8 @@ __all__ = [
 ]
 
 _INSET = 0.25  # pixels; under the half that decides, and far above what is lost in text of six digits
-
-_WHOLE = (
-    0.02  # pixels; text of six digits is at most half of that away from a whole number in a photo of 20,000
-)
+# pixels; text of six digits is at most half of that away from a whole number in an image of 20,000
+_WHOLE = 0.02
 _MOST_BRIDGES = 0.25  # share of edges that may go askew, where several contours were joined to one
 
 
@@ -53,10 +52,9 @@ def fill_polygons(polygons: Sequence[NDArray[np.float64]], size: tuple[int, int]
     height, width = size
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise InputError(f"the image's size is {height}×{width} (height × width)")
-    empty = MaskWindow(np.zeros((0, 0), bool), 0, 0, size)
     rings = [np.asarray(points, np.float64).reshape(-1, 2) for points in polygons if len(points)]
     if not rings:
-        return empty
+        return union([], size)
     a = np.concatenate(rings)
     beyond = np.maximum(-a, a - (width, height))
     if not np.isfinite(a).all() or (beyond > max(height, width)).any():
@@ -68,10 +66,9 @@ def fill_polygons(polygons: Sequence[NDArray[np.float64]], size: tuple[int, int]
     upper, lower = np.where(upper_first[:, None], a, b), np.where(upper_first[:, None], b, a)
     # the rows whose centre line (row + 0.5) an edge crosses; its lower end does not count
     first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(lower[:, 1] - 0.5), 0, height).astype(np.int64)
-    crossed = last - first
+    crossed = np.clip(np.ceil(lower[:, 1] - 0.5), 0, height).astype(np.int64) - first
     if (total := int(crossed.sum())) == 0:
-        return empty
+        return union([], size)
     if total > MAX_OUTLINE:
         raise InputError(f"the outline is {total} pixels long, more than the {MAX_OUTLINE} allowed")
     edge = np.repeat(np.arange(len(a)), crossed)
@@ -114,40 +111,26 @@ def fill_contour(points: NDArray[np.float64], size: tuple[int, int]) -> MaskWind
     Raises:
         InputError: as for ``fill_polygons``.
     """
-    height, width = size
-    inner = fill_polygons([np.rint(points) + 0.5], size)
-    whole = np.clip(np.rint(points).astype(np.int64), 0, (width - 1, height - 1))
-    outline = _outline(whole)
-    x0, y0 = np.minimum(outline.min(axis=0), (inner.x, inner.y) if inner.area else (width, height))
-    h, w = inner.values.shape
-    x1, y1 = np.maximum(outline.max(axis=0) + 1, (inner.x + w, inner.y + h) if inner.area else (0, 0))
-    values = np.zeros((y1 - y0, x1 - x0), bool)
-    if inner.area:
-        values[inner.y - y0 : inner.y - y0 + h, inner.x - x0 : inner.x - x0 + w] = inner.values
-    values[outline[:, 1] - y0, outline[:, 0] - x0] = True
-    return MaskWindow(values, int(x0), int(y0), size)
+    import cv2  # here, because listing the formats must not wait for it
 
-
-def _outline(points: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[pixels, xy] along the edges of a closed walk, but for those askew that come in both directions."""
-    a, b = points, np.roll(points, -1, axis=0)
-    ordered = (a[:, 0] < b[:, 0]) | ((a[:, 0] == b[:, 0]) & (a[:, 1] <= b[:, 1]))
-    edges = np.where(ordered[:, None], np.hstack((a, b)), np.hstack((b, a)))
-    _, at, forward = np.unique(edges, axis=0, return_index=True, return_inverse=True)
-    balance = np.bincount(forward.ravel(), weights=np.where(ordered, 1.0, -1.0))
-    steps = np.abs(b - a)[at]
+    inside = fill_polygons([np.rint(points) + 0.5], size)
+    a = np.clip(np.rint(points).astype(np.int32), 0, (size[1] - 1, size[0] - 1))
+    b = np.roll(a, -1, axis=0)
+    forward = (a[:, 0] < b[:, 0]) | ((a[:, 0] == b[:, 0]) & (a[:, 1] <= b[:, 1]))
+    edges = np.where(forward[:, None], np.hstack((a, b)), np.hstack((b, a)))
+    edges, which = np.unique(edges, axis=0, return_inverse=True)
+    balance = np.bincount(which.ravel(), weights=np.where(forward, 1.0, -1.0))
+    steps = np.abs(edges[:, 2:] - edges[:, :2])
     askew = (steps.min(axis=1) > 0) & (steps[:, 0] != steps[:, 1])
-    kept = at[(balance != 0) | ~askew]
-    a, b = a[kept], b[kept]
-    lengths = np.abs(b - a).max(axis=1) if len(kept) else np.zeros(0, np.int64)
-    edge = np.repeat(np.arange(len(kept)), lengths)
-    step = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    along = a[edge] + np.rint((b - a)[edge] * (step / np.maximum(1, lengths[edge]))[:, None])
-    return np.concatenate((points, along.astype(np.int64)))
+    (x0, y0), (x1, y1) = a.min(axis=0).tolist(), a.max(axis=0).tolist()
+    drawn = np.zeros((y1 - y0 + 1, x1 - x0 + 1), np.uint8)
+    lines = edges[(balance != 0) | ~askew].reshape(-1, 2, 2) - np.array((x0, y0), np.int32)
+    cv2.polylines(drawn, list(lines), False, 1)
+    drawn[a[:, 1] - y0, a[:, 0] - x0] = 1
+    return union([inside, MaskWindow(drawn.astype(bool), x0, y0, size)], size)
 
 
-@dataclass(frozen=True)
-class Loop:
+class Loop(NamedTuple):
     """One closed outline.
 
     Attributes:
@@ -161,47 +144,38 @@ class Loop:
 
 
 def outlines(mask: MaskWindow) -> list[Loop]:
-    """The outlines of a bool mask: parts and holes, by their topmost, then leftmost point."""
-    height, width = mask.values.shape
-    framed = np.zeros((height + 2, width + 2), bool)
-    framed[1:-1, 1:-1] = mask.values
-    # on the lattice of pixel corners: is there an outline to the right of a corner, and below it?
-    right = framed[:-1] != framed[1:]  # [H + 1, W + 2]: between a pixel and the one below
-    below = framed[:, :-1] != framed[:, 1:]  # [H + 2, W + 1]: between a pixel and the one to the right
-    from_left, to_right = right[:, :-1], right[:, 1:]  # [H + 1, W + 1]
-    from_above, to_below = below[:-1], below[1:]
-    turns = (from_left != to_right) | (
-        from_left & from_above
-    )  # the latter where two pixels touch at a corner
-    y, x = np.nonzero(turns)
-    crossing = (from_left & to_right & from_above & to_below)[y, x]
-    # a corner where pixels touch is two turns: one ends the line from the left, one begins that to the right
-    y, x, crossing = (np.repeat(values, 1 + crossing) for values in (y, x, crossing))
-    second = np.zeros(len(y), bool)
-    second[1:] = crossing[1:] & crossing[:-1] & (y[1:] == y[:-1]) & (x[1:] == x[:-1])
-    # in a row, turns 0 and 1 are joined by a line, 2 and 3, and so on; in a column likewise, for which the two turns
-    # of a touching corner must be in the order in which the column meets their lines
-    falling = framed[:-1, :-1][y, x]  # the touching pixels are the upper left and the lower right one
-    meets_upper_line = np.where(crossing, second == falling, False)
-    in_columns = np.lexsort((np.where(crossing, ~meets_upper_line, False), y, x))
-    vertical = np.empty(len(y), np.int64)
-    vertical[in_columns[0::2]], vertical[in_columns[1::2]] = in_columns[1::2], in_columns[0::2]
-    loops = []
-    partner, done = vertical.tolist(), [False] * len(y)
-    corners = np.stack((x + mask.x, y + mask.y), axis=1).astype(np.int64)
-    for start in range(len(done)):
-        if done[start]:
-            continue
-        walk, at = [], start
-        while not done[at]:
-            down = partner[at]
-            done[at] = done[down] = True
-            walk += [at, down]
-            at = down ^ 1  # along the row: 2k and 2k + 1 are partners
-        # the first turn is the upper left corner of a pixel inside the loop
-        is_hole = not framed[y[start] + 1, x[start] + 1]
-        loops.append(Loop(corners[walk], bool(is_hole)))
-    return loops
+    """The outlines of a mask along the edges of its pixels: parts and holes, by their topmost, then leftmost point.
+
+    Pixels that touch at a corner belong together, as in OpenCV's contours. Soft masks count from 0.5 on.
+    """
+    import cv2  # here, because listing the formats must not wait for it
+
+    # The contour of a mask of twice the size runs through the pixels on either side of an edge: half of their
+    # coordinates, rounded up, are those of the edge.
+    double = mask.foreground.repeat(2, axis=0).repeat(2, axis=1).view(np.uint8)
+    contours, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return []
+    points = (np.concatenate(contours)[:, 0].astype(np.int64) + 1) // 2 + (mask.x, mask.y)
+    owner = np.repeat(np.arange(len(contours)), [len(contour) for contour in contours])
+    for doubled in (
+        True,
+        False,
+    ):  # a diagonal makes two points of a corner; then, what lies within a line goes
+        after = np.arange(1, len(owner) + 1)
+        (last,) = np.diff(owner, append=-1).nonzero()
+        after[last] = np.concatenate(([0], last[:-1] + 1))
+        goes = (points[after] - points).astype(bool)
+        came = np.empty_like(goes)
+        came[after] = goes
+        kept = goes.any(axis=1) if doubled else goes[:, 0] != came[:, 0]
+        points, owner = points[kept], owner[kept]
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    loops = [
+        Loop(np.concatenate((loop[:1], loop[:0:-1])) if hole else loop, hole)
+        for loop, hole in zip(np.split(points, starts[1:]), (tree[0][:, 3] >= 0).tolist(), strict=True)
+    ]
+    return [loops[number] for number in np.lexsort(points[starts].T)]
 
 
 def inset_points(loop: Loop) -> list[tuple[float, float]]:
@@ -224,74 +198,65 @@ def inset_points(loop: Loop) -> list[tuple[float, float]]:
 def joined_outline(mask: MaskWindow) -> NDArray[np.float64]:
     """[points, xy] of one polygon that holds all parts and holes of a mask; 0 points for an empty one.
 
-    Its lines are those of ``inset_points``.
-
-    Parts and holes hang together by bridges that are walked there and back and so enclose nothing. A bridge leads
-    from the top of a part or hole to the left until it meets another outline; where there is none, it leads to the
-    part before. All lines are horizontal or vertical.
+    Its lines are those of ``inset_points``, all of them horizontal or vertical. Parts and holes hang together by
+    bridges that are walked there and back and so enclose nothing. A bridge leads from the top of a part or hole to
+    the left until it meets another outline; where there is none, it leads to the part before.
     """
     loops = outlines(mask)
     if not loops:
         return np.zeros((0, 2))
-    drawn = [inset_points(loop) for loop in loops]
-    anchors = _anchors(mask, loops)
-    children: dict[tuple[int, int], list[tuple[float, int]]] = {}  # (loop, edge) → (y, child)
-    for child, (parent, edge) in anchors.items():
-        children.setdefault((parent, edge), []).append((drawn[child][0][1], child))
     points: list[tuple[float, float]] = []
-    # what is left to do: (loop, edge to go on with); bridges back are points
-    waiting: list[tuple[int, int] | list[tuple[float, float]]] = [(0, 0)]
-    while waiting:
-        task = waiting.pop()
-        if isinstance(task, list):
-            points += task
-            continue
-        loop, edge = task
-        corners = drawn[loop]
-        if edge == len(corners):
-            points.append(corners[0])
-            continue
-        waiting.append((loop, edge + 2))  # edges 0, 2, 4 ... are the vertical ones
-        (x0, y0), (x1, y1) = corners[edge], corners[edge + 1]
-        points.append((x0, y0))
-        waiting.append([(x1, y1)])
-        ways = sorted(children.get((loop, edge), ()), reverse=y1 < y0)
-        for y, child in reversed(ways):
-            foot = (x0, y)
-            waiting.append([foot])
-            waiting.append((child, 0))
-            waiting.append([foot])
-    return np.array(points[:-1])  # the last is the first
+    follows: list[int] = []  # the point that comes after each
+    starts = []
+    for loop in loops:
+        starts.append(len(points))
+        points += inset_points(loop)
+        follows += [*range(len(follows) + 1, len(points)), starts[-1]]
+    ends = [*starts[1:], len(points)]
+    bridges = []  # (how far along a line its bridge meets it, first point of the line, first and last of the loop)
+    for line, start, end in zip(_lines_met(mask, loops), starts[1:], ends[1:], strict=True):
+        down = points[line + 1][1] > points[line][1]
+        along = points[start][1] - points[line][1]
+        bridges.append((along if down else -along, line, start, end - 1))
+    for _, line, first, last in sorted(
+        bridges, reverse=True
+    ):  # the nearest is put in last, and so comes first
+        foot, back = (points[line][0], points[first][1]), len(points)
+        points += [foot, points[first], foot]
+        follows += [first, back + 2, follows[line]]
+        follows[line], follows[last] = back, back + 1
+    walk = [0]
+    while at := follows[walk[-1]]:
+        walk.append(at)
+    return np.array([points[at] for at in walk])
 
 
-def _anchors(mask: MaskWindow, loops: list[Loop]) -> dict[int, tuple[int, int]]:
-    """For each loop but the first: (loop, vertical edge) that its bridge to the left meets.
+def _lines_met(mask: MaskWindow, loops: list[Loop]) -> list[int]:
+    """For each loop but the first: the upper or lower end at which the vertical line begins that its bridge meets.
 
-    That is always a loop before it: a line that reaches the row of a loop's first point, and lies to the left of it,
-    begins above or to the left.
+    Returns:
+        positions among the points of all loops. The line is always of a loop before: one that reaches the row of a
+        loop's first point, and lies to the left of it, begins above or to the left.
     """
-    first = [loop.points[0::2] for loop in loops]
-    second = [loop.points[1::2] for loop in loops]
-    x = np.concatenate([ends[:, 0] for ends in first])
-    top = np.concatenate([np.minimum(a[:, 1], b[:, 1]) for a, b in zip(first, second, strict=True)])
-    owner = np.concatenate([np.full(len(ends), number) for number, ends in enumerate(first)])
-    edge = np.concatenate([2 * np.arange(len(ends)) for ends in first])
+    ends = np.concatenate([loop.points for loop in loops])
+    x, top = ends[0::2, 0], np.minimum(ends[0::2, 1], ends[1::2, 1])  # of each vertical line
     order = np.lexsort((top, x))
     scale = mask.image_size[0] + 1
     keys = (x * scale + top)[order]
-    framed = np.pad(mask.values, 1)
-    lines = framed[:, :-1] != framed[:, 1:]  # [h + 2, w + 1]: vertical lines by row of pixels
-    anchors: dict[int, tuple[int, int]] = {}
-    row, columns = -1, np.zeros(0, np.int64)
-    for number, loop in enumerate(loops[1:], 1):
+    framed = np.pad(mask.foreground, 1)
+    edges = framed[:, :-1] != framed[:, 1:]  # [h + 2, w + 1]: pieces of vertical lines, by row of pixels
+    met: list[int] = []
+    row, columns, before = -1, np.zeros(0, np.int64), 0
+    for previous, loop in pairwise(loops):
         here_x, here_y = loop.points[0].tolist()
         if here_y != row:  # loops come by row
             row, at = here_y, here_y - mask.y
-            columns = np.flatnonzero(lines[at] | lines[at + 1]) + mask.x
-        met = int(np.searchsorted(columns, here_x)) - 1
-        if met < 0:
-            anchors[number] = (number - 1, 0)
+            columns = np.flatnonzero(edges[at] | edges[at + 1]) + mask.x
+        found = int(np.searchsorted(columns, here_x)) - 1
+        if found < 0:
+            met.append(before)  # the first line of the loop before
         else:
-            found = order[int(np.searchsorted(keys, columns[met] * scale + here_y, side="right")) - 1]
-            anchors[number] = (int(owner[found]), int(edge[found]))
-    return anchors
+            line = int(np.searchsorted(keys, columns[found] * scale + here_y, side="right")) - 1
+            met.append(2 * int(order[line]))
+        before += len(previous.points)
+    return met
