@@ -105,7 +105,7 @@ def test_a_bad_line_is_named_and_passes_through(tmp_path: Path, photos: Path, li
 
 def test_without_photos_there_is_no_size_and_the_message_says_so(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="cannot be read without the photos; give their folder with --images"
+        InputError, match="cannot be read without the images; give their folder with --images"
     ):
         open_source(labels(tmp_path, f"0 {SQUARE}"))
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.formats.folders import read_file
 
-__all__ = ["read_class_names", "write_class_names"]
+__all__ = ["check_class_names", "read_class_names", "write_class_names"]
 
 _MOST_CLASSES = 100_000
 
@@ -19,16 +20,36 @@ def read_class_names(path: Path) -> dict[int, str]:
         InputError: the file cannot be read, or is no list of names.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="check the path") from error
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError("is no text in UTF-8", file=path, remedy="write one class name a line") from None
+    lines = text.splitlines()
     if len(lines) > _MOST_CLASSES:
         raise InputError(
             f"has {len(lines)} lines", file=path, remedy="give a text file with one class name a line"
         )
+    starts = [line.replace(":", " : ").split()[0] for line in lines if line.strip()]
+    numbered = len(starts) > 1 and starts in [[str(n + at) for n in range(len(starts))] for at in (0, 1)]
+    if (
+        numbered
+        or text.lstrip()[:1] in ("[", "{")
+        or any(line.startswith(("names:", "nc:")) for line in lines)
+    ):
+        raise InputError(
+            "is JSON or YAML, or numbers its lines", file=path, remedy="write one class name a line"
+        )
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+
+
+def check_class_names(names: Mapping[int, str]) -> None:
+    """Raises InputError where a name is no text that can be written."""
+    for number, name in names.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(
+                f"has half of a pair of characters: {name!r}",
+                record=f"the name of category {number}",
+                remedy="rename the category",
+            )
 
 
 def write_class_names(path: Path, names: Mapping[int, str]) -> None:

@@ -75,8 +75,8 @@ def convert_masks(
         output: the file or folder to write.
         to: the format to write; None for that of ``masks``, which copies everything as it is.
         format: the format of ``masks``, "auto" to tell it by the content.
-        images: folder of the photos; needed where only they tell the size of an image.
-        image_info: for COCO results: an annotation file that says which image id is which photo.
+        images: folder of the images; needed where only they tell the size of an image.
+        image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         max_image_pixels: mask images with more pixels are not decoded.
@@ -102,7 +102,7 @@ def convert_masks(
     inputs = [masks, *(Path(path) for path in (images, image_info, class_names) if path is not None)]
     if entry.beside is not None:
         inputs.append(entry.beside(masks))
-    check_destination(target, output, inputs, overwrite=overwrite)
+    check_destination(target, output, inputs, source=source, overwrite=overwrite)
     if strict:
         _check_all(source)
     if target is entry:
@@ -114,7 +114,6 @@ def convert_masks(
         faults = written.faults
         left_out = sum(fault.instances for fault in faults) + len(written.covered)
         images_left_out = sum(fault.whole_image for fault in faults)
-    covered = covered_errors(source, written.covered, target)
     return Converted(
         entry.name,
         target.name,
@@ -122,23 +121,43 @@ def convert_masks(
         source.num_instances - left_out,
         source.num_instances,
         written.overlap_pixels,
-        (*(fault.error for fault in faults), *covered),
+        (*(fault.error for fault in faults), *covered_errors(source, written.covered, target)),
     )
 
 
-def check_destination(target: Format, output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+def check_destination(
+    target: Format, output: Path, inputs: Iterable[Path], *, source: Source | None = None, overwrite: bool
+) -> None:
     """Says before the work whether masks may be written at ``output`` in that format.
 
     Raises:
         OutputError: the output is an input, exists already, or cannot be made there.
+        InputError: the format cannot hold ``source`` at all.
     """
     inputs = tuple(inputs)
-    if target.is_folder:
-        check_output_folder(output, inputs, overwrite=overwrite)
-    else:
-        check_output_file(output, inputs, overwrite=overwrite)
+    check = check_output_folder if target.is_folder else check_output_file
+    check(output, inputs, overwrite=overwrite)
     if target.beside is not None:
         check_output_folder(target.beside(output), inputs, overwrite=overwrite)
+    if target.check is not None and source is not None:
+        target.check(source)
+
+
+def covered_errors(source: Source, indexes: Collection[int], target: Format) -> list[InputError]:
+    """Names the instances of ``Written.covered`` that a conversion has left out."""
+    wanted = set(indexes)
+    return [
+        InputError(
+            "is not in the output, for others cover it or its mask is empty, and "
+            f"{target.name} holds one id a pixel",
+            record=f"{item.name}, {instance.label}",
+            remedy="write a format whose masks may overlap, such as coco-results",
+        )
+        for item in (source if wanted else ())
+        if not isinstance(item, RecordFault)
+        for instance in item.instances
+        if instance.index in wanted
+    ]
 
 
 def _check_all(source: Source) -> None:
@@ -150,35 +169,7 @@ def _check_all(source: Source) -> None:
             try:
                 instance.mask.decode()
             except InputError as error:
-                label = error.record or f"{item.name}, {instance.label}"
-                raise InputError(error.reason, file=error.file, record=label, remedy=error.remedy) from error
-
-
-def covered_errors(source: Source, indexes: Collection[int], target: Format) -> list[InputError]:
-    """Names the instances of ``Written.covered`` that a conversion has left out."""
-    return [_no_pixel_left(label, target) for label in _labels(source, indexes)]
-
-
-def _labels(source: Source, indexes: Collection[int]) -> list[str]:
-    """How a person finds these instances."""
-    if not indexes:
-        return []
-    wanted = set(indexes)
-    return [
-        f"{item.name}, {instance.label}"
-        for item in source
-        if not isinstance(item, RecordFault)
-        for instance in item.instances
-        if instance.index in wanted
-    ]
-
-
-def _no_pixel_left(label: str, target: Format) -> InputError:
-    return InputError(
-        f"is not in the output, for others cover it or its mask is empty, and {target.name} holds one id a pixel",
-        record=label,
-        remedy="write a format whose masks may overlap, such as coco-results",
-    )
+                raise error.at(record=error.record or f"{item.name}, {instance.label}") from error
 
 
 def _count(number: int, noun: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "files_in",
     "first_files",
     "read_file",
+    "write_file",
 ]
 
 _FOLDERS_LOOKED_INTO = 16
@@ -82,21 +83,22 @@ def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
     return found
 
 
-def read_file(path: Path, remedy: str = "check the path") -> bytes:
-    """The bytes of a plain file; pipes and devices, which never end or are waited for, are not opened.
+def read_file(path: Path, remedy: str = "check the path", most: int = -1) -> bytes:
+    """The bytes of a plain file, or the first of them; pipes and devices, which may never end, are not opened.
 
     Raises:
-        InputError: there is no such file, it is no plain file, or it cannot be read.
+        InputError: there is no such file, it is no plain file, or it cannot be read; with ``remedy``.
     """
     try:
         if path.exists() and not path.is_file():
             raise InputError("is no file", file=path, remedy="give a plain file")
-        return path.read_bytes()
-    except FileNotFoundError:
-        what = "is a link that leads nowhere" if path.is_symlink() else "there is no such file"
-        raise InputError(what, file=path, remedy=remedy) from None
+        with path.open("rb") as file:
+            return file.read(most)
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy=remedy) from error
+        reason = f"cannot be read ({error.strerror})"
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            reason = "is a link that leads nowhere"
+        raise InputError(reason, file=path, remedy=remedy) from error
 
 
 def digest_of(path: Path) -> bytes:
@@ -114,6 +116,12 @@ def check_unchanged(path: Path, digest: bytes) -> None:
         if digest_of(path) == digest:
             return
     raise InputError("has changed while it was read", file=path, remedy="run again when it is whole")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file, in a folder that need not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
 
 
 def copy_file(folder: Path, name: PurePosixPath, draft: Path) -> None:

@@ -234,6 +234,8 @@ class Format:
         write: writes what any source holds, with the refined masks of ``results`` in the place of the coarse ones,
             in this format, at a path that does not exist yet or may be overwritten; never half of it. Instances
             that the format cannot hold are never dropped silently: ``Written`` counts them.
+        check: raises InputError before the work where something of a source, such as the name of a category, cannot
+            be written in this format at all.
         beside: the folder that ``write`` fills beside its file, for an output path; None where it fills none.
     """
 
@@ -244,3 +246,4 @@ class Format:
     open: Callable[[Path, OpenOptions], Source]
     write: Callable[[Path, Source, Mapping[int, Mask]], Written]
     beside: Callable[[Path], Path] | None = None
+    check: Callable[[Source], None] | None = None

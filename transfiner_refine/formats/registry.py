@@ -8,6 +8,7 @@ from typing import Literal
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.cityscapes import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.folders import read_file
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, ID_MAPS, VOC
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PNG_FOLDER
@@ -108,14 +109,11 @@ def open_source(
 
 def _unknown(path: Path) -> InputError:
     """Why no format fits."""
+    remedy = "give --from if you know what it is"
     if path.is_dir():
-        return InputError(
-            "holds no masks of a known format", file=path, remedy="give --from if you know what it is"
-        )
+        return InputError("holds no masks of a known format", file=path, remedy=remedy)
     try:
-        with path.open("rb") as file:
-            is_empty = not file.read(1024).removeprefix(b"\xef\xbb\xbf").strip()
-    except OSError as error:
-        return InputError(f"cannot be read ({error.strerror})", file=path, remedy="check --masks")
-    what = "is empty" if is_empty else "is in no known format"
-    return InputError(what, file=path, remedy="give --from if you know what it is")
+        is_empty = not read_file(path, "check --masks", 1024).removeprefix(b"\xef\xbb\xbf").strip()
+    except InputError as error:
+        return error
+    return InputError("is empty" if is_empty else "is in no known format", file=path, remedy=remedy)
