@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, mask_from_segmentation
-from transfiner_refine.formats.segmentation import compressed_masks
+from transfiner_refine.formats.segmentation import masks_from_segmentations
 from transfiner_refine.masks import MaskWindow
 
 bitmaps = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda shape: arrays(bool, shape))
@@ -70,23 +70,33 @@ def test_uncompressed_runs_become_the_same_text(bitmap: np.ndarray) -> None:
 def test_many_masks_at_once_are_what_each_is_alone(many: list[np.ndarray]) -> None:
     segmentations = [{"size": list(bitmap.shape), "counts": reference(bitmap)} for bitmap in many]
     alone = [mask_from_segmentation(each, no_size) for each in segmentations]
-    assert compressed_masks(segmentations) == alone
+    assert masks_from_segmentations(segmentations, no_size) == alone
     fresh = [Mask.from_runs(mask.runs, mask.size) for mask in alone]
     Mask.encode(fresh)
     assert [mask.counts for mask in fresh] == [reference(bitmap) for bitmap in many]
 
 
 @pytest.mark.parametrize("damage", ["5ä3", "5 3", "5P", "PPPPPPPPPPPP0", "53", "O?", "9\ud800"])
-def test_beside_a_damaged_mask_none_is_taken_for_sound(damage: str) -> None:
+def test_beside_a_damaged_mask_the_sound_ones_are_read_and_it_is_not(damage: str) -> None:
     sound = {"size": [3, 3], "counts": "9"}
-    assert compressed_masks([sound, {"size": [3, 3], "counts": damage}, sound]) == [None] * 3
+    many = [sound, {"size": [3, 3], "counts": damage}, sound]
+    first, second, third = masks_from_segmentations(many, no_size)
+    assert first == third == Mask((3, 3), "9")
+    assert isinstance(second, InputError)
 
 
-def test_beside_segmentations_of_other_kinds_compressed_ones_are_taken() -> None:
-    others = [None, [[0, 0, 2, 0, 2, 2]], {"size": [3, 3], "counts": [9]}, {"size": [True, 3], "counts": "3"}]
-    others += [{"size": [3, 3], "counts": ""}, {"counts": "9"}]
-    masks = compressed_masks([*others, {"size": [3, 3], "counts": "9"}])
-    assert masks == [None] * len(others) + [Mask((3, 3), "9")]
+def test_segmentations_of_any_kind_are_read_side_by_side() -> None:
+    mask = Mask((3, 3), "9")
+    sound = [
+        {"size": [3, 3], "counts": "9"},
+        {"size": [3.0, "3"], "counts": "9"},
+        {"size": [3, 3], "counts": [9]},
+    ]
+    damaged = [None, {"size": [True, 3], "counts": "3"}, {"size": [3, 3], "counts": ""}, {"counts": "9"}]
+    found = masks_from_segmentations([[], *sound, *damaged, *sound], lambda: (3, 3))
+    assert found[:4] == [mask] * 4
+    assert all(isinstance(each, InputError) for each in found[4:8])
+    assert found[8:] == [mask] * 3
 
 
 @given(bitmaps)
@@ -197,7 +207,7 @@ def test_no_polygons_are_an_empty_mask() -> None:
         ({"size": [10**9, 10**9], "counts": [10**9]}, "not that of an image"),
         ({"size": [10**300, 10**300], "counts": [10**300]}, "not that of an image"),
         ({"size": [True, True], "counts": [1]}, "size is [True, True]"),
-        ({"size": [3.0, 3.0], "counts": [9]}, "size is [3.0, 3.0]"),
+        ({"size": [3.5, 3.0], "counts": [9]}, "size is [3.5, 3.0]"),
         ({"size": [3, 3], "counts": [True] * 9}, "run 0 of the RLE is True"),
         ({"size": [3, 3], "counts": [2**40, 9 - 2**40]}, "run 0 of the RLE is 1099511627776"),
         ({"size": [-3, -3], "counts": [9]}, "size is -3×-3"),

@@ -157,10 +157,10 @@ def test_empty_results_score_zero(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("results", "[{", "results.json: not valid JSON"),
-        ("results", '[{"image_id": 1}]', "results.json: record 0: no category_id"),
+        ("results", "[{", "results.json: line 1 column 3: is not valid JSON"),
+        ("results", '[{"image_id": 1}]', "results.json: record 0: the segmentation is missing"),
         ("results", "[]", "results.json: 0 records, but 6 in"),
-        ("annotations", "[]", "annotations.json: not an annotation file"),
+        ("annotations", "[]", "annotations.json: is a list, not an annotation file"),
         ("match", "[1]", "match.json: 1 entries for 6 results"),
     ],
 )

@@ -62,7 +62,7 @@ def test_an_annotation_file_serves_as_results_without_its_crowds(tmp_path: Path)
     ("path", "value", "message"),
     [
         (("categories",), ..., "not an annotation file: no categories"),
-        (("images", 2, "height"), ..., "image 2: no height"),
+        (("images", 2, "height"), ..., "image id 3: no height or width"),
         (("annotations", 3, "image_id"), 99, "annotation id 3: image id 99 is not among the images"),
         (
             ("annotations", 3, "category_id"),
@@ -71,7 +71,11 @@ def test_an_annotation_file_serves_as_results_without_its_crowds(tmp_path: Path)
         ),
         (("annotations", 3, "segmentation"), "mask", "annotation id 3: the segmentation is 'mask'"),
         (("annotations", 3, "segmentation", "counts"), "x", "annotation id 3: the RLE.s counts have .x."),
-        (("annotations", 3, "segmentation", "size"), [5, 5], r"annotation id 3: mask of size \[5, 5\]"),
+        (
+            ("annotations", 3, "segmentation"),
+            {"size": [5, 5], "counts": [25]},
+            r"annotation id 3: mask of size \[5, 5\]",
+        ),
     ],
 )
 def test_a_damaged_annotation_is_named(
@@ -87,13 +91,13 @@ def test_a_damaged_annotation_is_named(
     ("path", "value", "message"),
     [
         ((5, "image_id"), 99, "image id 99 is not in .*truth.json"),
-        ((5, "category_id"), ..., "no category_id"),
-        ((5, "segmentation"), ..., "no segmentation"),
+        ((5, "category_id"), ..., "category_id is missing"),
+        ((5, "segmentation"), ..., "the segmentation is missing"),
         ((5, "segmentation", "counts"), 17, "counts"),
         ((5, "segmentation", "counts"), "1:", "runs add up to 11 pixels"),
         ((5, "score"), float("nan"), "score is nan"),
-        ((5, "score"), "high", "not a valid record"),
-        ((5,), "text", "not a valid record"),
+        ((5, "score"), "high", "score is .high."),
+        ((5,), "text", "is no JSON object"),
     ],
 )
 def test_a_damaged_result_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:

@@ -166,7 +166,7 @@ def test_unknown_keys_survive_whatever_they_hold(tmp_path: Path, extras: list[di
     ("record", "reason"),
     [
         (result(99), "image id 99 is not there (tried 000000000099.jpg"),
-        (result(None), "masks.json: record 1: image_id is None"),
+        (result(None), "masks.json: record 1: image_id is missing"),
         (result(True), "masks.json: record 1: image_id is True"),
         (17, "masks.json: record 1: is no JSON object"),
         (result(score=float("nan")), "masks.json: record 1: score is nan; write a finite number"),

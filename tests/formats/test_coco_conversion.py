@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, open_source
-from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.masks import MaskWindow
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import Mask, RecordFault, Source, json_scan, open_source, text_file
+from transfiner_refine.formats import Mask, RecordFault, Source, json_stream, open_source
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
@@ -90,13 +90,12 @@ def test_a_text_is_split_where_the_json_module_would_split_it_whatever_the_windo
         return
     path = folder / "split.json"
     path.write_bytes(text)
-    piece, text_file.PIECE = text_file.PIECE, window
+    piece, json_stream.PIECE = json_stream.PIECE, window
     try:
-        scanner = json_scan.Scanner(text_file.TextFile(path))
-        parts = [(value, text[scanner.start : scanner.end]) for value in scanner.elements()]
-        scanner.finish()
+        (entries,) = (list(found or ()) for _, found in json_stream.sections(json_stream.TextFile(path)))
+        parts = [(value, text[start:end]) for value, start, end in entries]
     finally:
-        text_file.PIECE = piece
+        json_stream.PIECE = piece
     assert repr([value for value, _ in parts]) == repr(records)
     assert repr([json.loads(part) for _, part in parts]) == repr(records)
 
@@ -214,7 +213,7 @@ def test_a_damaged_gzip_file_is_refused_in_one_line(tmp_path: Path, change: Any,
 
 
 def test_a_gzip_bomb_is_stopped_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_file, "MAX_UNPACKED", 1 << 25)
+    monkeypatch.setattr(json_stream, "MAX_UNPACKED", 1 << 25)
     path = tmp_path / "bomb.json.gz"
     path.write_bytes(gzip.compress(b"[" + b" " * (1 << 20)) * 40)
     with pytest.raises(InputError, match=r"holds more than 0\.03125 GiB of text; unpack it"):
@@ -222,7 +221,7 @@ def test_a_gzip_bomb_is_stopped_at_the_limit(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_value_too_long_to_be_a_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_scan, "MAX_VALUE", 1 << 20)
+    monkeypatch.setattr(json_stream, "MAX_VALUE", 1 << 20)
     with pytest.raises(InputError, match="has a value of more than 1 MiB"):
         open_source(written(tmp_path, json.dumps([result(), result(note="x" * (4 << 20))])))
 

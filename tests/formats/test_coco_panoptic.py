@@ -17,7 +17,7 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.coco import COCO_RESULTS
+from transfiner_refine.formats.coco_write import COCO_RESULTS
 from transfiner_refine.formats.label_maps import repaint
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions
@@ -228,7 +228,7 @@ def test_whatever_is_refined_the_result_is_a_partition_with_every_segment_alive(
         ({"file_name": "../1.png"}, "file_name '../1.png' is not in the folder of the PNGs"),
         ({"file_name": "/etc/passwd"}, "is not in the folder of the PNGs"),
         ({"file_name": "2.png"}, "2.png"),
-        ({"image_id": None}, "annotation 0: image_id is None"),
+        ({"image_id": None}, "annotation 0: image_id is missing"),
         ({"image_id": 9}, "image id 9 is not among the images"),
     ],
 )

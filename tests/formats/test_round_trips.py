@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mask_scenes import SceneSource, held, scenes
 
 from transfiner_refine.formats import Source
-from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions
 

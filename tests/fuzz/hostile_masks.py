@@ -106,6 +106,9 @@ def _run_list(rng: np.random.Generator, bitmap: Bitmap) -> tuple[str, Any, Verdi
 def _size(rng: np.random.Generator, bitmap: Bitmap) -> tuple[str, Any, Verdict]:
     value = rle(bitmap)
     height, width = bitmap.shape
+    if rng.random() < 0.15:  # whole numbers are numbers, however they are written
+        size = pick(rng, [[float(height), float(width)], [str(height), str(width)], [height, float(width)]])
+        return f"size {size}", {**value, "size": size}, "sound"
     whole = pick(rng, [10**9, 2**15, 2**16, 2**31, 2**62])
     size = pick(
         rng,
@@ -114,14 +117,12 @@ def _size(rng: np.random.Generator, bitmap: Bitmap) -> tuple[str, Any, Verdict]:
             [-height, -width],
             [whole, whole],
             [height * width + 1, 1],
-            [float(height), float(width)],
             [True, True],
             [height],
             [height, width, 1],
             f"{height}x{width}",
             None,
             {"height": height},
-            [str(height), str(width)],
             [10**300, 10**300],
         ],
     )

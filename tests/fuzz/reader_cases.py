@@ -17,7 +17,7 @@ from scene import draw_bitmap, draw_scene, rle, runs, side, write_photos
 from transfiner_refine.errors import InputError, MaskRefineError
 from transfiner_refine.evaluation.evaluate import evaluate
 from transfiner_refine.formats import Mask, mask_from_segmentation
-from transfiner_refine.formats.segmentation import compressed_masks
+from transfiner_refine.formats.segmentation import masks_from_segmentations
 from transfiner_refine.training.datasets import load_training_set
 
 _MOST_PIXELS = 10_000_000  # of a mask that pycocotools is asked to decode
@@ -33,7 +33,8 @@ def segmentation_trial(folder: Path, rng: np.random.Generator) -> str:  # noqa: 
             mask = mask_from_segmentation(segmentation, lambda size=bitmap.shape: size)
         except InputError as error:
             check_message(str(error))
-            require(compressed_masks([segmentation]) == [None], f"{segmentation!r} is taken with others")
+            (together,) = masks_from_segmentations([segmentation], lambda size=bitmap.shape: size)
+            require(isinstance(together, InputError), f"{segmentation!r} is taken with others")
             continue
         taken += 1
         if mask.size[0] * mask.size[1] > _MOST_PIXELS:  # pycocotools would want a byte for each
@@ -43,13 +44,13 @@ def segmentation_trial(folder: Path, rng: np.random.Generator) -> str:  # noqa: 
         require(Mask.from_window(mask.decode()).runs.sum() == found.size, "the encoding is not whole")
         require(mask.area == int(found.sum()), "the area is another")
         sound = {"size": list(mask.size), "counts": mask.counts}
-        _check_together(segmentation, sound, mask)
+        _check_together(segmentation, sound, mask, bitmap.shape)
         require(coco_mask.iou([sound], [sound], [0])[0, 0] == (mask.area > 0), "a mask is not like itself")
         require(
             coco_mask.merge([sound, sound])["counts"].decode() == mask.counts, "merged with itself, another"
         )
         if isinstance(segmentation, dict):
-            direct = dict(segmentation)
+            direct = {**segmentation, "size": list(mask.size)}
             if isinstance(direct["counts"], list):
                 direct = coco_mask.frPyObjects(direct, *direct["size"])
             require(
@@ -79,12 +80,12 @@ def _segmentation(rng: np.random.Generator, bitmap: Any) -> Any:
     return {"size": list(bitmap.shape), "counts": text}
 
 
-def _check_together(segmentation: Any, sound: Any, mask: Mask) -> None:
+def _check_together(segmentation: Any, sound: Any, mask: Mask, size: tuple[int, int]) -> None:
     """Parsed with others, a mask is the same."""
     other = {"size": [2, 3], "counts": "123"}
-    together = compressed_masks([sound, segmentation, other])
+    together = masks_from_segmentations([sound, segmentation, other], lambda: size)
     require(together[0] == mask, f"{sound!r} is another mask beside others")
-    require(together[1] in (None, mask), f"{segmentation!r} is another mask beside others")
+    require(together[1] == mask, f"{segmentation!r} is another mask beside others")
     require(together[2] == Mask((2, 3), "123"), f"another mask is changed by {segmentation!r}")
 
 

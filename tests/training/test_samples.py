@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_a_shortened_object_ends_early_in_both_masks(dataset: Path) -> None:
     ("content", "reason"),
     [
         ("{", "not valid JSON"),
-        ("[]", "not a COCO annotation file"),
+        ("[]", "is a list, not an annotation file"),
         (json.dumps({"images": [], "annotations": [], "categories": []}), "no usable annotation"),
     ],
 )
@@ -132,10 +133,14 @@ def test_a_folder_without_annotations_says_what_was_expected(tmp_path: Path) -> 
         open_dataset(tmp_path)
 
 
-def test_a_missing_photo_is_named(dataset: Path, tmp_path: Path) -> None:
-    data = load_training_set(tmp_path, dataset / "annotations.json")
-    with pytest.raises(InputError, match=r"1\.png: there is no such file"):
-        data.photo(0)
+def test_missing_photos_are_all_named_before_the_first_step(dataset: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(dataset / "images", tmp_path / "images")
+    for name in ("2.png", "4.png"):
+        (images / name).unlink()
+    with pytest.raises(
+        InputError, match=r"2 entries .*annotation id 2: image '2.png'.*4: image '4.png' is not"
+    ):
+        load_training_set(images, dataset / "annotations.json")
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,25 @@ detection's area from its box, and AP by size then follows the detector's boxes 
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from transfiner_refine.errors import InputError
-from transfiner_refine.formats.segmentation import compressed_masks, mask_from_segmentation
+from transfiner_refine.errors import InputError, short
+from transfiner_refine.formats.coco import (
+    CocoFile,
+    ImageId,
+    ImageKey,
+    Listing,
+    finite,
+    name_of,
+    refuse,
+    sound_records,
+    stated_size,
+)
+from transfiner_refine.formats.coco_source import mask_values
+from transfiner_refine.formats.json_stream import TextFile, sections, whole
 from transfiner_refine.masks import Mask
 
 __all__ = [
@@ -28,8 +38,7 @@ __all__ = [
     "rle_of",
 ]
 
-_CHECKED_AT_ONCE = 1024  # masks
-_LONGEST_LABEL = 80  # characters; an id can be anything that JSON can hold
+rle_of = mask_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,14 @@ class Image:
         file_name: as the file has it, "" where it has none.
         absent: LVIS: categories known not to be in it (``neg_category_ids``).
         incomplete: LVIS: categories not marked exhaustively (``not_exhaustive_category_ids``).
+        id: as the file has it.
     """
 
     size: tuple[int, int]
     file_name: str = ""
     absent: tuple[int, ...] = ()
     incomplete: tuple[int, ...] = ()
+    id: ImageId = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +97,11 @@ class Annotations:
 
     Attributes:
         file: where it was read from.
-        images: by image id.
+        images: by image id; by 1, 2, 3 ... where an id is text, which AP does not take.
         categories: names by category id.
         frequencies: LVIS's "r", "c" or "f" by category id; empty for a file that is not LVIS's.
         instances: crowds included, in the order of the file.
+        listing: the file's own words on its images.
     """
 
     file: Path
@@ -97,6 +109,7 @@ class Annotations:
     categories: dict[int, str]
     frequencies: dict[int, str]
     instances: list[TrueInstance]
+    listing: Listing = field(repr=False, compare=False)
 
     @property
     def is_lvis(self) -> bool:
@@ -108,71 +121,112 @@ def load_annotations(path: str | Path) -> Annotations:
     """Reads a COCO or LVIS annotation file.
 
     Raises:
-        InputError: no such file, invalid JSON, not an annotation file, or a record that cannot be used.
+        InputError: no such file, invalid JSON, not an annotation file, or records that cannot be used; all are named.
     """
-    path = Path(path)
-    content = _read_json(path)
-    missing = [key for key in ("images", "annotations", "categories") if key not in _keys(content)]
-    if missing:
-        raise InputError(
-            f"not an annotation file: no {', '.join(missing)}",
-            file=path,
-            remedy="--annotations takes a COCO file with images, annotations and categories",
+    file = CocoFile(Path(path), "annotations")
+    listing = file.listing
+    assert listing is not None
+    if not listing.categories:
+        remedy = "--annotations takes a COCO file with images, annotations and categories"
+        raise InputError("not an annotation file: no categories", file=path, remedy=remedy)
+    faults = list(listing.faults)
+    images: dict[ImageKey, Image] = {}
+    is_lvis = False
+    for image_id in listing.images:
+        try:
+            entry = listing.entry(image_id)
+            if (size := stated_size(entry)) is None:
+                raise InputError("no height or width", file=path, record=name_of(image_id))
+        except InputError as error:
+            faults.append(error)
+            continue
+        is_lvis |= bool(listing.frequencies) and "neg_category_ids" in entry
+        name = entry.get("file_name")
+        images[image_id] = Image(
+            size,
+            name if isinstance(name, str) else "",
+            _numbers(entry.get("neg_category_ids")),
+            _numbers(entry.get("not_exhaustive_category_ids")),
+            image_id,
         )
-    categories, frequencies = {}, {}
-    for index, entry in enumerate(content["categories"]):
-        with _record(path, f"category {index}"):
-            categories[int(entry["id"])] = str(entry.get("name", entry["id"]))
-            if "frequency" in entry:
-                frequencies[int(entry["id"])] = str(entry["frequency"])
-    is_lvis = bool(frequencies) and any("neg_category_ids" in entry for entry in content["images"])
-    images = {}
-    for index, entry in enumerate(content["images"]):
-        with _record(path, f"image {index}"):
-            images[int(entry["id"])] = Image(
-                (int(entry["height"]), int(entry["width"])),
-                str(entry.get("file_name", "")),
-                tuple(entry.get("neg_category_ids", ())) if is_lvis else (),
-                tuple(entry.get("not_exhaustive_category_ids", ())) if is_lvis else (),
-            )
-    instances = list(_true_instances(path, content["annotations"], images, categories))
-    return Annotations(path, images, categories, frequencies if is_lvis else {}, instances)
+    are_numbers = all(type(image_id) is int for image_id in images)
+    numbers = {
+        key: key if are_numbers and isinstance(key, int) else place for place, key in enumerate(images, 1)
+    }
+
+    def size_of(key: ImageKey) -> tuple[int, int] | None:
+        if key not in listing.images:
+            raise InputError(f"{name_of(key)} is not among the images")
+        return images[key].size if key in images else None
+
+    rows: list[tuple[int, TrueInstance]] = []
+    for key, instance, mask, record in sound_records(file, size_of, faults, crowds=True):
+        try:
+            if (category_id := instance.category_id) not in listing.categories:
+                found = short(record.get("category_id"))
+                raise InputError(f"category id {found} is not among the categories")
+            if instance.instance_id is None:
+                raise InputError(f"id is {short(record.get('id'))}")
+            area = finite(record, "area")
+            area = mask.area if area is None else area
+        except InputError as error:
+            faults.append(error.at(file.path, instance.label))
+            continue
+        row = TrueInstance(instance.instance_id, numbers[key], category_id, mask, area, instance.is_crowd)
+        rows.append((instance.index, row))
+    refuse(faults)
+    rows.sort(key=itemgetter(0))
+    return Annotations(
+        file.path,
+        {numbers[key]: image for key, image in images.items()},
+        {key: name.encode("utf-8", "backslashreplace").decode() for key, name in listing.categories.items()},
+        listing.frequencies if is_lvis else {},
+        [row for _, row in rows],
+        listing,
+    )
 
 
 def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
-    """Reads detections of annotated images: a COCO results list, or the annotations of an annotation file.
+    """Reads detections of annotated images: COCO results of any kind, or the annotations of an annotation file.
 
     Crowd regions of an annotation file are no detections and are left out.
 
     Raises:
-        InputError: no such file, invalid JSON, or a record that cannot be used.
+        InputError: no such file, invalid JSON, or records that cannot be used; all are named.
     """
-    path = Path(path)
-    content = _read_json(path)
-    records = content.get("annotations") if isinstance(content, dict) else content
-    if not isinstance(records, list):
-        raise InputError("neither a list of results nor an annotation file", file=path)
-    del content
-    kept, masks = [], []
-    for index, entry in enumerate(records):
-        with _record(path, f"record {index}"):
-            if entry.get("iscrowd"):
-                continue
-            image_id, category_id = int(entry["image_id"]), int(entry["category_id"])
-            if image_id not in annotations.images:
-                raise InputError(f"image id {image_id} is not in {annotations.file}")
-            masks.append(_compressed(entry["segmentation"], annotations.images[image_id].size))
-            score = entry.get("score")
-            if score is not None and not math.isfinite(float(score)):
-                raise InputError(f"score is {score}")
-            key = entry.get("annotation_id")
-            kept.append((index, image_id, category_id, None if score is None else float(score), key))
-    del records
-    checked = _checked(path, masks, [f"record {entry[0]}" for entry in kept])
-    return [
-        Detection(index, image_id, category_id, mask, score, key)
-        for (index, image_id, category_id, score, key), mask in zip(kept, checked, strict=True)
-    ]
+    file = CocoFile(Path(path))
+    file.match(annotations.listing)
+    numbers: dict[ImageKey, int] = {image.id: key for key, image in annotations.images.items()}
+
+    def number_of(key: ImageKey) -> int:
+        if (number := numbers.get(key)) is None:
+            raise InputError(f"{name_of(key)} is not in {annotations.file}")
+        return number
+
+    faults: list[InputError] = []
+    found: list[Detection] = []
+    size_of = lambda key: annotations.images[number_of(key)].size  # noqa: E731
+    for key, instance, mask, record in sound_records(file, size_of, faults, crowds=False):
+        annotation_id = whole(record.get("annotation_id"))
+        for name, value in (("category_id", instance.category_id), ("annotation_id", annotation_id)):
+            if value is None and (name == "category_id" or record.get(name) is not None):
+                reason = f"{name} is {short(record.get(name))}"
+                faults.append(InputError(reason, file=file.path, record=instance.label))
+                break
+        else:
+            assert instance.category_id is not None
+            found.append(
+                Detection(
+                    instance.index,
+                    number_of(key),
+                    instance.category_id,
+                    mask,
+                    instance.score,
+                    annotation_id,
+                )
+            )
+    refuse(faults)
+    return sorted(found, key=attrgetter("record"))
 
 
 def load_match(path: str | Path, length: int) -> list[int | None]:
@@ -183,122 +237,28 @@ def load_match(path: str | Path, length: int) -> list[int | None]:
         length: number of records in the results file.
 
     Raises:
-        InputError: no such file, invalid JSON, another length, or an entry that is no id.
+        InputError: no such file, invalid JSON, another length, or entries that are no ids; all are named.
     """
     path = Path(path)
-    content = _read_json(path)
-    if not isinstance(content, list) or len(content) != length:
-        found = f"{len(content)} entries" if isinstance(content, list) else "no list"
+    content: list[Any] | None = None
+    for key, entries in sections(TextFile(path)):
+        if key is None and entries is not None:
+            content = [value for value, _, _ in entries]
+    if content is None or len(content) != length:
+        found = "no list" if content is None else f"{len(content)} entries"
         raise InputError(
             f"{found} for {length} results", file=path, remedy="a match file has one for each result"
         )
-    keys: list[int | None] = []
-    for index, entry in enumerate(content):
-        with _record(path, f"entry {index}"):
-            key = entry["annotation_id"] if isinstance(entry, dict) else entry
-            keys.append(None if key is None else int(key))
-    return keys
+    values = [entry.get("annotation_id") if isinstance(entry, dict) else entry for entry in content]
+    faults = [
+        InputError(f"annotation_id is {short(value)}", file=path, record=f"entry {index}")
+        for index, value in enumerate(values)
+        if value is not None and whole(value) is None
+    ]
+    refuse(faults)
+    return [whole(value) for value in values]
 
 
-def rle_of(mask: Mask) -> dict[str, Any]:
-    """A mask as pycocotools and the evaluators take it."""
-    return {"size": list(mask.size), "counts": mask.counts}
-
-
-def _true_instances(
-    path: Path, records: list[dict[str, Any]], images: dict[int, Image], categories: dict[int, str]
-) -> Iterable[TrueInstance]:
-    """The annotations, with their masks compressed and checked."""
-    masks, labels = [], []
-    for index, entry in enumerate(records):
-        known = isinstance(entry, dict) and "id" in entry
-        labels.append(
-            f"annotation id {entry['id'] if known else f'missing (entry {index})'}"[:_LONGEST_LABEL]
-        )
-        with _record(path, labels[-1]):
-            if int(entry["image_id"]) not in images:
-                raise InputError(f"image id {entry['image_id']} is not among the images")
-            if int(entry["category_id"]) not in categories:
-                raise InputError(f"category id {entry['category_id']} is not among the categories")
-            int(entry["id"])
-            masks.append(_compressed(entry["segmentation"], images[int(entry["image_id"])].size))
-    for entry, mask, label in zip(records, _checked(path, masks, labels), labels, strict=True):
-        with _record(path, label):
-            instance = TrueInstance(
-                int(entry["id"]),
-                int(entry["image_id"]),
-                int(entry["category_id"]),
-                mask,
-                float(entry.get("area", mask.area)),
-                bool(entry.get("iscrowd", 0)),
-            )
-        yield instance
-
-
-def _compressed(segmentation: Any, image_size: tuple[int, int]) -> dict[str, Any] | Mask:
-    """A segmentation of any kind as compressed RLE; one that is so already is checked later, in bulk."""
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
-        compressed: dict[str, Any] | Mask = segmentation
-        stated = segmentation.get("size")
-    else:
-        compressed = mask_from_segmentation(segmentation, lambda: image_size)
-        stated = list(compressed.size)
-    expected = list(image_size)
-    if stated != expected or any(
-        type(side) is not int for side in stated
-    ):  # 12.0 and True equal numbers, too
-        raise InputError(f"mask of size {stated} in an image of {expected} (height, width)")
-    return compressed
-
-
-def _checked(path: Path, segmentations: list[dict[str, Any] | Mask], labels: list[str]) -> list[Mask]:
-    """The masks; a damaged one is reported under its label."""
-    found: list[Mask] = []
-    for first in range(0, len(segmentations), _CHECKED_AT_ONCE):
-        some = segmentations[first : first + _CHECKED_AT_ONCE]
-        for value, mask, label in zip(some, compressed_masks(some), labels[first:], strict=False):
-            if isinstance(value, Mask):
-                found.append(value)
-                continue
-            with _record(path, label):
-                found.append(mask or Mask((value["size"][0], value["size"][1]), value["counts"]))
-        Mask.encode(found[first:])
-    return found
-
-
-def _keys(content: Any) -> set[str]:
-    """The keys whose values are lists of records, as those of an annotation file are."""
-    return (
-        {key for key, value in content.items() if isinstance(value, list)}
-        if isinstance(content, dict)
-        else set()
-    )
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    try:
-        with path.open("rb") as stream:
-            return json.load(stream)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path) from error
-    except (ValueError, RecursionError) as error:  # also: not UTF-8, a number of thousands of digits
-        raise InputError(f"not valid JSON ({error})", file=path, remedy="is it complete?") from error
-
-
-class _record:  # noqa: N801 — reads as a statement: with _record(path, "record 17")
-    """Names file and record in whatever goes wrong with a record."""
-
-    def __init__(self, path: Path, label: str) -> None:
-        self.path, self.label = path, label
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, InputError):
-            raise InputError(error.reason, file=self.path, record=self.label, remedy=error.remedy) from error
-        if isinstance(error, KeyError):
-            raise InputError(f"no {error.args[0]}", file=self.path, record=self.label) from error
-        if isinstance(error, TypeError | ValueError | AttributeError | OverflowError):
-            raise InputError(f"not a valid record ({error})", file=self.path, record=self.label) from error
+def _numbers(values: object) -> tuple[int, ...]:
+    found = map(whole, values) if isinstance(values, list) else ()
+    return tuple(number for number in found if number is not None)

@@ -7,7 +7,6 @@ keeps its pixels. What a thing gives up goes to the nearest background that is l
 
 from __future__ import annotations
 
-import json
 import shutil
 from array import array
 from collections.abc import Collection, Iterator, Mapping
@@ -18,25 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from transfiner_refine.errors import InputError
-from transfiner_refine.formats.coco.ids import Ids
-from transfiner_refine.formats.coco.photos import (
-    ImageId,
-    ImageList,
+from transfiner_refine.errors import InputError, short
+from transfiner_refine.formats.coco import (
+    ImageKey,
     Listing,
-    Photo,
     check_any_found,
-    find_photo,
-    image_id_of,
-    pass_over,
+    find_image,
+    finite,
+    id_of,
+    is_crowd,
+    layout_of,
     read_listing,
-    scan_listing,
 )
-from transfiner_refine.formats.coco.recognise import is_panoptic
-from transfiner_refine.formats.coco.records import compact, edited, score_of
-from transfiner_refine.formats.coco.write import write_list
+from transfiner_refine.formats.coco_write import Ids, write_list
 from transfiner_refine.formats.folders import check_unchanged, digest_of
-from transfiner_refine.formats.json_scan import Ambiguous, JsonValues, Scanner, elements, members, short
+from transfiner_refine.formats.json_stream import (
+    Ambiguous,
+    JsonValues,
+    TextFile,
+    compact,
+    edited,
+    parts,
+    sections,
+    text_output,
+    whole,
+)
 from transfiner_refine.formats.label_maps import (
     LabelMap,
     LabelMask,
@@ -56,7 +61,6 @@ from transfiner_refine.formats.records import (
     Source,
     Written,
 )
-from transfiner_refine.formats.text_file import TextFile, text_output
 from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.images import ImageFolder
 from transfiner_refine.masks import Mask
@@ -98,7 +102,7 @@ class PanopticSource:
                 remedy="give --image-info with a panoptic annotation file",
             )
         self._images = None if options.images is None else ImageFolder(options.images)
-        ids = (image_id_of(self._annotations.value(i), "image_id") for i in range(len(self._annotations)))
+        ids = (id_of(self._annotations.value(i), "image_id") for i in range(len(self._annotations)))
         check_any_found((image_id for image_id in ids if image_id is not None), self._image)
         self._digests: dict[Path, bytes] = {}
         for position in range(len(self._annotations)):
@@ -176,7 +180,7 @@ class PanopticSource:
             annotation = self._annotations.value(position)
             path, _ = self._png(annotation)
             size = png_size(path)
-            image_id = image_id_of(annotation, "image_id")
+            image_id = id_of(annotation, "image_id")
             if image_id is None:
                 reason = f"image_id is {short(annotation.get('image_id'))}"
                 raise InputError(reason, remedy="write an image's id")
@@ -200,7 +204,7 @@ class PanopticSource:
                     f"{image.name} id {segment_id}",
                     category_id,
                     score,
-                    is_crowd=bool(entry.get("iscrowd")),
+                    is_crowd=is_crowd(entry),
                     instance_id=segment_id,
                     is_stuff=category_id in self._listing.stuff,
                 )
@@ -244,20 +248,16 @@ class PanopticSource:
             shutil.copyfile(path, draft / name)
 
     def _walk(self) -> Listing:
-        scanner, listing = Scanner(self._text), Listing(ImageList(self._text))
-        found, total = False, 0
-        if scanner.peek() == "{":
-            for key in scanner.members():
-                if key == "annotations" and scanner.peek() == "[":
-                    found = True
-                    for annotation in scanner.elements():
-                        self._annotations.add(scanner.start, scanner.end)
-                        self._first.append(total)
-                        segments = _segments(annotation)
-                        total += 1 if segments is None else len(segments)
-                elif not scan_listing(listing, key, scanner):
-                    pass_over(scanner)
-            scanner.finish()
+        listing, found, total = Listing(self._text), False, 0
+        for key, entries in sections(self._text):
+            listing.take(key, entries)
+            if key == "annotations" and entries is not None:
+                found = True
+                for annotation, start, end in entries:
+                    self._annotations.add(start, end)
+                    self._first.append(total)
+                    segments = _segments(annotation)
+                    total += 1 if segments is None else len(segments)
         self._first.append(total)
         if not found or not len(self._annotations):
             raise InputError("holds no annotations", file=self._path, remedy="give COCO panoptic annotations")
@@ -279,8 +279,8 @@ class PanopticSource:
             )
         return self._folder / name, name
 
-    def _image(self, image_id: ImageId) -> Photo:
-        return find_photo(image_id, self._listing if len(self._listing.images) else None, None, self._images)
+    def _image(self, image_id: ImageKey) -> ImageRecord:
+        return find_image(image_id, self._listing if len(self._listing.images) else None, None, self._images)
 
     def _blame(self, error: InputError, label: str) -> InputError:
         return error if error.file else error.at(self._path, error.record or label)
@@ -364,15 +364,17 @@ def _segment_of(entry: Any, listing: Listing, taken: Collection[int]) -> tuple[i
     if not isinstance(entry, dict):
         raise InputError("is no JSON object")
     if isinstance(entry, Ambiguous):
-        raise InputError(f"has the key {short(entry.key)} twice", remedy="keep one of them")
-    segment_id, category_id = entry.get("id"), entry.get("category_id")
-    if type(segment_id) is not int or segment_id not in _IDS:
-        raise InputError(f"id is {short(segment_id)}, not a number from 1 to {_IDS[-1]}")
+        raise entry.error
+    segment_id, category_id = whole(entry.get("id")), whole(entry.get("category_id"))
+    if segment_id is None or segment_id not in _IDS:
+        raise InputError(f"id is {short(entry.get('id'))}, not a number from 1 to {_IDS[-1]}")
     if segment_id in taken:
         raise InputError(f"id {segment_id} is that of another segment of the image")
-    if type(category_id) is not int or category_id not in listing.categories:
-        raise InputError(f"category_id is {short(category_id)}, which is not among the categories")
-    return segment_id, category_id, score_of(entry)
+    if category_id is None or category_id not in listing.categories:
+        raise InputError(
+            f"category_id is {short(entry.get('category_id'))}, which is not among the categories"
+        )
+    return segment_id, category_id, finite(entry, "score")
 
 
 def _area_and_box(area: int, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
@@ -382,16 +384,15 @@ def _area_and_box(area: int, x0: int, y0: int, x1: int, y1: int) -> dict[str, An
 def _with_boxes(text: str, places: Mapping[int, tuple[int, ...]]) -> str:
     """The text of an annotation with ``area`` and ``bbox`` of its segments as they are now; ``places`` of their ids."""
     edits: list[tuple[int, int, str]] = []
-    for key, start, _ in members(text):
+    for key, _, start, _ in parts(text):
         if key != "segments_info":
             continue
-        for segment_start, segment_end in elements(text, start):
-            entry = json.loads(text[segment_start:segment_end])
-            if isinstance(entry, dict) and type(entry.get("id")) is int and entry["id"] in places:
-                new = _area_and_box(*places[entry["id"]])
+        for _, entry, segment_start, _ in parts(text, start):
+            if isinstance(entry, dict) and (segment_id := whole(entry.get("id")) or 0) in places:
+                new = _area_and_box(*places[segment_id])
                 edits += [
                     (at, end, compact(new[inner]))
-                    for inner, at, end in members(text, segment_start)
+                    for inner, _, at, end in parts(text, segment_start)
                     if inner in new
                 ]
     return edited(text, edits)
@@ -401,7 +402,7 @@ COCO_PANOPTIC = Format(
     "coco-panoptic",
     "COCO panoptic: a JSON file and its folder of PNGs",
     is_folder=False,
-    recognise=is_panoptic,
+    recognise=lambda path: layout_of(path) == "panoptic",
     open=PanopticSource,
     write=write_panoptic,
     beside=png_folder,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.cityscapes import CITYSCAPES_RESULTS
-from transfiner_refine.formats.coco import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.folders import read_file
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, ID_MAPS, VOC
 from transfiner_refine.formats.labelme import LABELME

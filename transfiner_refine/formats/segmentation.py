@@ -8,16 +8,44 @@ from contextlib import suppress
 import numpy as np
 
 from transfiner_refine.errors import InputError, short
+from transfiner_refine.formats.json_stream import whole
 from transfiner_refine.masks import Mask, check_size
 
-__all__ = ["MAX_OUTLINE", "compressed_masks", "mask_from_segmentation"]
+__all__ = ["MAX_OUTLINE", "mask_from_segmentation", "masks_from_segmentations"]
 
 # pixels of polygon outline; pycocotools walks it in fifths of a pixel, about 120 bytes each
 MAX_OUTLINE = 4_000_000
 _LONGEST_SIDE = 1 << 27  # of an image that pycocotools draws polygons on, in ints of fifths of a pixel
 _FAR = 1e300  # a number beyond it, even a whole one of JSON, is as good as infinite
-_CHARACTERS_AT_ONCE = 1 << 18  # of compressed RLEs
+_CHARACTERS_AT_ONCE = 1 << 18  # of compressed RLEs; parsing takes some hundred bytes for each
 _MERGED_AT_ONCE = 16  # polygons; COCO's own masks have fewer
+
+
+def masks_from_segmentations(
+    segmentations: Sequence[object], image_size: Callable[[], tuple[int, int]]
+) -> list[Mask | InputError]:
+    """Many masks, or what is wrong with them, as ``mask_from_segmentation`` gives them; RLEs are parsed together."""
+    found: list[Mask | InputError | None] = [None] * len(segmentations)
+    known: dict[int, tuple[tuple[int, int], str]] = {}
+    for position, value in enumerate(segmentations):
+        if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
+            with suppress(InputError):
+                known[position] = _rle_size(value.get("size")), counts
+    positions = list(known)
+    lots = np.cumsum([len(counts) for _, counts in known.values()]) // _CHARACTERS_AT_ONCE
+    for lot in np.unique(lots):
+        together = [positions[i] for i in np.flatnonzero(lots == lot)]
+        with suppress(InputError):  # one of them is damaged; below each is parsed alone
+            masks = Mask.parsed([known[position] for position in together])
+            for position, mask in zip(together, masks, strict=True):
+                found[position] = mask
+    for position, value in enumerate(segmentations):
+        if found[position] is None:
+            try:
+                found[position] = mask_from_segmentation(value, image_size)
+            except InputError as error:
+                found[position] = error
+    return [each for each in found if each is not None]
 
 
 def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> Mask:
@@ -25,26 +53,19 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
 
     Args:
         segmentation: the value as the JSON has it; counts may also be bytes, as pycocotools returns them.
-        image_size: gives (height, width) of the image, pixels; asked only for polygons, which do not carry
-            it.
+        image_size: gives (height, width) of the image, pixels; asked only for polygons.
 
     Raises:
         InputError: it is none of the three, or damaged.
     """
     if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        if (
-            not isinstance(size, (list, tuple))
-            or len(size) != 2
-            or any(type(side) is not int for side in size)
-        ):
-            raise InputError(f"the RLE's size is {short(size)}, not [height, width] in pixels")
+        size, counts = _rle_size(segmentation.get("size")), segmentation.get("counts")
         if isinstance(counts, bytes):
             counts = counts.decode("latin-1")  # never fails; foreign characters are refused below
         if isinstance(counts, str):
-            return Mask((size[0], size[1]), counts)
+            return Mask(size, counts)
         if isinstance(counts, (list, tuple)):
-            return Mask.from_runs(counts, (size[0], size[1]))
+            return Mask.from_runs(counts, size)
         raise InputError(f"the RLE's counts are {short(counts)}, neither text nor a list of runs")
     if isinstance(segmentation, list):
         return _mask_from_polygons(segmentation, image_size())
@@ -54,30 +75,12 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
     )
 
 
-def compressed_masks(segmentations: Sequence[object]) -> list[Mask | None]:
-    """The sound compressed RLEs among segmentations, many parsed at a time.
-
-    Returns:
-        None for a segmentation of another kind, and for those that were parsed together with a damaged one:
-        ``mask_from_segmentation`` says why.
-    """
-    found: list[Mask | None] = [None] * len(segmentations)
-    known: dict[int, tuple[tuple[int, int], str]] = {}
-    for position, value in enumerate(segmentations):
-        if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
-            size = value.get("size")
-            if isinstance(size, list) and len(size) == 2 and type(size[0]) is type(size[1]) is int:
-                known[position] = ((size[0], size[1]), counts)
-    positions = list(known)
-    # parsing takes some hundred bytes a character
-    parts = np.cumsum([len(counts) for _, counts in known.values()]) // _CHARACTERS_AT_ONCE
-    for part in np.unique(parts):
-        together = [positions[i] for i in np.flatnonzero(parts == part)]
-        with suppress(InputError):
-            masks = Mask.parsed([known[position] for position in together])
-            for position, mask in zip(together, masks, strict=True):
-                found[position] = mask
-    return found
+def _rle_size(size: object) -> tuple[int, int]:
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        height, width = whole(size[0]), whole(size[1])
+        if height is not None and width is not None:
+            return height, width
+    raise InputError(f"the RLE's size is {short(size)}, not [height, width] in pixels")
 
 
 def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
@@ -88,7 +91,6 @@ def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
     if not polygons:
         return Mask.from_runs([height * width], size)
     outline = 0.0
-    checked = []
     for position, polygon in enumerate(polygons):
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             # four numbers would be taken for a box by pycocotools
@@ -105,17 +107,14 @@ def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
                 f"polygon {position} has the point ({x:g}, {y:g}), far outside its {width}×{height} image"
             )
         outline += float(np.abs(points - np.roll(points, 1, 0)).max(1).sum())
-        checked.append(polygon)
     if outline > MAX_OUTLINE:
         raise InputError(
             f"the polygons' outline is {outline:.0f} pixels long, more than the {MAX_OUTLINE} allowed"
         )
     from pycocotools import mask as coco_mask  # here, because most files hold no polygons
 
-    drawn = coco_mask.frPyObjects(checked, height, width)
+    drawn = coco_mask.frPyObjects(polygons, height, width)
     while len(drawn) > 1:  # a few at a time: one merge of all would walk the union anew for each polygon
-        drawn = [
-            coco_mask.merge(drawn[first : first + _MERGED_AT_ONCE])
-            for first in range(0, len(drawn), _MERGED_AT_ONCE)
-        ]
+        lots = range(0, len(drawn), _MERGED_AT_ONCE)
+        drawn = [coco_mask.merge(drawn[first : first + _MERGED_AT_ONCE]) for first in lots]
     return Mask(size, drawn[0]["counts"].decode("ascii"))

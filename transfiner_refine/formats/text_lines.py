@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.formats.folders import read_file
 
 __all__ = ["LINES_LOOKED_AT", "first_lines", "read_lines"]
 
@@ -19,9 +20,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         InputError: the file cannot be read, or is no text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="check --masks") from error
+        text = read_file(path, "check --masks").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError("is no text in UTF-8", file=path, remedy="replace the file") from None
     return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1)]

@@ -1,12 +1,11 @@
-"""COCO-format data sets as a source of training samples."""
+"""COCO data sets as a source of training samples."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,19 +13,30 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.segmentation import mask_from_segmentation
-from transfiner_refine.images import opened
+from transfiner_refine.formats.coco import (
+    CocoFile,
+    ImageKey,
+    Listing,
+    find_image,
+    name_of,
+    refuse,
+    sound_records,
+)
+from transfiner_refine.formats.coco_source import mask_values
+from transfiner_refine.images import ImageFolder, opened
 from transfiner_refine.masks import Mask
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set", "open_dataset"]
 
 _LEAST_AREA = 200  # pixels; smaller objects teach the outline of the polygon tool
 _MATCH_IOU = 0.4  # a coarse mask worse than this is another object, or hopeless
+_KEPT_BYTES = 1 << 29  # of decoded images in a process
+_kept: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()  # the one used last at the end
 
 
 @dataclass(frozen=True)
 class TrainingInstance:
-    """One true mask, its photo and, where a detector's output is at hand, the matched coarse masks.
+    """One true mask, its image and, where a detector's output is at hand, the matched coarse masks.
 
     Attributes:
         image: index into the set's ``images``.
@@ -41,7 +51,7 @@ class TrainingInstance:
 
 @dataclass
 class TrainingSet:
-    """A data set with its photos decoded on first use and kept.
+    """A data set.
 
     Attributes:
         name: the folder's name, for messages.
@@ -54,22 +64,25 @@ class TrainingSet:
     images: list[Path]
     instances: list[TrainingInstance]
     weight: float = 1.0
-    _decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     def photo(self, index: int) -> NDArray[np.uint8]:
-        """The photo, H×W×3 uint8 RGB.
+        """The image, [H, W, 3] uint8 RGB; those used last are kept decoded.
 
         Raises:
             InputError: the file cannot be read.
         """
-        if index not in self._decoded:
-            with opened(self.images[index]):  # says what is wrong where OpenCV would not, and refuses giants
-                path = str(self.images[index])
-                image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        path = self.images[index]
+        if (pixels := _kept.pop(path, None)) is None:
+            with opened(path):  # says what is wrong where OpenCV would not, and refuses giants
+                image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             if image is None:
-                raise InputError("cannot be read as an image", file=self.images[index])
-            self._decoded[index] = np.ascontiguousarray(image[:, :, ::-1])
-        return self._decoded[index]
+                raise InputError("cannot be read as an image", file=path)
+            pixels = np.ascontiguousarray(image[:, :, ::-1])
+            room = _KEPT_BYTES - pixels.nbytes - sum(each.nbytes for each in _kept.values())
+            while _kept and room < 0:
+                room += _kept.popitem(last=False)[1].nbytes
+        _kept[path] = pixels
+        return pixels
 
 
 def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
@@ -92,52 +105,53 @@ def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
 def load_training_set(
     images: Path, annotations: Path, coarse: list[Path] | None = None, *, weight: float = 1.0
 ) -> TrainingSet:
-    """Reads a COCO annotation file and any results files of detectors on the same photos.
+    """Reads a COCO annotation file and any results files of detectors on the same images.
 
     Each coarse mask is matched to the true mask of the same image and class it overlaps most, at IoU ≥ 0.4.
     Crowds and objects under 200 pixels are left out.
 
     Raises:
-        InputError: a file is missing or is not of that format.
+        InputError: a file is missing or of another format, or has records or names images that cannot be used.
     """
-    content = _read_json(annotations)
-    try:
-        listed = content["images"]
-        position = {image["id"]: i for i, image in enumerate(listed)}
-        paths = [images / image["file_name"] for image in listed]
-        truths: dict[tuple[int, int], list[Mask]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            if annotation.get("iscrowd"):
-                continue
-            image = listed[position[annotation["image_id"]]]
-            label = f"annotation id {annotation.get('id')}"
-            mask = _checked_mask(annotation, (image["height"], image["width"]), annotations, label)
-            if mask.area >= _LEAST_AREA:
-                truths[annotation["image_id"], annotation["category_id"]].append(mask)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"not a COCO annotation file ({error!r} is missing or of another type)", file=annotations
-        ) from error
+    file, folder = CocoFile(annotations, "annotations"), ImageFolder(images)
+    assert file.listing is not None
+    places: dict[ImageKey, int] = {}
+    paths: list[Path] = []
+    sizes: dict[ImageKey, tuple[int, int]] = {}
+    faults: list[InputError] = []
+
+    def size_of(key: ImageKey) -> tuple[int, int]:
+        image = find_image(key, file.listing, None, folder)
+        if image.size is None:
+            raise InputError("no height or width", file=annotations, record=name_of(key))
+        assert image.path is not None
+        places[key], sizes[key] = len(paths), image.size
+        paths.append(image.path)
+        return image.size
+
+    found = sorted(
+        (instance.index, key, instance.category_id, mask)
+        for key, instance, mask, _ in sound_records(file, size_of, faults, crowds=False)
+        if mask.area >= _LEAST_AREA
+    )
+    refuse(faults)
+    truths: dict[tuple[ImageKey, int | None], list[Mask]] = defaultdict(list)
+    for _, key, category_id, mask in found:
+        truths[key, category_id].append(mask)
     matched: dict[int, list[Mask]] = defaultdict(list)  # by id() of the truth
-    for file in coarse or []:
-        try:
-            for index, record in enumerate(_read_json(file)):
-                candidates = truths.get((record["image_id"], record["category_id"]), [])
-                if not candidates:
-                    continue
-                mask = _checked_mask(record, candidates[0].size, file, f"record {index}")
-                if mask.area == 0:
-                    continue
-                overlap = mask_api.iou([_rle(mask)], list(map(_rle, candidates)), [0] * len(candidates))[0]
-                if overlap.max() >= _MATCH_IOU:
-                    matched[id(candidates[int(overlap.argmax())])].append(mask)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"not a COCO results file ({error!r} is missing or of another type)", file=file
-            ) from error
+    for results in coarse or []:
+        for key, category_id, mask in _coarse_masks(results, file.listing, sizes):
+            candidates = truths.get((key, category_id), [])
+            if not candidates or not mask.area:
+                continue
+            overlap = mask_api.iou(
+                [mask_values(mask)], [*map(mask_values, candidates)], [0] * len(candidates)
+            )[0]
+            if overlap.max() >= _MATCH_IOU:
+                matched[id(candidates[int(overlap.argmax())])].append(mask)
     instances = [
-        TrainingInstance(position[image_id], mask, tuple(matched.get(id(mask), ())))
-        for (image_id, _), masks in truths.items()
+        TrainingInstance(places[key], mask, tuple(matched.get(id(mask), ())))
+        for (key, _), masks in truths.items()
         for mask in masks
     ]
     if not instances:
@@ -145,25 +159,14 @@ def load_training_set(
     return TrainingSet(images.parent.name or str(images), paths, instances, weight)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=file) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON ({error})", file=file) from error
-
-
-def _rle(mask: Mask) -> dict[str, Any]:
-    return {"size": list(mask.size), "counts": mask.counts}
-
-
-def _checked_mask(record: Any, size: tuple[int, int], file: Path, label: str) -> Mask:
-    """A record's mask, checked: pycocotools would crash on a damaged one."""
-    try:
-        mask = mask_from_segmentation(record["segmentation"], lambda: size)
-        if mask.size != size:
-            raise InputError(f"the mask is {mask.size}, its image {size} (height, width)")
-    except InputError as error:
-        raise InputError(error.reason, file=file, record=label, remedy=error.remedy) from error
-    return mask
+def _coarse_masks(
+    results: Path, listing: Listing, sizes: Mapping[ImageKey, tuple[int, int]]
+) -> Iterator[tuple[ImageKey, int | None, Mask]]:
+    """Image, category and mask of the results for images with true masks."""
+    faults: list[InputError] = []
+    file = CocoFile(results)
+    file.match(listing)
+    records = sound_records(file, sizes.get, faults, crowds=True)
+    for key, instance, mask, _ in records:
+        yield key, instance.category_id, mask
+    refuse(faults)

@@ -1,0 +1,237 @@
+"""COCO's formats in the registry, and what any source holds written as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.coco import ImageId, Layout, layout_of
+from transfiner_refine.formats.coco_source import CocoSource, mask_values
+from transfiner_refine.formats.json_stream import compact, text_output
+from transfiner_refine.formats.records import Format, ImageRecord, Instance, RecordFault, Source, Written
+from transfiner_refine.images import upright_size
+from transfiner_refine.masks import Mask
+
+NO_SCORE = 1.0  # what results state for an instance whose source has no scores; pycocotools needs one
+_LONGEST_NUMBER = 18  # digits of a file name that is taken for a number
+
+
+class Ids:
+    """Ids for images, categories and instances of a source.
+
+    Image ids are the source's if it has them; else the numbers that the file names consist of, if they do and
+    differ; else 1, 2, 3 ... in the order of the source. Categories keep their ids; what has none gets a
+    category "object". Instances keep their ids if these differ in the whole source; else they are counted.
+
+    Attributes:
+        own_images: the image ids are the source's own.
+        categories: what to write as ``categories``, by rising id.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Iterates the source once."""
+        images, numbers, instances = list[Any](), list[Any](), list[Any]()
+        used, stuff = set[int | None](), set[int | None](getattr(source, "stuff", ()))
+        for item in source:
+            if isinstance(item, ImageRecord):
+                images.append(item.image_id)
+                numbers.append(_number(item))
+                instances += [each.instance_id for each in item.instances]
+                used.update(each.category_id for each in item.instances)
+                stuff.update(each.category_id for each in item.instances if each.is_stuff)
+        self.own_images, self._numbered = _all_differ(images), _all_differ(numbers)
+        self._own_instances = _all_differ(instances)
+        names = {key: f"class {key}" for key in used if key is not None} | dict(source.categories)
+        self._no_category = max(names, default=0) + 1
+        if None in used:
+            names[self._no_category] = "object"
+        self.categories: list[dict[str, Any]] = [
+            {"id": category_id, "name": name} | ({"isthing": 0} if category_id in stuff else {})
+            for category_id, name in sorted(names.items())
+        ]
+
+    def image_id(self, record: ImageRecord, position: int) -> ImageId:
+        """The id of the image that comes at ``position``, counted from 0."""
+        if self.own_images:
+            assert record.image_id is not None
+            return record.image_id
+        number = _number(record) if self._numbered else None
+        return position + 1 if number is None else number
+
+    def category_id(self, instance: Instance) -> int:
+        """The id of an instance's category."""
+        return self._no_category if instance.category_id is None else instance.category_id
+
+    def instance_id(self, instance: Instance, position: int) -> int:
+        """The id of the instance that is written at ``position``, counted from 0."""
+        own = instance.instance_id if self._own_instances else None
+        return position + 1 if own is None else own
+
+
+def _all_differ(ids: list[Any]) -> bool:
+    return None not in ids and len(set(ids)) == len(ids)
+
+
+def _number(record: ImageRecord) -> int | None:
+    stem = PurePosixPath(record.file_name or record.name).stem
+    return int(stem) if stem.isascii() and stem.isdigit() and len(stem) <= _LONGEST_NUMBER else None
+
+
+def _write_results(layout: Layout, output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
+    """Writes results; of those of COCO, the records keep all keys, numbers and their order."""
+    faults: list[RecordFault] = []
+    with text_output(output) as file:
+        texts = _result_texts(source, results, faults)
+        if layout == "results":
+            write_list(file, texts)
+            file.write(b"\n")
+        else:
+            file.writelines(text.encode() + b"\n" for text in texts)
+    return Written(faults=tuple(faults))
+
+
+def _write_annotations(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
+    ids = Ids(source)
+    faults: list[RecordFault] = []
+    with text_output(output) as file:
+        file.write(b'{"images":')
+        write_list(file, map(compact, _image_entries(source, ids)))
+        file.write(b',\n"annotations":')
+        write_list(file, map(compact, _annotations(source, results, ids, faults)))
+        file.write(b',\n"categories":')
+        write_list(file, map(compact, ids.categories))
+        file.write(b"}\n")
+    return Written(faults=tuple(faults))
+
+
+def write_list(file: BinaryIO, texts: Iterable[str]) -> None:
+    """Writes a JSON list of values that are JSON already, one a line."""
+    separator = b"["
+    for text in texts:
+        file.write(separator + text.encode())
+        separator = b",\n"
+    file.write(b"[]" if separator == b"[" else b"]")
+
+
+def _result_texts(source: Source, results: Mapping[int, Mask], faults: list[RecordFault]) -> Iterator[str]:
+    if isinstance(source, CocoSource) and source.file.layout != "annotations":
+        sound = []
+        for item in source:
+            if isinstance(item, RecordFault):
+                faults.append(item)
+            else:
+                sound += [instance.index for instance in item.instances]
+        yield from source.record_texts(results, sorted(sound))
+        return
+    ids = Ids(source)
+    for image_id, record, instance, mask in _converted(source, results, ids, faults):
+        score = NO_SCORE if instance.score is None else instance.score
+        text: dict[str, Any] = {"image_id": image_id, "category_id": ids.category_id(instance)}
+        text |= {"segmentation": mask_values(mask), "score": score}
+        if instance.instance_id is not None:
+            text["id"] = instance.instance_id
+        if instance.is_crowd:
+            text["iscrowd"] = 1
+        if not ids.own_images and record.file_name is not None:
+            text["file_name"] = record.file_name  # nothing else tells which photo our image id means
+        yield compact(text)
+
+
+def _annotations(
+    source: Source, results: Mapping[int, Mask], ids: Ids, faults: list[RecordFault]
+) -> Iterator[dict[str, Any]]:
+    converted = _converted(source, results, ids, faults)
+    for position, (image_id, _, instance, mask) in enumerate(converted):
+        x0, y0, x1, y1 = mask.box
+        # by COCO's convention crowds have their runs as a list
+        crowd = {"size": list(mask.size), "counts": mask.runs.tolist()} if instance.is_crowd else None
+        entry: dict[str, Any] = {
+            "id": ids.instance_id(instance, position),
+            "image_id": image_id,
+            "category_id": ids.category_id(instance),
+            "segmentation": crowd or mask_values(mask),
+            "area": mask.area,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": int(instance.is_crowd),
+        }
+        yield entry if instance.score is None else entry | {"score": instance.score}
+
+
+def _converted(
+    source: Source, results: Mapping[int, Mask], ids: Ids, faults: list[RecordFault]
+) -> Iterator[tuple[ImageId, ImageRecord, Instance, Mask]]:
+    """Image id, image, instance and the mask to write; one that cannot be decoded goes into ``faults``."""
+    position = 0
+    for item in source:
+        if isinstance(item, RecordFault):
+            faults.append(item)
+            continue
+        image_id = ids.image_id(item, position)
+        position += 1
+        for instance in item.instances:
+            mask = results.get(instance.index, instance.mask)
+            try:
+                if not isinstance(mask, Mask):
+                    mask = Mask.from_window(mask.decode())
+                yield image_id, item, instance, mask
+            except InputError as error:
+                label = error.record or instance.label
+                where = label if error.file else f"{item.name}, {label}"
+                named = InputError(error.reason, file=error.file, record=where, remedy=error.remedy)
+                faults.append(RecordFault(named))
+
+
+def _image_entries(source: Source, ids: Ids) -> Iterator[dict[str, Any]]:
+    records = (item for item in source if isinstance(item, ImageRecord))
+    for position, item in enumerate(records):
+        entry: dict[str, Any] = {"id": ids.image_id(item, position)}
+        if item.file_name is not None:
+            entry["file_name"] = item.file_name
+        if (size := _image_size(item)) is not None:
+            entry |= {"width": size[1], "height": size[0]}
+        yield entry
+
+
+def _image_size(record: ImageRecord) -> tuple[int, int] | None:
+    """(height, width) of an image as the source, its masks or the photo says; None where nothing does."""
+    if record.size is not None:
+        return record.size
+    for instance in record.instances:
+        try:
+            return instance.mask.size
+        except InputError:  # named when the mask is decoded
+            continue
+    try:
+        return None if record.path is None else upright_size(record.path)
+    except InputError:  # an image without masks: nothing depends on it
+        return None
+
+
+def _format(
+    name: str, title: str, layout: Layout, write: Callable[[Path, Source, Mapping[int, Mask]], Written]
+) -> Format:
+    return Format(
+        name,
+        title,
+        is_folder=False,
+        recognise=lambda path: layout_of(path) == layout,
+        open=lambda path, options: CocoSource(path, options, layout),
+        write=write,
+    )
+
+
+COCO_RESULTS = _format(
+    "coco-results", "COCO or LVIS results: a JSON list", "results", partial(_write_results, "results")
+)
+COCO_LINES = _format(
+    "coco-results-jsonl", "COCO results, one a line (JSON Lines)", "lines", partial(_write_results, "lines")
+)
+COCO_ANNOTATIONS = _format(
+    "coco-annotations",
+    "COCO or LVIS annotations: images, annotations and categories in one JSON file",
+    "annotations",
+    _write_annotations,
+)

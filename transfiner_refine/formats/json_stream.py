@@ -1,0 +1,465 @@
+"""JSON files of any length, plain or gzip: walked over once, then read and edited at any place.
+
+A file of a million records is never parsed as a whole. The parsing itself is the standard library's.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import tempfile
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO, cast
+from weakref import finalize
+
+from transfiner_refine.errors import InputError, short
+from transfiner_refine.output import atomic_binary_file
+
+PIECE = 1 << 20  # bytes read at a time
+MAX_UNPACKED = 4 << 30  # bytes of text that a gzip file may hold; LVIS results, the longest known, have 1 GB
+MAX_VALUE = 64 << 20  # bytes of one value; bounds what is parsed at a time
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_AFTER_A_VALUE = ",:]} \t\n\r"
+
+Entries = Iterator[tuple[Any, int, int]]
+"""Value, first byte and byte after the last of each element of a list."""
+
+
+class Ambiguous(dict[str, Any]):
+    """A JSON object that has a key twice, so that readers differ in what they take it for."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        self.error = InputError(f"has the key {short(key)} twice", remedy="keep one of them")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Ambiguous(pairs)
+
+
+_decode = json.JSONDecoder().raw_decode  # in a third of the time of the other
+_decode_checked = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+compact = json.JSONEncoder(separators=(",", ":")).encode  # ASCII without white space, lone surrogates escaped
+
+
+def parse(text: str) -> Any:
+    """The value that a text consists of; objects with repeated keys come as ``Ambiguous``.
+
+    Raises:
+        InputError: it is not valid JSON; the reason says why.
+    """
+    try:
+        value, end = _decode_checked(text, _after_space(text, 0))
+        if _after_space(text, end) != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not valid JSON: {error.msg} at character {error.pos + 1}") from None
+    except (RecursionError, ValueError) as error:
+        raise _invalid(error) from None
+    return value
+
+
+def parts(text: str, start: int = 0) -> Iterator[tuple[Any, Any, int, int]]:
+    """Key, value, start and end (characters) of each member of the object at ``start`` of a valid JSON text.
+
+    Of a list, its elements, with their positions as keys.
+    """
+    start = _after_space(text, start)
+    at, position = _after_space(text, start + 1), 0
+    while text[at] not in "]}":
+        key: Any = position
+        if text[start] == "{":
+            key, at = _decode(text, at)
+            at = _after_space(text, _after_space(text, at) + 1)  # over the colon
+        value, end = _decode(text, at)
+        yield key, value, at, end
+        at, position = _after_space(text, end), position + 1
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
+
+
+def edited(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
+    """A text with some parts replaced: (start, end, new text), in rising order."""
+    pieces, at = [], 0
+    for start, end, new in edits:
+        pieces += [text[at:start], new]
+        at = end
+    return "".join((*pieces, text[at:]))
+
+
+def whole(value: object) -> int | None:
+    """A whole number, however JSON has it: 600, 600.0 or "600"; None for all else, true and false among it."""
+    if type(value) is float:
+        return int(value) if value.is_integer() and abs(value) < 1 << 53 else None
+    if type(value) is str:
+        digits = value.removeprefix("-")
+        return int(value) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+    return value if type(value) is int else None
+
+
+class TextFile:
+    """The bytes of a UTF-8 file at any offset, without its byte order mark; gzip is told by the first bytes.
+
+    Attributes:
+        path: the file.
+        size: bytes of text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file and keeps it open, so that replacing it during a run does no harm.
+
+        Raises:
+            InputError: it cannot be read, is UTF-16, or is a gzip file that is damaged or holds more than
+                ``MAX_UNPACKED``.
+        """
+        self.path, self._lock, self._checksum = path, Lock(), -1
+        try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for, a device read for ever
+                raise InputError("is no file", file=path, remedy="give a plain file")
+            self._watched = path.open("rb")
+            finalize(self, self._watched.close)
+            self._file = _unpacked(path) if _is_gzip(path) else self._watched
+            finalize(self, self._file.close)
+            start = self._file.read(4)
+            self._first = len(_BYTE_ORDER_MARK) if start.startswith(_BYTE_ORDER_MARK) else 0
+            self._stamp = self._stamp_now()
+            self.size = os.fstat(self._file.fileno()).st_size - self._first
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if is_wide(start):
+            raise InputError("is text in UTF-16 or UTF-32", file=path, remedy="save it as UTF-8")
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to ``end``, fewer only where the text ends.
+
+        Raises:
+            InputError: the disk refused, or the file has become shorter.
+        """
+        wanted = min(end, self.size) - start
+        try:
+            with self._lock:
+                self._file.seek(self._first + start)
+                found = self._file.read(wanted) if wanted > 0 else b""
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        if len(found) < wanted:
+            raise self.changed()
+        return found
+
+    def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from ``start`` to ``end``, a piece at a time; without ``end`` the whole text.
+
+        Raises:
+            InputError: as for ``read``, or the whole text is another than when it was first walked over.
+        """
+        last, checksum = self.size if end is None else end, 0
+        for at in range(start, last, PIECE):
+            piece = self.read(at, min(at + PIECE, last))
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+        if (start, last) == (0, self.size):
+            if self._checksum not in (-1, checksum):
+                raise self.changed()
+            self._checksum = checksum
+
+    def line_and_column(self, offset: int) -> str:
+        """Where a byte lies as a person would look for it: "line 3 column 17", counted from 1, in bytes."""
+        line, line_start, at = 1, 0, 0
+        for piece in self.pieces(0, offset):
+            if (count := piece.count(b"\n")) > 0:
+                line, line_start = line + count, at + piece.rindex(b"\n") + 1
+            at += len(piece)
+        return f"line {line} column {offset - line_start + 1}"
+
+    def check_unchanged(self) -> None:
+        """Raises InputError where the file is another than when it was opened."""
+        if self._stamp_now() != self._stamp:
+            raise self.changed()
+        for _ in self.pieces():
+            pass
+
+    def changed(self) -> InputError:
+        """What to say where offsets do not fit the file any more."""
+        return InputError(
+            "has changed while it was read", file=self.path, remedy="run again when it is whole"
+        )
+
+    def _stamp_now(self) -> tuple[int, int]:
+        state = os.fstat(self._watched.fileno())
+        return state.st_size, state.st_mtime_ns
+
+
+class JsonValues:
+    """Many values of one text, held as places in it: 16 bytes each."""
+
+    def __init__(self, text: TextFile) -> None:
+        self._text = text
+        self._starts, self._ends = array("q"), array("q")
+
+    def add(self, start: int, end: int) -> None:
+        self._starts.append(start)
+        self._ends.append(end)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Its first byte and the byte after its last."""
+        return self._starts[index], self._ends[index]
+
+    def text(self, index: int) -> str:
+        """A value as it is in the file.
+
+        Raises:
+            InputError: the file cannot be read any more, or is not UTF-8 here.
+        """
+        try:
+            return self._text.read(*self.place(index)).decode()
+        except UnicodeDecodeError as error:
+            raise _invalid(error) from None
+
+    def value(self, index: int) -> Any:
+        """A value, as ``parse`` gives it.
+
+        Raises:
+            InputError: as for ``text`` and ``parse``.
+        """
+        return parse(self.text(index))
+
+
+def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
+    """The members of the object that a file holds: key and elements, None for a value that is no list.
+
+    A file that holds a list is one section without a key. What is not iterated over is checked all the same.
+
+    Raises:
+        InputError: the text is not valid JSON, has a key twice, or a value of more than ``MAX_VALUE``.
+    """
+    scanner, seen = _Scanner(text), set[str]()
+    if scanner.peek() == "{":
+        for _ in scanner.between("{", "}"):
+            if scanner.peek() != '"':
+                raise scanner.error("Expecting property name enclosed in double quotes")
+            key, _, _ = scanner.value()
+            if key in seen:
+                raise InputError(f"has the key {short(key)} twice", file=text.path, remedy="keep one of them")
+            seen.add(key)
+            scanner.skip(":", "Expecting ':' delimiter")
+            yield from scanner.section(key)
+    else:
+        yield from scanner.section(None)
+    if scanner.peek():
+        raise scanner.error("Extra data")
+
+
+def json_lines(text: TextFile) -> Iterator[tuple[Any, int, int, int]]:
+    """Each line that is not blank: its value (None if it is not valid JSON), first byte, end, and number from 1.
+
+    Raises:
+        InputError: the file cannot be read, or has a line of more than ``MAX_VALUE``.
+    """
+    rest, at, number = b"", 0, 0
+    for piece in chain(text.pieces(), (b"\n",)):
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > MAX_VALUE:
+            where = f"line {number + len(lines) + 1}"
+            raise InputError(f"is longer than {MAX_VALUE >> 20} MiB", file=text.path, record=where)
+        for line in lines:
+            number += 1
+            if line.strip():
+                try:
+                    value = parse(line.decode())
+                except (InputError, UnicodeDecodeError):  # said when the records are read
+                    value = None
+                yield value, at, at + len(line.rstrip()), number
+            at += len(line) + 1
+
+
+class _Scanner:
+    """Walks once over a JSON text, of which it holds a window.
+
+    The window has a character for each byte (Latin-1): offsets agree, and all that JSON consists of is ASCII.
+    """
+
+    def __init__(self, text: TextFile) -> None:
+        self._text, self._pieces = text, text.pieces()
+        self._window, self._at, self._first = (
+            "",
+            0,
+            0,
+        )  # done with up to _at; the window starts at byte _first
+
+    def peek(self) -> str:
+        """The next character that is no white space, "" at the end of the text."""
+        while True:
+            self._at = _after_space(self._window, self._at)
+            if self._at < len(self._window):
+                return self._window[self._at]
+            if not self._more():
+                return ""
+
+    def skip(self, character: str, otherwise: str) -> None:
+        if self.peek() != character:
+            raise self.error(otherwise)
+        self._at += 1
+
+    def value(self) -> tuple[Any, int, int]:
+        """The value that comes next, its first byte and the byte after its last."""
+        self.peek()
+        while True:
+            try:
+                value, end = _decode(self._window, self._at)
+                # a number that the window cuts off would be taken for a shorter one
+                if (end == len(self._window) or self._window[end] not in _AFTER_A_VALUE) and self._more():
+                    continue
+                text = self._window[self._at : end]
+                if not text.isascii():
+                    value, _ = _decode(text.encode("latin-1").decode(), 0)
+                break
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    raise self.error(error.msg, error.pos) from None
+            except UnicodeDecodeError as error:
+                raise self._located(_invalid(error), self._at + error.start) from None
+            except (RecursionError, ValueError) as error:
+                raise self._located(_invalid(error), self._at) from None
+        start, self._at = self._at, end
+        return value, self._first + start, self._first + end
+
+    def between(self, opening: str, closing: str) -> Iterator[None]:
+        """Stops before each item of the list or object that comes next; read it before going on."""
+        self.skip(opening, f"Expecting '{opening}'")
+        if self.peek() != closing:
+            yield
+            while self.peek() != closing:
+                self.skip(",", "Expecting ',' delimiter")
+                yield
+        self._at += 1
+
+    def section(self, key: str | None) -> Iterator[tuple[str | None, Entries | None]]:
+        """The value that comes next as one section."""
+        if self.peek() != "[":
+            self.value()
+            yield key, None
+            return
+        entries = (self.value() for _ in self.between("[", "]"))
+        yield key, entries
+        for _ in entries:
+            pass
+
+    def error(self, message: str, char: int | None = None) -> InputError:
+        error = InputError(f"is not valid JSON: {message}", remedy="check that the file is complete")
+        return self._located(error, self._at if char is None else char)
+
+    def _located(self, error: InputError, char: int) -> InputError:
+        where = self._text.line_and_column(self._first + char)
+        return InputError(error.reason, file=self._text.path, record=where, remedy=error.remedy)
+
+    def _more(self) -> bool:
+        """Lengthens the window by at least as much as is not done with; False at the end of the text."""
+        if (rest := len(self._window) - self._at) > MAX_VALUE:
+            reason = f"has a value of more than {MAX_VALUE >> 20} MiB"
+            raise self._located(InputError(reason, remedy="check that it is what it should be"), self._at)
+        found = [next(self._pieces, b"")]
+        while found[-1] and (rest := rest - len(found[-1])) > 0:
+            found.append(next(self._pieces, b""))
+        if found[0]:
+            self._window = self._window[self._at :] + b"".join(found).decode("latin-1")
+            self._first, self._at = self._first + self._at, 0
+        return bool(found[0])
+
+
+def look_into(path: Path) -> Iterator[bytes]:
+    """The text of a file from its start, a piece at a time, unpacked if it is gzip; nothing after an error.
+
+    For recognising formats, which never fails: reading the file later says what is wrong with it.
+    """
+    try:
+        if path.is_file():
+            with cast(BinaryIO, gzip.open(path, "rb")) if _is_gzip(path) else path.open("rb") as file:
+                unpacked, piece = 0, file.read(PIECE).removeprefix(_BYTE_ORDER_MARK)
+                while piece and unpacked <= MAX_UNPACKED:
+                    yield piece
+                    unpacked, piece = unpacked + len(piece), file.read(PIECE)
+    except (OSError, EOFError, zlib.error):
+        return
+
+
+def is_wide(start: bytes) -> bool:
+    """Whether a text that starts with these bytes is UTF-16 or UTF-32."""
+    return start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:4]
+
+
+@contextmanager
+def text_output(output: Path) -> Iterator[BinaryIO]:
+    """A file for UTF-8 bytes in the manner of ``atomic_binary_file``, packed if its name ends in ``.gz``.
+
+    Packing depends on the bytes alone: neither a name nor the time goes into the file.
+
+    Raises:
+        OutputError: the disk refused (full, read-only, no permission).
+    """
+    with atomic_binary_file(output) as file:
+        if output.suffix.lower() != ".gz":
+            yield file
+            return
+        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+            yield cast(BinaryIO, packed)
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    """The text of a gzip file in a file without a name, which is gone when it is closed."""
+    target = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  closed by the caller
+    try:
+        with gzip.open(path, "rb") as packed:
+            while piece := packed.read(PIECE):
+                if target.tell() + len(piece) > MAX_UNPACKED:
+                    reason = f"holds more than {MAX_UNPACKED / 2**30:g} GiB of text"
+                    raise InputError(reason, file=path, remedy="unpack it, if it is meant to be so long")
+                target.write(piece)
+        target.seek(0)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        target.close()
+        reason = f"is a damaged gzip file ({error})"
+        raise InputError(reason, file=path, remedy="check that it is complete") from error
+    except BaseException:
+        target.close()
+        raise
+    return target
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot be read ({error.strerror or error})", file=path, remedy="check the path")
+
+
+def _invalid(error: Exception) -> InputError:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, UnicodeDecodeError):
+        reason = f"not UTF-8 ({error.reason})"
+    return InputError(f"is not valid JSON: {reason}", remedy="write it again as UTF-8")
+
+
+def _after_space(text: str, at: int) -> int:
+    if at < len(text) and text[at] > " ":  # as nearly always
+        return at
+    found = _SPACE.match(text, at)
+    assert found is not None  # it matches nothing, too
+    return found.end()
