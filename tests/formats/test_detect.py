@@ -76,7 +76,7 @@ def test_a_format_that_is_given_is_not_questioned(tmp_path: Path) -> None:
     path = tmp_path / "masks.json"
     path.write_text(json.dumps([RECORD]))
     assert open_source(path, format="coco-results").num_instances == 1
-    with pytest.raises(InputError, match="is no COCO file"):
+    with pytest.raises(InputError, match="is a list, not an annotation file"):
         open_source(path, format="coco-annotations")
     with pytest.raises(InputError, match="there is no format 'coco'; give one of coco-results, "):
         open_source(path, format="coco")
