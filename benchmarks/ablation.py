@@ -44,6 +44,7 @@ from transfiner_refine.training import Schedule, objective, open_dataset
 from transfiner_refine.training.loop import train
 from transfiner_refine.training.objective import RefinementModel
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
+from transfiner_refine.training.simulate import ERRORS
 
 _LEAST_IOU = 0.5
 _KEPT = 0.005  # IoU an instance may lose before it counts as worse
@@ -207,6 +208,14 @@ VARIANTS = {
     "no-paste": Variant(
         "nothing pasted, no other backdrop, nothing in front",
         augmentation={"paste": 0.0, "backdrop": 0.0, "occlude": 0.0},
+    ),
+    "randomised": Variant(
+        "domain randomisation",
+        augmentation={"synthetic": 0.1, "retexture": 0.1, "recolour": 0.2, "rescale": 0.15},
+    ),
+    "detector": Variant(
+        "clicked polygons, boxes far off, parts of neighbours",
+        augmentation={"errors": {**ERRORS, "clicks": 0.15, "wrong_box": 0.15}, "leak": 0.06},
     ),
     "true-ends": Variant("every object whole and alone", augmentation={"shorten": 0.0, "join": 0.0}),
     "more-paste": Variant("40 % pasted", augmentation={"paste": 0.4}),

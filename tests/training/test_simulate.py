@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.evaluation.overlap import mask_iou
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.training.simulate import _Regions, simulate_coarse
+from transfiner_refine.training.simulate import ERRORS, _Regions, simulate_coarse
 
 
 def star(height: int, width: int, x: int, y: int, image: tuple[int, int]) -> MaskWindow:
@@ -131,3 +131,31 @@ def test_a_coarse_mask_may_follow_the_image(x: int) -> None:
         assert np.array_equal(following[0].paste(), following[1].paste())
         assert mask_iou(following[0], truth) > 0.3
         assert plain.image_size == following[0].image_size == (90, 110)
+
+
+@pytest.mark.parametrize("error", ["clicks", "wrong_box"])
+def test_errors_outside_the_recipe_change_a_mask_a_little(error: str) -> None:
+    assert ERRORS[error] == 0
+    truth = star(100, 80, 20, 10, (160, 160))
+    overlaps = []
+    for seed in range(100):
+        coarse = simulate_coarse(truth, np.random.default_rng(seed), errors={error: 1.0})
+        overlaps.append(mask_iou(coarse, truth))
+    assert 0.05 < np.mean(np.array(overlaps) == 1) < 0.25  # a tenth is right
+    assert 0.6 < np.mean(overlaps) < 0.96
+
+
+def test_a_clicked_polygon_has_few_corners_and_no_holes() -> None:
+    ring = np.zeros((120, 120), bool)
+    ring[10:110, 10:110] = True
+    ring[40:80, 40:80] = False
+    truth = MaskWindow(ring, 20, 20, (160, 160))
+    filled = 0
+    for seed in range(40):
+        coarse = simulate_coarse(truth, np.random.default_rng(seed), errors={"clicks": 1.0}).paste()
+        if not coarse[80, 80]:
+            continue
+        filled += 1
+        contours, _ = cv2.findContours(coarse.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        assert len(cv2.approxPolyDP(contours[0], 1.5, True)) <= 30
+    assert filled >= 25

@@ -25,7 +25,7 @@ from transfiner_refine.refiner import load_refiner
 from transfiner_refine.training.datasets import TrainingSet
 from transfiner_refine.training.loop import Schedule, TrainableModel, is_main, process_group, train
 from transfiner_refine.training.objective import RefinementModel
-from transfiner_refine.training.samples import RefinementSamples
+from transfiner_refine.training.samples import Augmentation, RefinementSamples
 from transfiner_refine.training.simulate import simulate_coarse
 
 __all__ = ["TrainingJob", "run_training"]
@@ -40,6 +40,7 @@ class TrainingJob:
     datasets: list[TrainingSet]
     output: Path  # folder of the run; an interrupted run in it goes on
     schedule: Schedule = field(default_factory=Schedule)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     start: str = "imagenet"  # or the name of built-in weights, or a checkpoint's path
     backbone: str = "lite2"  # of a run that starts from imagenet
     validation: list[TrainingSet] = field(default_factory=list)  # sets to score on
@@ -85,7 +86,11 @@ def _train(job: TrainingJob, say: Callable[[str], None]) -> bool:
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model, schedule = RefinementModel(network), job.schedule
     samples = RefinementSamples(
-        job.datasets, network.config, count=schedule.steps * schedule.batch_size, seed=schedule.seed
+        job.datasets,
+        network.config,
+        count=schedule.steps * schedule.batch_size,
+        seed=schedule.seed,
+        augmentation=job.augmentation,
     )
     bf16 = job.precision == "bf16"
     if job.precision == "auto":

@@ -99,46 +99,32 @@ def refinement_loss(output: TreeOutput, targets: Targets, depth: Tensor) -> dict
 
     Args:
         output: of a pass whose nodes were drawn by ``SamplingSelector``.
-        targets: the truth.
-        depth: [B] int64, levels each instance's quadtree has; nodes beyond them do not count.
+        targets: ground truth.
+        depth: [B] int64, levels of each instance's quadtree; nodes and labels beyond them do not count.
 
     Returns:
-        refine: node labels, cross entropy against the foreground share plus the paper's L1;
-        incoherence: the detector on all levels;
-        dense: the dense labels of all cells on the 28 to 224 levels, cross entropy plus dice;
-        mask: the same of the labels after the nodes' corrections, on all levels;
-        total: their sum by ``WEIGHTS``.
+        the terms of the formula above: refine, incoherence, dense (cross entropy plus dice, 28 to 224 levels), mask
+        (the same of the corrected labels, all levels); total, their sum by ``WEIGHTS``.
     """
-    labels = []
-    for level, logit in zip(output.levels, output.logits, strict=True):
-        logit = logit.float()
-        target = targets.truth[level.grid].flatten(1).gather(1, level.cell)
-        labels.append(_mean_where(label_loss(logit, target), level, depth))
-    roots = output.roots
-    detections = [
+    roots, refine, dense, mask = output.roots, [], [], []
+    detect = [
         F.binary_cross_entropy_with_logits(roots.wrong.float(), targets.wrong.float()),
         F.binary_cross_entropy_with_logits(roots.incoherent.float(), targets.incoherent[_ROOT_GRID].float()),
     ]
+    for level, logit in zip(output.levels, output.logits, strict=True):
+        target = targets.truth[level.grid].flatten(1).gather(1, level.cell)
+        refine.append(_mean(label_loss(logit.float(), target), level.grid, depth))
     for level, logit in zip(output.candidates, output.candidate_logits, strict=True):
         target = targets.incoherent[level.grid].flatten(1).gather(1, level.cell).float()
         each = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
-        detections.append(_mean_where(each, level, depth))
-    refine, incoherence = torch.stack(labels).mean(), torch.stack(detections).mean()
-    dense = torch.stack(
-        [
-            _mean_over(
-                map_loss(logit.float(), targets.truth[grid]), depth >= (grid // _ROOT_GRID).bit_length()
-            )
-            for grid, logit in output.dense.items()
-        ]
-    ).mean()
-    mask = torch.stack(
-        [
-            _mean_over(map_loss(logit, targets.truth[logit.shape[-1]]), depth > level)
-            for level, logit in enumerate(corrected_labels(output.dense, output.levels, output.logits))
-        ]
-    ).mean()
-    terms = {"refine": refine, "incoherence": incoherence, "dense": dense, "mask": mask}
+        detect.append(_mean(each, level.grid, depth))
+    for grid, logit in output.dense.items():
+        dense.append(_mean(map_loss(logit.float(), targets.truth[grid]), grid, depth))
+    for logit in corrected_labels(output.dense, output.levels, output.logits):
+        grid = logit.shape[-1]
+        mask.append(_mean(map_loss(logit, targets.truth[grid]), grid, depth))
+    levels = {"refine": refine, "incoherence": detect, "dense": dense, "mask": mask}
+    terms = {name: torch.stack(losses).mean() for name, losses in levels.items()}
     return {**terms, "total": torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()}
 
 
@@ -161,15 +147,12 @@ def dice_loss(logit: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / ((probability + target).sum((1, 2)) + 1)
 
 
-def _mean_where(values: Tensor, level: QuadtreeNodes, depth: Tensor) -> Tensor:
-    """Mean over the nodes [B, K] of instances whose quadtree reaches this level."""
-    number = (level.grid // _ROOT_GRID).bit_length()  # 1-based
-    return _mean_over(values, (depth >= number)[:, None].expand_as(values))
-
-
-def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the values that count; of equal shape."""
-    return (values * counts).sum() / counts.sum().clamp(min=1)
+def _mean(values: Tensor, grid: int, depth: Tensor) -> Tensor:
+    """Mean over values [B] or [B, nodes] of the instances whose quadtree reaches the level of ``grid``."""
+    reached = (
+        (depth >= (grid // _ROOT_GRID).bit_length()).view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    )
+    return (values * reached).sum() / reached.sum().clamp(min=1)
 
 
 class RefinementModel(TrainableModel):

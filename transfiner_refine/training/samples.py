@@ -6,7 +6,8 @@ samples it would have seen, whatever the number of worker processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training.augment import change_backdrop, degrade, occlude, paste_object, shorten, warp
 from transfiner_refine.training.datasets import TrainingInstance, TrainingSet
-from transfiner_refine.training.simulate import simulate_coarse
+from transfiner_refine.training.randomise import recolour, rescale, retexture, synthetic_sample
+from transfiner_refine.training.simulate import ERRORS, simulate_coarse
 
 __all__ = ["Augmentation", "RefinementSamples"]
 
@@ -38,6 +40,12 @@ class Augmentation:
     occlude: float = 0.1  # another image's object hides a part of the object
     shorten: float = 0.1  # object ends, in both masks, where nothing in the image shows it
     join: float = 0.06  # two neighbours of a set count as one object
+    leak: float = 0.0  # coarse mask holds what lies of a neighbour in a detector's box
+    synthetic: float = 0.0  # made up: a shape with a texture before another
+    retexture: float = 0.0  # made up texture on the object or on all around it
+    recolour: float = 0.0  # channels exchanged, inverted, grey or of one hue
+    rescale: float = 0.0  # shrunk and enlarged again
+    errors: Mapping[str, float] = field(default_factory=lambda: dict(ERRORS))  # of the simulated masks
     warp: float = 0.5  # rotated, stretched and sheared
     reach: tuple[float, float, float] = (
         20.0,
@@ -60,7 +68,7 @@ class Augmentation:
     def composition(self, rng: np.random.Generator) -> str:
         """Draws one of the ways to compose a sample, "" for none."""
         number = rng.random()
-        for name in ("paste", "backdrop", "occlude", "shorten", "join"):
+        for name in ("paste", "backdrop", "occlude", "shorten", "join", "leak", "synthetic", "retexture"):
             number -= getattr(self, name)
             if number < 0:
                 return name
@@ -104,6 +112,10 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
             pixels, masks = pixels[:, ::-1], masks[:, ::-1]
         if rng.random() < augmentation.warp:
             pixels, masks = warp(pixels, masks, augmentation.reach, rng)
+        if rng.random() < augmentation.recolour:
+            pixels = recolour(pixels, rng)
+        if rng.random() < augmentation.rescale:
+            pixels = rescale(pixels, rng)
         if rng.random() < augmentation.degrade:
             pixels = degrade(np.ascontiguousarray(pixels), rng)
         return (
@@ -133,14 +145,23 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 image = change_backdrop(image, truth, other_image, rng)
             else:
                 image, truth = occlude(image, truth, other_image, other.truth.decode(), rng)
+        elif composition == "synthetic":
+            image, truth = synthetic_sample(rng)
+        elif composition == "retexture":
+            image = retexture(image, truth, rng)
         elif composition == "shorten":
             truth = shorten(truth, rng)
         elif composition == "join":
             truth = _with_neighbour(chosen, instance, rng)
-        elif instance.coarse and rng.random() < augmentation.real_coarse:
+        elif not composition and instance.coarse and rng.random() < augmentation.real_coarse:
             return image, truth, instance.coarse[int(rng.integers(len(instance.coarse)))].decode()
+        meant = truth
+        if composition == "leak":
+            box = roi_around(truth, self.config, rng.uniform(0, 0.3))
+            values = read_mask(_with_neighbour(chosen, instance, rng), box) >= 0.5
+            meant = MaskWindow(values, box.x0, box.y0, truth.image_size)
         follows = rng.random() < augmentation.follow_image
-        return image, truth, simulate_coarse(truth, rng, image if follows else None)
+        return image, truth, simulate_coarse(meant, rng, image if follows else None, augmentation.errors)
 
 
 def _with_neighbour(data: TrainingSet, instance: TrainingInstance, rng: np.random.Generator) -> MaskWindow:

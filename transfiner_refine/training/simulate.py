@@ -26,6 +26,8 @@ ERRORS: Mapping[str, float] = {
     "deform": 0.25,
     "wobble": 0.20,
     "polygon": 0.15,
+    "clicks": 0.0,
+    "wrong_box": 0.0,
     "grid": 0.70,
     "shift": 0.55,
     "bumps": 0.65,
@@ -110,10 +112,7 @@ def outline_point(mask: Mask, rng: np.random.Generator) -> tuple[int, int] | Non
 class _Simulation:
     """Errors on one object's canvas; every error is a method mask → mask, none changes its argument.
 
-    Args:
-        pad: pixels between the object's box and the canvas's rim.
-        side: square root of the box's area, pixels; errors scale with it.
-        rng: the only source of randomness.
+    ``pad`` is the canvas's rim around the object's box, ``side`` the square root of the box's area; in pixels.
     """
 
     def __init__(self, pad: int, side: float, rng: np.random.Generator) -> None:
@@ -184,6 +183,34 @@ class _Simulation:
             np.uint8,
         )
 
+    def clicks(self, mask: Mask) -> Mask:
+        """12 to 24 corners that a hurried annotator clicks, each a little off; holes and small parts are missed."""
+        out = np.zeros_like(mask)
+        for contour in _contours(mask):
+            if cv2.contourArea(contour) < 0.1 * np.count_nonzero(mask):
+                continue
+            most, tolerance = self.rng.integers(12, 25), 0.002 * self.side
+            while len(corners := cv2.approxPolyDP(contour, tolerance, True)) > most:
+                tolerance *= 1.2
+            moved = corners + self.rng.normal(0, 0.015 * self.side, corners.shape)
+            cv2.fillPoly(out, [np.rint(moved).astype(np.int32)], 1)
+        return out
+
+    def wrong_box(self, mask: Mask) -> Mask:
+        """A detector's box that is far off: what lies outside is lost, and the mask is stretched towards it."""
+        size = np.array(mask.shape[::-1]) - 2 * self.pad
+        box = np.array([[self.pad] * 2, self.pad + size])  # [corner, (x, y)]
+        growth = np.outer((-0.5, 0.5), self.rng.normal(0, 0.12, 2) * size)
+        wrong = box + self.rng.normal(0, 0.08, 2) * size + growth
+        low, high = box + self.rng.uniform(0, 0.6) * (wrong - box)
+        zoom = (high - low) / size
+        matrix = np.column_stack((np.diag(zoom), low - zoom * self.pad))
+        stretched = cv2.warpAffine(mask, matrix, mask.shape[::-1], flags=cv2.INTER_NEAREST)
+        (x0, y0), (x1, y1) = wrong.clip(0).astype(int)
+        out = np.zeros_like(mask)
+        out[y0:y1, x0:x1] = stretched[y0:y1, x0:x1]
+        return out
+
     def grid(self, mask: Mask) -> Mask:
         """A mask head's S×S grid over a box: area average, bilinear back, threshold."""
         cells = int(np.exp(self.rng.uniform(np.log(12), np.log(64))))
@@ -236,12 +263,7 @@ class _Simulation:
 
 
 class _Regions:
-    """An image in regions of even colour: a watershed from seeds on a jittered grid.
-
-    Args:
-        pixels: [h, w, 3] uint8.
-        rng: chooses the regions' size and the seeds.
-    """
+    """An image [h, w, 3] in regions of even colour: a watershed from seeds on a jittered grid."""
 
     def __init__(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> None:
         self.size = pixels.shape[1::-1]  # (width, height)
