@@ -58,6 +58,14 @@ def test_the_same_seed_gives_the_same_mask_and_another_seed_another() -> None:
     assert not np.array_equal(masks[0], masks[2])
 
 
+def test_the_order_of_a_mask_in_memory_does_not_matter() -> None:
+    truth = star(100, 80, 20, 10, (160, 160))
+    by_columns = MaskWindow(np.asfortranarray(truth.values), truth.x, truth.y, truth.image_size)
+    for seed in range(30):
+        masks = [simulate_coarse(mask, np.random.default_rng(seed)).paste() for mask in (truth, by_columns)]
+        assert np.array_equal(*masks)
+
+
 def test_most_masks_are_wrong_and_some_are_right() -> None:
     truth = star(100, 80, 20, 10, (160, 160))
     rng = np.random.default_rng(0)

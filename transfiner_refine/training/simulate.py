@@ -62,7 +62,7 @@ def simulate_coarse(
     tight = truth.tight()
     h, w = tight.values.shape
     pad = int(np.ceil(_PAD * max(h, w))) + 2
-    true = np.pad(tight.values.astype(np.uint8), pad)
+    true = np.pad(tight.values.astype(np.uint8, order="C"), pad)  # OpenCV draws on no other order
     regions = None
     if image is not None and min(h, w) >= _LEAST_SEGMENTED:
         rows = np.clip(np.arange(tight.y - pad, tight.y + h + pad), 0, image.shape[0] - 1)
