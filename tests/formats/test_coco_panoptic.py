@@ -23,7 +23,7 @@ from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.pipeline.selection import Selection
+from transfiner_refine.pipeline import Selection
 
 CATEGORIES = [
     {"id": 1, "name": "car", "isthing": 1, "color": [0, 0, 142]},

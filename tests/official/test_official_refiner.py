@@ -31,7 +31,7 @@ from transfiner_refine.official import (
 from transfiner_refine.official.config import Architecture
 from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.pipeline.contract import WindowRefiner
+from transfiner_refine.pipeline import WindowRefiner
 from transfiner_refine.refiner import BaseRefiner, window_of
 from transfiner_refine.trace import trace
 

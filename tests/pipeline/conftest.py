@@ -25,7 +25,9 @@ SIZE = (40, 60)
 class Job:
     """Photos, masks of all fates, and ways to run them."""
 
-    def __init__(self, folder: Path, images: int = 7, masks_an_image: int = 3) -> None:
+    def __init__(
+        self, folder: Path, images: int = 7, masks_an_image: int = 3, size: tuple[int, int] = SIZE
+    ) -> None:
         self.folder = folder
         self.output = folder / "out.json"
         self.journal = folder / ".out.json.journal"
@@ -33,18 +35,18 @@ class Job:
         random = np.random.default_rng(0)
         self.records: list[dict[str, Any]] = []
         for number in range(1, images + 1):
-            pixels = random.integers(0, 256, (*SIZE, 3), np.uint8)
+            pixels = random.integers(0, 256, (*size, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-            self.records += [self._record(number, random) for _ in range(masks_an_image)]
+            self.records += [self._record(number, random, size) for _ in range(masks_an_image)]
         (folder / "masks.json").write_text(json.dumps(self.records))
 
     @staticmethod
-    def _record(number: int, random: np.random.Generator) -> dict[str, Any]:
-        bitmap = np.zeros(SIZE, np.uint8)
+    def _record(number: int, random: np.random.Generator, size: tuple[int, int]) -> dict[str, Any]:
+        bitmap = np.zeros(size, np.uint8)
         x, y, width, height = random.integers(2, 20, 4)
         bitmap[y : y + height, x : x + width] = 1
         encoded = coco_mask.encode(np.asfortranarray(bitmap))
-        mask = {"size": list(SIZE), "counts": encoded["counts"].decode()}
+        mask = {"size": list(size), "counts": encoded["counts"].decode()}
         return {"image_id": number, "category_id": 1, "segmentation": mask, "score": 0.5}
 
     def spoil(self) -> None:
@@ -56,6 +58,13 @@ class Job:
         (self.folder / "masks.json").write_text(json.dumps(self.records))
         (self.folder / "images" / "5.png").write_bytes(b"no image")
         (self.folder / "images" / "6.png").unlink()
+
+    def as_folder(self) -> None:
+        """Writes the masks as a folder of PNGs too."""
+        (self.folder / "masks").mkdir()
+        for index, record in enumerate(self.records):
+            bitmap = coco_mask.decode(record["segmentation"]) * 255
+            Image.fromarray(bitmap).save(self.folder / "masks" / f"{record['image_id']}_{index}.png")
 
     def whole(self) -> tuple[bytes, list[str], str]:
         """What an uninterrupted run gives: the output (which is removed), the summary, what is on stderr."""
@@ -87,9 +96,14 @@ class Job:
 
     def names(self) -> list[str]:
         """What there is beside the input."""
-        return sorted(
-            path.name for path in self.folder.iterdir() if path.name not in ("images", "masks.json")
-        )
+        inputs = ("images", "masks", "masks.json")
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in inputs)
+
+    def contents(self) -> dict[str, bytes]:
+        """The bytes of all files beside the input, by their paths."""
+        roots = [self.folder / name for name in self.names()]
+        files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
+        return {str(file.relative_to(self.folder)): file.read_bytes() for file in files if file.is_file()}
 
 
 @pytest.fixture

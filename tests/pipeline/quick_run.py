@@ -2,7 +2,8 @@
 
 python quick_run.py FOLDER OPTIONS, where OPTIONS is a JSON object of arguments of ``refine_files``, and of
 "delay" (seconds a batch) and "batch_size" of the refiner; "signal_in_writing" is a signal that the program
-gets when all of the output is in the draft, but not on the disk. Prints the summary; errors as the command line does.
+gets when all of the output is in the draft, but not on the disk, "signal_at_the_end" one that it gets when the output
+has its name. Prints the summary; errors as the command line does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.pipeline import refine_files
+from transfiner_refine.pipeline import Summary, refine_files
 
 
 class Stripes:
@@ -45,6 +46,15 @@ def main(folder: Path, options: dict[str, object]) -> int:
     number = options.pop("signal_in_writing", None)
     if number is not None:
         os.fsync = lambda _: os.kill(os.getpid(), number)  # type: ignore[arg-type]
+    last = options.pop("signal_at_the_end", None)
+
+    def then(_: Summary, was_written: bool) -> None:
+        print(f"was written before: {was_written}", file=sys.stderr)
+        if last is not None:
+            os.kill(os.getpid(), last)  # type: ignore[arg-type]
+
+    if last is not None or options.pop("then", False):
+        options["then"] = then
     masks = options.pop("masks", "masks.json")
     output = folder / str(options.pop("output", "out.json"))
     try:

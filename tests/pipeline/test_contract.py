@@ -21,8 +21,8 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, open_source
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_files, refine_source
-from transfiner_refine.pipeline.contract import as_mask_refiner
-from transfiner_refine.pipeline.run import _Progress, changed_share
+from transfiner_refine.pipeline.batches import BatchItem, refine_masks
+from transfiner_refine.pipeline.run import changed_share
 
 SHAPE = (9, 13)
 bitmaps = arrays(bool, SHAPE)
@@ -61,7 +61,8 @@ def test_a_refiner_of_windows_gives_the_runs_of_its_windows(
     owners = [0] * len(masks)
     expected = quick_run.Stripes().refine_windows([image], windows, owners)
     coarse = [Mask.from_window(window) for window in windows]
-    found = list(as_mask_refiner(quick_run.Stripes()).refine_masks([image], coarse, owners))
+    batch = [BatchItem(0, number, "", 0, False, None, image, mask) for number, mask in enumerate(coarse)]
+    found = list(refine_masks(quick_run.Stripes(), batch))
     assert found == [Mask.from_window(window) for window in expected]
     assert found == list(of_masks(quick_run).refine_masks([image], coarse, owners))
 
@@ -147,11 +148,22 @@ def test_polygons_are_drawn_by_the_workers_as_here(job: Any, quick_run: Any) -> 
     assert "masks.json: annotation id 40: polygon 0 is [1, 2]" in found[0][1][0]
 
 
-def test_the_rate_of_progress_is_that_of_refining() -> None:
-    with tqdm(total=100, file=io.StringIO(), smoothing=0) as bar:
-        progress = _Progress(bar)
-        progress.passed(60)
-        progress.refined(8)
-        progress.refined(-3)
-        shown = bar.format_dict
-        assert (shown["n"], shown["initial"], shown["total"]) == (65, 60, 100)
+def test_the_rate_of_progress_is_that_of_refining(
+    job: Any, quick_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.spoil()
+    bars: list[tqdm[None]] = []
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def bar(*arguments: Any, **keywords: Any) -> tqdm[None]:
+        bars.append(tqdm(*arguments, **{**keywords, "file": Terminal()}))
+        return bars[0]
+
+    monkeypatch.setattr("transfiner_refine.pipeline.run.tqdm", bar)
+    source = open_source(job.folder / "masks.json", job.folder / "images")
+    summary = refine_source(source, quick_run.Stripes(), workers=0, progress=True).summary
+    assert (bars[0].n, bars[0].total) == (21, 21)
+    assert bars[0].initial == 21 - summary.refined  # what took no time

@@ -98,5 +98,5 @@ def test_memory_of_a_failed_attempt_is_free_before_the_next_one(job: Any, quick_
 
 
 def test_neither_the_pipeline_nor_a_worker_loads_pytorch() -> None:
-    code = "import sys, transfiner_refine.pipeline.worker; assert 'torch' not in sys.modules"
+    code = "import sys, transfiner_refine.pipeline.workers; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

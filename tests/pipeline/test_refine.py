@@ -249,6 +249,65 @@ def test_an_output_that_exists_is_known_before_the_work(tmp_path: Path) -> None:
     assert (tmp_path / "out.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("images/out.json", "lies inside an input of this run, .*images"),
+        ("images/1.png", "lies inside an input"),
+        ("masks.json", "is an input"),
+        ("linked/../../images/out.json", "lies inside an input"),
+        ("info.json", "is an input"),
+    ],
+)
+def test_an_output_over_or_inside_an_input_is_refused_before_the_work(
+    tmp_path: Path, output: str, reason: str
+) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("deep/er")
+    (tmp_path / "info.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "1.png"}]}))
+    folder, masks = photos(tmp_path, 1), results_file(tmp_path, [record()])
+    refiner = FillBox()
+    with pytest.raises(OutputError, match=reason):
+        refine_files(
+            folder,
+            masks,
+            tmp_path / output,
+            image_info=tmp_path / "info.json",
+            refiner=refiner,
+            overwrite=True,
+        )
+    assert refiner.calls == []
+    assert sorted(path.name for path in folder.iterdir()) == ["1.png"]
+
+
+@pytest.mark.parametrize("output", ["masks/out", "masks", ".", "images", "photos"])
+def test_an_output_folder_that_is_holds_or_lies_inside_an_input_is_refused(
+    tmp_path: Path, output: str
+) -> None:
+    photos(tmp_path, 1)
+    (tmp_path / "photos").symlink_to("images")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", SIZE[::-1], 255).save(tmp_path / "masks" / "1.png")
+    with pytest.raises(OutputError, match="an input of this run"):
+        refine_files(
+            tmp_path / "images", tmp_path / "masks", tmp_path / output, refiner=FillBox(), overwrite=True
+        )
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["1.png"]
+
+
+def test_overwriting_a_folder_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
+    folder = photos(tmp_path, 2)
+    (tmp_path / "masks").mkdir()
+    for number in (1, 2):
+        Image.new("L", SIZE[::-1], 255).save(tmp_path / "masks" / f"{number}.png")
+    where = (folder, tmp_path / "masks", tmp_path / "out")
+    refine_files(*where, refiner=FillBox(), workers=0)
+    (tmp_path / "masks" / "2.png").unlink()
+    refine_files(*where, refiner=FillBox(), workers=0, overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "out"]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_interruption_writes_no_output_and_leaves_no_thread(tmp_path: Path, workers: int) -> None:
     with pytest.raises(KeyboardInterrupt):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import struct
+import sys
+import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from transfiner_refine.errors import InputError, OutputError
-from transfiner_refine.formats import open_source
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import Interrupted, Summary, refine_files
 
@@ -64,13 +67,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, make_job: Any, quick_run:
 
     class Blocking(quick_run.Stripes):  # type: ignore[misc]
         def refine_windows(self, *arguments: Any) -> list[MaskWindow]:
-            job.output.mkdir(exist_ok=True)  # a file cannot take the place of a folder
+            job.output.touch()  # somebody else's, which is not overwritten
             refined: list[MaskWindow] = super().refine_windows(*arguments)
             return refined
 
-    with pytest.raises(OutputError, match=r"is a folder, but the result is one file; .* --resume to go on"):
+    with pytest.raises(OutputError, match=r"has appeared while the result was made; .* --resume to go on"):
         refine(job, disguised(Blocking, quick_run)())
-    job.output.rmdir()
+    job.output.unlink()
     journal = job.journal.read_bytes()
     job.journal.unlink()
     summary = refine(job, quick_run.Stripes())
@@ -206,15 +209,161 @@ def test_resume_does_not_replace_an_output_of_somebody_else(job: Any, quick_run:
     assert refine(job, quick_run.Stripes(), resume=True, overwrite=True).refined == len(job.records)
 
 
-def test_a_run_killed_between_writing_and_removing_its_journal_can_be_resumed(
-    finished: dict[str, Any], quick_run: Any
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_whatever_is_damaged_in_the_journal_counts_as_not_written(
+    finished: dict[str, Any], quick_run: Any, data: st.DataObject
 ) -> None:
-    job = finished["job"]
-    job.journal.write_bytes(finished["journal"])  # the note that writing has begun is in it
-    job.output.write_bytes(b"the whole output, or that of another format")
-    assert said(refine(job, quick_run.Stripes(), resume=True)) == finished["said"]
+    job, content = finished["job"], bytearray(finished["journal"])
+    at = data.draw(st.integers(len(b"transfiner-refine journal 3\n"), len(content) - 1))
+    length = data.draw(st.sampled_from([1, 5, 4000]))
+    for place in range(at, min(at + length, len(content))):
+        content[place] ^= data.draw(st.integers(1, 255)) if length == 1 else content[place] ^ 255
+    job.journal.write_bytes(content + bytes(data.draw(st.sampled_from([0, 5000]))))
+    summary = refine(job, quick_run.Stripes(batch_size=3), resume=True)
     assert job.output.read_bytes() == finished["output"]
+    assert said(summary) == finished["said"]
     job.output.unlink()
+
+
+def framed(*records: bytes) -> bytes:
+    """A journal with right checksums."""
+    framed = [struct.pack("<II", len(record), zlib.crc32(record)) + record for record in records]
+    return b"".join([b"transfiner-refine journal 3\n", *framed])
+
+
+COMMIT = struct.pack("<cd", b"C", 1.0)
+IMAGE = {"id": 5, "turned": False, "kept": [], "faults": []}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [b"H[]", COMMIT],
+        [b"H{", COMMIT],
+        [b'H{"--weights":5}', COMMIT],
+        [b"H" + b"[" * 100_000, COMMIT],
+        [b"C"],
+        [b"X{}", COMMIT],
+        [b"H{}", b"X", COMMIT],
+        [b"H{}", b"M", COMMIT],
+        [b"H{}", b"I{}", COMMIT],
+        [b"H{}", b"I[]", COMMIT],
+        [b"H{}", b"I\xff", COMMIT],
+        [b"H{}", b"W5", COMMIT],
+        *(
+            [b"H{}", b"I" + json.dumps(IMAGE | change).encode(), COMMIT]
+            for change in (
+                {"id": "x", "kept": [["x", [1]]]},
+                {"id": 2**70, "kept": [["x", [1]]]},
+                {"kept": [["x", [-1]]]},
+                {"kept": 5},
+                {"faults": [[[1], 5, None, None, None, False, False]]},
+                {"faults": [[[1], "x"]]},
+            )
+        ),
+    ],
+)
+def test_a_journal_with_right_checksums_and_foreign_records_is_refused(
+    job: Any, quick_run: Any, records: list[bytes]
+) -> None:
+    job.journal.write_bytes(framed(*records))
+    with pytest.raises(OutputError, match="is no journal of this version; move the file away"):
+        refine(job, quick_run.Stripes(), resume=True)
+    assert job.journal.read_bytes() == framed(*records)
+
+
+def test_a_mask_that_nobody_could_have_refined_is_refused(job: Any, quick_run: Any) -> None:
+    interrupt(job, quick_run)
+    content = job.journal.read_bytes()
+    head = len(b"transfiner-refine journal 3\n")
+    records = []
+    while head < len(content):
+        (length,) = struct.unpack_from("<I", content, head)
+        record = content[head + 8 : head + 8 + length]
+        records.append(record[:-1] + b"~" if record[:1] == b"M" else record)
+        head += 8 + length
+    job.journal.write_bytes(framed(*records))
+    with pytest.raises(OutputError, match="is no journal of this version"):
+        refine(job, quick_run.Stripes(), resume=True)
+    assert not job.output.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize(
+    ("masks", "change"), [("masks.json", {}), ("masks.json", {"to": "coco-panoptic"}), ("masks", {})]
+)
+def test_a_run_that_is_killed_when_its_output_is_there_can_be_resumed(
+    job: Any, masks: str, change: dict[str, Any]
+) -> None:
+    if masks == "masks":
+        job.as_folder()
+    options = {"masks": masks, "output": "out" if masks == "masks" else "out.json", **change}
+    whole = job.run(**options)
+    assert (whole.returncode, job.names()[0][0]) == (0, "o"), whole.stderr
+    wanted = job.contents()
+    for path in [job.folder / name for name in job.names()]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    killed = job.run(**options, signal_at_the_end=9)
+    assert killed.returncode == -9
+    assert killed.stderr == "was written before: False\n"
+    assert {name: content for name, content in job.contents().items() if ".journal" not in name} == wanted
+    resumed = job.run(**options, resume=True, then=True)
+    assert (resumed.returncode, resumed.stderr) == (0, "was written before: True\n")
+    assert job.summary_of(resumed) == job.summary_of(whole)
+    assert job.contents() == wanted
+
+
+def test_ctrl_c_in_what_follows_the_output_can_be_resumed(job: Any, quick_run: Any) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="21 refined masks are kept, repeat the command with --resume"):
+        refine(job, quick_run.Stripes(), then=stop)
+    output = job.output.read_bytes()
+    calls: list[tuple[int, bool]] = []
+    refine(
+        job, stopping(quick_run, 0), resume=True, then=lambda *said: calls.append((said[0].refined, said[1]))
+    )
+    assert calls == [(21, True)]
+    assert job.output.read_bytes() == output
+    assert job.names() == ["out.json"]
+
+
+def test_an_output_that_appears_during_the_run_is_not_overwritten(job: Any, quick_run: Any) -> None:
+    class Meanwhile(quick_run.Stripes):  # type: ignore[misc]
+        def refine_windows(self, *arguments: Any) -> list[MaskWindow]:
+            job.output.write_text("mine")
+            refined: list[MaskWindow] = super().refine_windows(*arguments)
+            return refined
+
+    kind = disguised(Meanwhile, quick_run)
+    with pytest.raises(OutputError, match=r"out.json: has appeared .*; 21 refined masks are kept"):
+        refine(job, kind())
+    with pytest.raises(OutputError, match="exists already"):
+        refine(job, kind(), resume=True)
+    assert job.output.read_text() == "mine"
+    assert refine(job, kind(), resume=True, overwrite=True).refined == 21
+    assert job.output.read_text() != "mine"
+
+
+def test_a_run_in_which_everything_passes_through_holds_little_back(
+    make_job: Any, tmp_path: Path, quick_run: Any
+) -> None:
+    job = make_job(tmp_path / "job", images=200, masks_an_image=1)
+    grown: list[int] = []
+
+    class Watching(quick_run.Stripes):  # type: ignore[misc]
+        def refine_windows(self, *arguments: Any) -> list[MaskWindow]:
+            grown.append(job.journal.stat().st_size)
+            refined: list[MaskWindow] = super().refine_windows(*arguments)
+            return refined
+
+    for record in job.records[:-1]:
+        record["iscrowd"] = 1
+    (job.folder / "masks.json").write_text(json.dumps(job.records))
+    refine(job, Watching())
+    assert grown[0] > 100 * 60
 
 
 def test_what_killed_runs_left_half_written_is_removed(job: Any, quick_run: Any) -> None:
@@ -264,8 +413,8 @@ def test_an_empty_or_torn_beginning_counts_as_no_journal(job: Any, quick_run: An
     for beginning in (
         b"",
         b"transfiner-ref",
-        b"transfiner-refine journal 2\n",
-        b"transfiner-refine journal 2\n\x09",
+        b"transfiner-refine journal 3\n",
+        b"transfiner-refine journal 3\n\x09",
     ):
         job.journal.write_bytes(beginning)
         refine(job, quick_run.Stripes(), overwrite=job.output.exists())
@@ -273,11 +422,7 @@ def test_an_empty_or_torn_beginning_counts_as_no_journal(job: Any, quick_run: An
 
 
 def test_a_folder_of_masks_is_resumed_too(job: Any, quick_run: Any) -> None:
-    (job.folder / "masks").mkdir()
-    for item in open_source(job.folder / "masks.json", job.folder / "images"):
-        for instance in item.instances:  # type: ignore[union-attr]
-            name = f"{item.name.removeprefix('image id ')}_{instance.index}.png"  # type: ignore[union-attr]
-            Image.fromarray(instance.mask.decode().paste()).save(job.folder / "masks" / name)
+    job.as_folder()
     job.output = job.folder / "out"
     refine(job, quick_run.Stripes(), masks="masks")
     whole = {path.name: path.read_bytes() for path in job.output.iterdir()}

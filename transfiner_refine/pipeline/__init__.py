@@ -3,12 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transfiner_refine.pipeline.contract import MaskRefiner, WindowRefiner
-from transfiner_refine.pipeline.selection import Selection
+from transfiner_refine.pipeline.prepare import Selection
 
 if TYPE_CHECKING:
-    from transfiner_refine.pipeline.keeping import Interrupted
-    from transfiner_refine.pipeline.refine import refine_files
+    from transfiner_refine.pipeline.batches import MaskRefiner, WindowRefiner
+    from transfiner_refine.pipeline.refine import Interrupted, refine_files
     from transfiner_refine.pipeline.run import Outcome, refine_source
     from transfiner_refine.pipeline.summary import Summary
 
@@ -23,9 +22,11 @@ __all__ = [
     "refine_source",
 ]
 _LATE = {
-    "Interrupted": "keeping",
+    "Interrupted": "refine",
+    "MaskRefiner": "batches",
     "Outcome": "run",
     "Summary": "summary",
+    "WindowRefiner": "batches",
     "refine_files": "refine",
     "refine_source": "run",
 }

@@ -1,69 +1,124 @@
-"""Instances of neighbouring images put together for one call of the refiner."""
+"""Instances in batches through a refiner: filled across images, halved where they do not fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import Mask
-from transfiner_refine.formats.records import EncodedMask, ImageRecord
-from transfiner_refine.masks import MaskWindow
-from transfiner_refine.pipeline.prepare import PreparedImage, prepared_mask
-from transfiner_refine.pipeline.tally import Place
+from transfiner_refine.formats.records import ImageRecord
+from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.pipeline.prepare import PreparedImage, prepared_mask, system_fault
 
-__all__ = ["Batch", "ImageToRefine", "batches"]
+__all__ = [
+    "AnyRefiner",
+    "BatchItem",
+    "MaskRefiner",
+    "OomSplittingRefiner",
+    "WindowRefiner",
+    "batches",
+    "refine_masks",
+]
 
+_NO_MASK = MaskWindow(np.zeros((0, 0), bool), 0, 0, (0, 0))
 _BATCH_PIXELS = 1 << 27  # of the images and masks of one batch; a single larger instance makes a batch alone
+# what PyTorch, CUDA's libraries and OpenCV write into errors that are not of a type of their own
+_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "insufficient memory",
+    "alloc_failed",
+)
 
 
-# an image that has instances to refine: its position in the source, the image as it was given, pixels and masks
-ImageToRefine = tuple[int, ImageRecord, PreparedImage]
-
-
-@dataclass
-class Batch:
-    """Instances for one call of the refiner.
+class MaskRefiner(Protocol):
+    """Refines the masks of a batch, which may come from several images.
 
     Attributes:
-        images, masks, image_index: the arguments of ``MaskRefiner.refine_masks``.
-        places: where each instance stands in the source.
-        files: its photo, for messages.
-        labels: how a person finds it in the source.
+        batch_size: instances it wants at a time.
     """
 
-    images: list[NDArray[np.uint8]] = field(default_factory=list)
-    masks: list[Mask | MaskWindow] = field(default_factory=list)
-    image_index: list[int] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    files: list[Path | None] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    batch_size: int
 
-    def __len__(self) -> int:
-        return len(self.masks)
+    def refine_masks(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[Mask | MaskWindow],
+        image_index: Sequence[int],
+    ) -> Iterable[Mask]:
+        """Refines the masks, each by itself: the result of one does not depend on the others.
 
-    def part(self, start: int, stop: int) -> Batch:
-        """The instances from ``start`` up to ``stop``, with their images only."""
-        used = sorted(set(self.image_index[start:stop]))
-        return Batch(
-            [self.images[index] for index in used],
-            self.masks[start:stop],
-            [used.index(index) for index in self.image_index[start:stop]],
-            self.places[start:stop],
-            self.files[start:stop],
-            self.labels[start:stop],
-        )
+        Args:
+            images: [H, W, 3] uint8 RGB each. They may lie in memory that other processes share; holding on to
+                them is allowed.
+            masks: coarse masks; a window where the mask is soft (float32). ``masks[i]`` belongs to
+                ``images[image_index[i]]``.
+            image_index: for each mask the position of its image in ``images``.
+
+        Returns:
+            masks of the size of their images in the order of ``masks``; without a pixel where nothing is left. An
+            iterator that gives each when it is done makes the progress bar move by instance.
+
+        Raises:
+            InputError: a mask cannot be refined.
+        """
+
+
+class WindowRefiner(Protocol):
+    """The same with decoded masks.
+
+    Attributes:
+        batch_size: instances it wants at a time.
+    """
+
+    batch_size: int
+
+    def refine_windows(
+        self, images: Sequence[NDArray[np.uint8]], masks: Sequence[MaskWindow], image_index: Sequence[int]
+    ) -> list[MaskWindow]:
+        """As ``MaskRefiner.refine_masks``; a window is where the refiner looked, the mask the values in it."""
+
+
+AnyRefiner = MaskRefiner | WindowRefiner
+
+
+class BatchItem(NamedTuple):
+    """An instance on its way through the refiner.
+
+    Attributes:
+        position: of its image in the source.
+        instance, label: ``Instance.index`` and ``Instance.label``.
+        identity, turned: of its image, see ``Journal``.
+        file: the image file.
+        image: [H, W, 3] uint8 RGB, shared by the instances of an image.
+        mask: the coarse mask.
+    """
+
+    position: int
+    instance: int
+    label: str
+    identity: int
+    turned: bool
+    file: Path | None
+    image: NDArray[np.uint8]
+    mask: Mask | MaskWindow
+
+
+# an image that has instances to refine: its position in the source, the image as given, its identity, what is ready
+ImageToRefine = tuple[int, ImageRecord, int, PreparedImage]
 
 
 def batches(
     images: Iterable[ImageToRefine],
     batch_size: Callable[[], int],
-    refuse: Callable[[Place, InputError], None],
-) -> Iterator[Batch]:
+    refuse: Callable[[BatchItem, InputError], None],
+) -> Iterator[list[BatchItem]]:
     """Batches of ``batch_size()`` instances; smaller at the end and where images or masks are very large.
 
     What is in a batch follows from its first instance, so a run that is resumed at the start of one has the
@@ -72,39 +127,145 @@ def batches(
     Args:
         images: an image may be in several batches that follow each other.
         batch_size: asked anew for every instance, as it may shrink.
-        refuse: told of masks that can no longer be decoded.
+        refuse: told of masks that can no longer be decoded; their items hold no mask.
     """
-    batch, pixels = Batch(), 0
-    for position, record, prepared in images:
-        current = prepared.pixels
-        assert current is not None
+    batch: list[BatchItem] = []
+    pixels = 0
+    for position, record, identity, prepared in images:
+        image = prepared.pixels
+        assert image is not None
         for chosen in prepared.chosen:
-            place = (position, chosen.index)
+            item = BatchItem(
+                position, chosen.index, chosen.label, identity, prepared.turned, record.path, image, _NO_MASK
+            )
             try:
-                mask = _decoded(chosen.coarse_mask)
+                item = item._replace(mask=prepared_mask(chosen.coarse_mask))
             except InputError as error:
-                refuse(place, error)
+                if (fault := system_fault(error)) is not None:
+                    raise fault from error
+                refuse(item, error)
                 continue
-            cost = chosen.pixels + (0 if _holds(batch, current) else current.shape[0] * current.shape[1])
-            if len(batch) and (len(batch) >= batch_size() or pixels + cost > _BATCH_PIXELS):
+            is_new = not batch or batch[-1].image is not image
+            cost = chosen.pixels + is_new * image.shape[0] * image.shape[1]
+            if batch and (len(batch) >= batch_size() or pixels + cost > _BATCH_PIXELS):
                 yield batch
-                batch, pixels = Batch(), 0
-                cost = chosen.pixels + current.shape[0] * current.shape[1]
-            if not _holds(batch, current):
-                batch.images.append(current)
-            batch.masks.append(mask)
-            batch.image_index.append(len(batch.images) - 1)
-            batch.places.append(place)
-            batch.files.append(record.path)
-            batch.labels.append(chosen.label)
+                batch, pixels = [], 0
+                cost = chosen.pixels + image.shape[0] * image.shape[1]
+            batch.append(item)
             pixels += cost
-    if len(batch):
+    if batch:
         yield batch
 
 
-def _holds(batch: Batch, image: NDArray[np.uint8]) -> bool:
-    return bool(batch.images) and batch.images[-1] is image
+class OomSplittingRefiner:
+    """Hands batches to a refiner; what fails for memory is tried again in halves.
+
+    Masks do not depend on the batch, so nothing but speed is lost. An instance that does not fit even alone is
+    at fault itself; so is one that the refiner refuses with an ``InputError``.
+
+    Attributes:
+        batch_size: instances that it takes at a time: the refiner's own number until that has proved too large.
+    """
+
+    def __init__(
+        self, refiner: AnyRefiner, say: Callable[[str], None], progress: Callable[[int], object]
+    ) -> None:
+        """Args:
+        refiner: does the work; of masks, or of windows.
+        say: told once, when the batch has to become smaller.
+        progress: told of instances that are done; of as many less when their batch has failed.
+        """
+        self._refiner, self._say, self._said, self._progress = refiner, say, False, progress
+        self.batch_size = refiner.batch_size
+
+    def refine(self, batch: Sequence[BatchItem]) -> list[Mask | InputError]:
+        """The refined mask of each instance, or why there is none."""
+        fitted: list[int] = []
+        refined = self._in_parts(batch, fitted)
+        is_giant_to_blame = any(isinstance(each, InputError) for each in refined)
+        if fitted and max(fitted) < len(batch) and not is_giant_to_blame:
+            self.batch_size = min(self.batch_size, max(fitted))
+        return refined
+
+    def _in_parts(self, batch: Sequence[BatchItem], fitted: list[int]) -> list[Mask | InputError]:
+        """The batch whole, or else each half in the same way; ``fitted`` receives the sizes that went through."""
+        refined, failure = self._attempt(batch)
+        if failure is None:
+            fitted.append(len(batch))
+            return list(refined)
+        if len(batch) == 1:
+            self._progress(1)
+            return [_blame(failure, batch[0])]
+        if failure == "memory":
+            if not self._said:
+                self._said = True
+                self._say(
+                    f"{len(batch)} masks at a time do not fit into memory; going on with fewer (same result)"
+                )
+            _free()
+        half = (len(batch) + 1) // 2
+        first = self._in_parts(batch[:half], fitted)
+        return first + self._in_parts(batch[half:], fitted)
+
+    def _attempt(self, batch: Sequence[BatchItem]) -> tuple[list[Mask], str | InputError | None]:
+        """The refined masks, or what stood against them.
+
+        A function of its own, because an exception that is still being handled holds the memory of the attempt.
+        """
+        refined: list[Mask] = []
+        try:
+            for mask in refine_masks(self._refiner, batch):
+                refined.append(mask)
+                self._progress(1)
+            return refined, None
+        except InputError as error:
+            self._progress(-len(refined))
+            return [], InputError(error.reason, file=error.file, record=error.record, remedy=error.remedy)
+        except Exception as error:
+            if not _is_about_memory(error):
+                raise
+            self._progress(-len(refined))
+            return [], "memory"
 
 
-def _decoded(mask: Mask | MaskWindow | EncodedMask) -> Mask | MaskWindow:
-    return mask if isinstance(mask, MaskWindow) else prepared_mask(mask)
+def refine_masks(refiner: AnyRefiner, batch: Sequence[BatchItem]) -> Iterable[Mask]:
+    """One call of a refiner; masks are decoded for a refiner of windows, and what it gives is encoded."""
+    images: list[NDArray[np.uint8]] = []
+    image_index = []
+    for item in batch:
+        if not images or images[-1] is not item.image:
+            images.append(item.image)
+        image_index.append(len(images) - 1)
+    masks = [item.mask for item in batch]
+    if hasattr(refiner, "refine_masks"):
+        return refiner.refine_masks(images, masks, image_index)
+    windows = [mask.decode() if isinstance(mask, Mask) else mask for mask in masks]
+    return map(Mask.from_window, refiner.refine_windows(images, windows, image_index))
+
+
+def _is_about_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # a refiner without PyTorch must not load it
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return any(part in text for part in _MEMORY_TEXTS)
+
+
+def _free() -> None:
+    """Gives back what PyTorch keeps of the failed attempt, which may lie in pieces."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _blame(failure: str | InputError, item: BatchItem) -> InputError:
+    if isinstance(failure, InputError):
+        file, record = failure.file or item.file, failure.record or item.label
+        return InputError(failure.reason, file=file, record=record, remedy=failure.remedy)
+    height, width, _ = item.image.shape
+    return InputError(
+        f"does not fit into the memory even alone (its image is {height}×{width})",
+        file=item.file,
+        record=item.label,
+        remedy="refine it on a device with more memory",
+    )

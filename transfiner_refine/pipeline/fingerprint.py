@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transfiner_refine._version import __version__
 from transfiner_refine.errors import InputError
-from transfiner_refine.pipeline.contract import AnyRefiner
-from transfiner_refine.pipeline.selection import Selection
+from transfiner_refine.pipeline.batches import AnyRefiner
+from transfiner_refine.pipeline.prepare import Selection
 
 __all__ = ["content_digest", "input_entries", "refiner_entries"]
 
@@ -19,31 +19,27 @@ _CHUNK = 1 << 20
 
 
 def input_entries(
-    images: Path,
-    files: Mapping[str, str | Path | None],
-    choices: Mapping[str, str],
-    selection: Selection,
-    output: Path,
+    images: Path, files: Mapping[str, str | Path | None], choices: Mapping[str, str], selection: Selection
 ) -> dict[str, str]:
     """The part that the input and the options have in a fingerprint, by the names of the options.
 
-    Photos are not among it: the ledger looks at each when it comes to it.
+    Images are not among it: the journal looks at each when it comes to it.
 
     Args:
-        images: the folder of the photos.
+        images: the folder of the images.
         files: inputs whose content counts, None where an option is not used.
         choices: options that say how the inputs are read.
         selection: what is refined.
-        output: is left out where it lies inside a folder of masks.
     """
+    contents = {
+        name: "none" if path is None or not Path(path).exists() else content_digest(Path(path))
+        for name, path in files.items()
+    }
     categories = selection.categories
     return {
         "the version of transfiner-refine": __version__,
         "--images": str(images.absolute()),
-        **{
-            name: "none" if path is None or not Path(path).exists() else content_digest(Path(path), output)
-            for name, path in files.items()
-        },
+        **contents,
         **choices,
         "--min-area": str(selection.min_area),
         "--score-threshold": str(selection.score_threshold).lower(),
@@ -59,28 +55,21 @@ def refiner_entries(refiner: AnyRefiner, weights: Path | None) -> dict[str, str]
         weights: its file, None for a refiner that was handed over; that is known by its class.
     """
     kind = type(refiner)
-    entries = {
-        "--weights": f"{kind.__module__}.{kind.__qualname__}" if weights is None else content_digest(weights)
-    }
+    name = f"{kind.__module__}.{kind.__qualname__}" if weights is None else content_digest(weights)
+    entries = {"--weights": name}
     for name in ("device", "engine", "precision", "close_ups"):
         value = getattr(refiner, name, None)
         if value is not None:
-            value = (
-                value.partition(":")[0] if name == "device" else value
-            )  # which of several cards does not matter
-            entries[f"--{name.replace('_', '-')}"] = str(value).lower()
+            value = str(value).lower()  # which of several cards does not matter
+            entries[f"--{name.replace('_', '-')}"] = value.partition(":")[0] if name == "device" else value
     library = {"torch": "torch", "onnx": "onnxruntime"}.get(getattr(refiner, "engine", ""))
     if library is not None and weights is not None:
         entries[f"the version of {library}"] = version(library)
     return entries
 
 
-def content_digest(path: Path, without: Path | None = None) -> str:
+def content_digest(path: Path) -> str:
     """A digest of a file's bytes, or of a folder's file names, sizes and times; hidden files do not count.
-
-    Args:
-        path: the file or folder.
-        without: a file or folder inside it that does not count.
 
     Raises:
         InputError: it cannot be read.
@@ -88,7 +77,7 @@ def content_digest(path: Path, without: Path | None = None) -> str:
     digest = sha256()
     try:
         if path.is_dir():
-            for line in _listing(path, without):
+            for line in _listing(path):
                 digest.update(line.encode(errors="surrogateescape"))
         else:
             with path.open("rb") as file:
@@ -99,15 +88,11 @@ def content_digest(path: Path, without: Path | None = None) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _listing(folder: Path, without: Path | None) -> Iterator[str]:
+def _listing(folder: Path) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         here = Path(root)
-        folders[:] = sorted(name for name in folders if _counts(here / name, without))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if _counts(here / name, without):
+            if not name.startswith("."):
                 state = (here / name).lstat()  # a link that leads nowhere is that one file's fault
                 yield f"{(here / name).relative_to(folder).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
-
-
-def _counts(path: Path, without: Path | None) -> bool:
-    return not path.name.startswith(".") and (without is None or path.absolute() != without.absolute())

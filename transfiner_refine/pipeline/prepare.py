@@ -1,44 +1,96 @@
-"""One image made ready for the refiner: its masks sorted out and decoded, its pixels read."""
+"""One image made ready for the refiner: its instances selected, its masks parsed, its pixels read."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import Mask
 from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
 from transfiner_refine.images import check_pixels, read_image
-from transfiner_refine.masks import MaskWindow
-from transfiner_refine.pipeline.selection import Selection
+from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = [
     "ChosenInstance",
     "InstanceFault",
     "PreparedImage",
-    "Preparing",
+    "Selection",
+    "category_ids",
     "failed",
     "no_memory",
     "prepare",
     "prepared_mask",
+    "system_fault",
 ]
 
 _MASK_BYTES = 1 << 26  # of one image's soft masks; what is beyond is decoded again when its turn comes
+_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
-class Preparing:
-    """How images are prepared.
+class Selection:
+    """Which instances are refined; all others pass through unchanged, counted by reason.
 
     Attributes:
-        selection: which instances are refined.
-        max_image_pixels: the largest height × width that is decoded.
+        min_area: foreground pixels below which a coarse mask is left alone.
+        score_threshold: detector scores below it are left alone; instances without a score are refined.
+        categories: category ids to refine, None for all.
     """
 
-    selection: Selection
-    max_image_pixels: int
+    min_area: int = 0
+    score_threshold: float | None = None
+    categories: frozenset[int] | None = None
+
+    def reason_to_skip(self, instance: Instance) -> str | None:
+        """Why an instance passes through by what is said of it, None if nothing speaks against it."""
+        threshold, score = self.score_threshold, instance.score
+        if instance.is_crowd:
+            return "crowd or void region"
+        if instance.is_stuff:
+            return "stuff region"
+        if threshold is not None and score is not None and score < threshold:
+            return f"score below {threshold:g}"
+        if self.categories is not None and instance.category_id not in self.categories:
+            return "category not chosen"
+        return None
+
+    def reason_to_skip_mask(self, coarse_mask: Mask | MaskWindow) -> str | None:
+        """The same by its mask."""
+        area = coarse_mask.area
+        if area == 0:
+            return "empty mask"
+        return f"area below {self.min_area} pixels" if area < self.min_area else None
+
+
+def category_ids(chosen: Iterable[int | str], known: Mapping[int, str], file: Path) -> frozenset[int] | None:
+    """Category ids from ids and names as a user gives them; None if none are given.
+
+    A name goes before an id; where the file names no categories, ids alone can be given and any is taken.
+
+    Raises:
+        InputError: a name or id that the file does not have.
+    """
+    ids: set[int] = set()
+    for choice in chosen:
+        named = {category_id for category_id, name in known.items() if name == choice}
+        is_whole = isinstance(choice, int) or choice.removeprefix("-").isdecimal()
+        if named:
+            ids |= named
+        elif is_whole and (not known or int(choice) in known):
+            ids.add(int(choice))
+        else:
+            listed = ", ".join(f"{category_id} {name}" for category_id, name in list(known.items())[:8])
+            more = ", ..." if len(known) > 8 else ""
+            remedy = (
+                f"choose among {listed}{more}" if known else "give a category id, for this file has no names"
+            )
+            raise InputError(f"has no category {str(choice)!r}", file=file, remedy=remedy)
+    return frozenset(ids) or None
 
 
 @dataclass(frozen=True)
@@ -46,8 +98,7 @@ class ChosenInstance:
     """An instance that is to be refined.
 
     Attributes:
-        index: ``Instance.index``.
-        label: ``Instance.label``.
+        index, label: as in ``Instance``.
         coarse_mask: as a refiner takes it, or as it came where the soft masks of the image would take much memory.
         pixels: of the box that the mask is decoded in.
     """
@@ -66,16 +117,18 @@ class InstanceFault:
         error: why.
         indexes: their ``Instance.index``.
         whole_image: the image itself is at fault.
+        by_refiner: the refiner refused it, not the preparation.
     """
 
     error: InputError
     indexes: tuple[int, ...]
     whole_image: bool = False
+    by_refiner: bool = False
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image with its pixels and those of its masks, ready to be refined. Every instance is in one of the lists.
+    """An image with its pixels and those of its masks. Every instance is in one of the lists.
 
     Attributes:
         pixels: [H, W, 3] uint8 RGB; None where no instance is left to refine.
@@ -85,15 +138,19 @@ class PreparedImage:
         faults: instances that cannot be refined.
     """
 
-    pixels: NDArray[np.uint8] | None
-    turned: bool
-    chosen: tuple[ChosenInstance, ...]
-    kept: tuple[tuple[int, str], ...]
-    faults: tuple[InstanceFault, ...]
+    pixels: NDArray[np.uint8] | None = None
+    turned: bool = False
+    chosen: tuple[ChosenInstance, ...] = ()
+    kept: tuple[tuple[int, str], ...] = ()
+    faults: tuple[InstanceFault, ...] = ()
 
 
-def prepare(image: ImageRecord, how: Preparing) -> PreparedImage:
-    """Reads an image and its masks; whatever is wrong with them comes out as faults, never as an exception."""
+def prepare(image: ImageRecord, selection: Selection, max_image_pixels: int) -> PreparedImage:
+    """Reads an image and its masks; whatever is wrong with them comes out as faults.
+
+    Raises:
+        OSError: the system is at fault, see ``system_fault``.
+    """
     try:
         record, unread = image.read()
     except Exception as error:
@@ -105,12 +162,12 @@ def prepare(image: ImageRecord, how: Preparing) -> PreparedImage:
     soft_bytes = 0
     for instance in record.instances:
         try:
-            reason = how.selection.reason_to_skip(instance)
+            reason = selection.reason_to_skip(instance)
             if reason is None:
                 size = instance.mask.size
-                check_pixels(*size, how.max_image_pixels)  # a few runs can state a giant
+                check_pixels(*size, max_image_pixels)  # a few runs can state a giant
                 mask = prepared_mask(instance.mask)
-                reason = how.selection.reason_to_skip_mask(mask)
+                reason = selection.reason_to_skip_mask(mask)
         except Exception as error:
             faults.append(InstanceFault(_named(error, record, instance), (instance.index,)))
             continue
@@ -129,31 +186,31 @@ def prepare(image: ImageRecord, how: Preparing) -> PreparedImage:
         sizes.append(size)
         del mask, held
     if not chosen:
-        return PreparedImage(None, False, (), tuple(kept), tuple(faults))
+        return PreparedImage(kept=tuple(kept), faults=tuple(faults))
     try:
-        assert record.path is not None  # refining opens its sources with the photos
-        photo = read_image(record.path, set(sizes), how.max_image_pixels)
+        assert record.path is not None  # refining opens its sources with the images
+        read = read_image(record.path, set(sizes), max_image_pixels)
     except Exception as error:
         indexes = tuple(each.index for each in chosen)
         faults.append(InstanceFault(_named(error, record), indexes, whole_image=True))
-        return PreparedImage(None, False, (), tuple(kept), tuple(faults))
-    height, width, _ = photo.pixels.shape
+        return PreparedImage(kept=tuple(kept), faults=tuple(faults))
+    height, width, _ = read.pixels.shape
     fitting = []
     for each, size in zip(chosen, sizes, strict=True):
         if size == (height, width):
             fitting.append(each)
         else:
             faults.append(InstanceFault(_misfit(record, each.label, size, (height, width)), (each.index,)))
-    return PreparedImage(photo.pixels, photo.turned, tuple(fitting), tuple(kept), tuple(faults))
+    return PreparedImage(read.pixels, read.turned, tuple(fitting), tuple(kept), tuple(faults))
 
 
-def prepared_mask(mask: EncodedMask) -> Mask | MaskWindow:
+def prepared_mask(mask: Mask | MaskWindow | EncodedMask) -> Mask | MaskWindow:
     """A mask as a refiner takes it: runs, or a window of probabilities.
 
     Raises:
         InputError: the encoding is damaged.
     """
-    if isinstance(mask, Mask):
+    if isinstance(mask, (Mask, MaskWindow)):
         return mask
     window = mask.decode()
     return Mask.from_window(window) if window.values.dtype == bool else window
@@ -161,7 +218,7 @@ def prepared_mask(mask: EncodedMask) -> Mask | MaskWindow:
 
 def failed(image: ImageRecord, error: InputError) -> PreparedImage:
     """The image with all its instances at fault."""
-    return PreparedImage(None, False, (), (), (InstanceFault(error, image.indexes, whole_image=True),))
+    return PreparedImage(faults=(InstanceFault(error, image.indexes, whole_image=True),))
 
 
 def no_memory(record: ImageRecord, label: str | None = None) -> InputError:
@@ -174,8 +231,23 @@ def no_memory(record: ImageRecord, label: str | None = None) -> InputError:
     )
 
 
+def system_fault(error: BaseException | None) -> OSError | None:
+    """What the system refused behind an error (no more open files, no space, a broken disk): not the input's fault."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SYSTEM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _named(error: Exception, record: ImageRecord, instance: Instance | None = None) -> InputError:
-    """An exception as what is wrong with the image or one of its records."""
+    """An exception as what is wrong with the image or one of its records.
+
+    Raises:
+        OSError: neither is at fault.
+    """
+    if (fault := system_fault(error)) is not None:
+        raise fault
     if isinstance(error, InputError):
         if instance is None or error.record or error.file:
             return error

@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from transfiner_refine.formats import PngKind
+from transfiner_refine.errors import InputError, MaskRefineError
+from transfiner_refine.formats.convert import check_destination, covered_errors
+from transfiner_refine.formats.records import Format, PngKind, Source, Written
 from transfiner_refine.formats.registry import format_named, open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS
-from transfiner_refine.pipeline.contract import AnyRefiner
-from transfiner_refine.pipeline.destination import Destination
-from transfiner_refine.pipeline.fingerprint import input_entries, refiner_entries
-from transfiner_refine.pipeline.journal import journal_path
-from transfiner_refine.pipeline.keeping import kept_run
-from transfiner_refine.pipeline.run import refine_source
-from transfiner_refine.pipeline.selection import Selection, category_ids
+from transfiner_refine.output import atomic_output, remove_drafts
+from transfiner_refine.pipeline.batches import AnyRefiner
+from transfiner_refine.pipeline.fingerprint import content_digest, input_entries, refiner_entries
+from transfiner_refine.pipeline.journal import Journal, journal_path
+from transfiner_refine.pipeline.prepare import Selection, category_ids, system_fault
+from transfiner_refine.pipeline.run import Outcome, mean_share, refine_source
 from transfiner_refine.pipeline.summary import Summary
 
-__all__ = ["refine_files"]
+__all__ = ["Interrupted", "refine_files"]
+
+_COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
+_REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "free memory",
+    errno.ENOSPC: "make space on the disk",
+    errno.EDQUOT: "make space on the disk",
+    errno.EIO: "check the disk",
+}
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the text says what is kept and how to go on."""
+
+
+@contextmanager
+def _system_faults() -> Iterator[None]:
+    """What the system refuses is not said to be the input's fault."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        fault = system_fault(error) or (error if isinstance(error, OSError) else None)
+        if fault is None:
+            raise
+        raise MaskRefineError(
+            f"the system refused ({fault.strerror or fault}), which is no fault of the input",
+            remedy=_REMEDIES.get(fault.errno or 0),
+        ) from error
+
+
+@_system_faults()
 def refine_files(
     images: str | Path,
     masks: str | Path,
@@ -51,20 +84,21 @@ def refine_files(
     strict: bool = False,
     dry_run: bool = False,
     progress: bool = False,
+    then: Callable[[Summary, bool], object] | None = None,
 ) -> Summary:
     """Refines the masks of files and writes files of the same kind.
 
     What is done is kept in a journal beside the output (``.NAME.journal``) until the output is there. A run that
-    breaks off, even by ``kill -9``, can be gone on with by calling this again with ``resume``; the output is then
+    is interrupted, even by ``kill -9``, can be resumed by calling this again with ``resume``; the output is then
     byte for byte the same as without the interruption.
 
     Args:
-        images: folder of the photos.
+        images: folder of the images.
         masks: a file or folder of masks in any format of ``transfiner_refine.formats.registry.FORMATS``.
         output: the file or folder to write.
         format: the format of ``masks``, "auto" to tell it by the content.
         to: the format of ``output``, None for that of ``masks``.
-        image_info: for COCO results: an annotation file that says which image id is which photo.
+        image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         weights: name of shipped weights, or a path.
@@ -78,7 +112,7 @@ def refine_files(
         min_area: masks of fewer pixels pass through.
         score_threshold: instances with a lower score pass through.
         categories: ids or names to refine; all others pass through. Empty for all.
-        max_image_pixels: photos and mask images with more pixels are not decoded; their masks pass through as
+        max_image_pixels: images and mask images with more pixels are not decoded; their masks pass through as
             failed.
         keep_boxes: leave ``bbox`` and ``area`` as they are.
         workers: processes that decode images, 0 for threads of this process; None as
@@ -89,14 +123,16 @@ def refine_files(
         strict: stop at the first record or image that cannot be used.
         dry_run: read and check everything, refine and write nothing.
         progress: a bar on stderr, if that is a terminal.
+        then: what belongs to the run when the output is there: called with the summary, and whether an interrupted
+            run had come so far before. Until it has returned, the run can be resumed.
 
     Returns:
-        The tally; its ``exit_code`` is 1 if some records or images failed, though all others are written.
+        The summary; its ``exit_code`` is 1 if some records or images failed, though all others are written.
 
     Raises:
         InputError: the input cannot be used at all; with ``strict``, some of it cannot. Nothing is written.
-        OutputError: the output exists, is an input, is being written by another run or cannot be written; or
-            there is a journal, and it is of another run or ``resume`` was not asked for.
+        OutputError: the output exists, is, holds or lies inside an input, is being written by another run or
+            cannot be written; or there is a journal, and it is of another run or ``resume`` was not asked for.
         CheckpointError, DeviceError: from loading the weights.
         Interrupted: Ctrl-C, when there is something to resume.
     """
@@ -111,21 +147,26 @@ def refine_files(
         class_names=class_names,
         max_image_pixels=max_image_pixels,
     )
-    other_format = None if to in (None, read_as.name) else format_named(to)
+    target = read_as if to is None else format_named(to)
     files = {"--masks": masks, "--image-info": image_info, "--class-names": class_names}
     if read_as.beside is not None:
         files["the PNGs of --masks"] = read_as.beside(masks)
     inputs = [images, *(Path(path) for path in files.values() if path is not None)]
-    destination = Destination(source, output, other_format, inputs, keep_boxes)
-    destination.check(overwrite=overwrite or (resume and journal_path(output).exists()))
+    inputs += [Path(weights)] if Path(weights).is_file() else []
+    beside = None if target.beside is None else target.beside(output)
+    check = partial(check_destination, target, output, inputs)
+    check(overwrite=overwrite or (resume and journal_path(output).exists()))
     selection = Selection(min_area, score_threshold, category_ids(categories, source.categories, masks))
     run = partial(
         refine_source, source, selection=selection, max_image_pixels=max_image_pixels, workers=workers,
         strict=strict, progress=progress,
     )  # fmt: skip
     if dry_run:
-        return run(refiner=None).summary
-    with kept_run(output, source.num_instances) as journal:
+        summary = run(refiner=None).summary
+        if then is not None:
+            then(summary, False)
+        return summary
+    with _resumable(output, source.num_instances) as journal:
         journal.refuse_unfinished(resume=resume, overwrite=overwrite)
         weights_file = None
         if refiner is None:
@@ -150,16 +191,77 @@ def refine_files(
             "--png-kind": png_kind,
             "--max-image-pixels": str(max_image_pixels),
         }
-        fingerprint = input_entries(images, files, reading, selection, output)
+        fingerprint = input_entries(images, files, reading, selection)
         journal.begin(fingerprint | refiner_entries(refiner, weights_file), resume=resume)
-        ledger = journal.ledger
-        if not overwrite and not ledger.writing:
-            destination.check(overwrite=False)  # what is there is not of the run that is resumed
-        destination.clear()
-        outcome = run(refiner=refiner, ledger=ledger)
-        ledger.note_writing()
-        written = destination.write(outcome.masks)
-        destination.account(written, outcome)
-        outcome.summary.seconds = ledger.seconds
-        journal.is_done = True
+        was_written = journal.has_written(_stamps(output, beside))
+        if not (overwrite or was_written):
+            check(overwrite=False)  # what is there is not of the run that is resumed
+        for path in (output, *([] if beside is None else [beside])):
+            remove_drafts(path)
+        outcome = run(refiner=refiner, journal=journal)
+        with atomic_output(output, beside, overwrite=overwrite or was_written) as draft:
+            if to in (None, read_as.name):
+                written = source.write(draft, outcome.masks, keep_boxes=keep_boxes, overwrite=True)
+            else:
+                written = target.write(draft, source, outcome.masks)
+            journal.note_output(_stamps(draft, None if target.beside is None else target.beside(draft)))
+        _account(outcome, written, source, None if target is read_as else target)
+        outcome.summary.seconds = journal.seconds
+        if then is not None:
+            then(outcome.summary, was_written)
     return outcome.summary
+
+
+@contextmanager
+def _resumable(output: Path, num_instances: int) -> Iterator[Journal]:
+    """The journal of a run. It stays if the block fails and there is something to go on with.
+
+    Raises:
+        OutputError: from opening the journal.
+        MaskRefineError: errors of the block, with a word on how to go on.
+        Interrupted: for Ctrl-C in the block.
+    """
+    journal, keep = Journal(num_instances, output), True
+    try:
+        with _system_faults():
+            yield journal
+        keep = False
+    except KeyboardInterrupt:
+        raise Interrupted("; ".join(filter(None, ("interrupted", journal.way_on())))) from None
+    except MaskRefineError as error:
+        if (way_on := journal.way_on()) is None:
+            raise
+        remedy = "; ".join(filter(None, (error.remedy, way_on)))
+        raise type(error)(error.reason, file=error.file, record=error.record, remedy=remedy) from error
+    finally:
+        journal.close(keep=keep)
+
+
+def _stamps(*outputs: Path | None) -> dict[str, Any]:
+    """What tells outputs from others of their names, and stays when they are renamed."""
+    stamps = {}
+    for path in outputs:
+        if path is None or not path.exists():
+            continue
+        state = path.stat()
+        is_folder = path.is_dir()
+        stamps[path.name] = (
+            content_digest(path) if is_folder else [state.st_ino, state.st_size, state.st_mtime_ns]
+        )
+    return stamps
+
+
+def _account(outcome: Outcome, written: Written, source: Source, other_format: Format | None) -> None:
+    """Takes what writing had to decide into the summary."""
+    summary = outcome.summary
+    summary.overlap_pixels = written.overlap_pixels
+    known = {str(error) for error in summary.errors}  # most of them have been met in refining already
+    summary.errors += [fault.error for fault in written.faults if str(fault.error) not in known]
+    summary.not_written = sum(fault.instances for fault in written.faults)
+    if other_format is not None:
+        summary.not_written += len(written.covered)
+        summary.errors += covered_errors(source, written.covered, other_format)
+    elif written.covered:
+        summary.refined -= len(written.covered)
+        summary.passed_through[_COVERED] += len(written.covered)
+        summary.mean_changed_share = mean_share(outcome.changed_shares, written.covered)

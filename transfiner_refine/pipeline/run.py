@@ -6,9 +6,9 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
@@ -17,25 +17,26 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import Mask, RecordFault, Source
+from transfiner_refine.formats.records import ImageRecord, RecordFault, Source, UnreadSource
 from transfiner_refine.images import MAX_IMAGE_PIXELS
-from transfiner_refine.masks import MaskWindow
-from transfiner_refine.pipeline.batches import ImageToRefine, batches
-from transfiner_refine.pipeline.contract import AnyRefiner, as_mask_refiner
-from transfiner_refine.pipeline.decoding import DecodingPool
-from transfiner_refine.pipeline.ledger import Ledger
-from transfiner_refine.pipeline.memory import OomSplittingRefiner
-from transfiner_refine.pipeline.prepare import Preparing
-from transfiner_refine.pipeline.read_ahead import ImageAhead, read_ahead
-from transfiner_refine.pipeline.selection import Selection
-from transfiner_refine.pipeline.summary import Summary
-from transfiner_refine.pipeline.tally import Place, Tally
-
-__all__ = ["Outcome", "changed_share", "default_workers", "mean_share", "refine_source"]
-
-_BATCHES_BEHIND = (
-    1  # refined and not written down yet, while the next is refined; more would be lost by a kill
+from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.pipeline.batches import (
+    AnyRefiner,
+    BatchItem,
+    ImageToRefine,
+    OomSplittingRefiner,
+    batches,
 )
+from transfiner_refine.pipeline.journal import Journal, Recalled
+from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, Selection, system_fault
+from transfiner_refine.pipeline.summary import RunStats, Summary
+from transfiner_refine.pipeline.workers import Pending, WorkerPool
+
+__all__ = ["Outcome", "changed_share", "default_workers", "mean_share", "read_ahead", "refine_source"]
+
+_BATCHES_AHEAD = 4
+_PIXELS_AHEAD = 1 << 26  # decoded or being decoded, 3 bytes each; a single larger image is let through alone
+_BATCHES_BEHIND = 1  # refined and not written down yet, while the next is refined; a kill would lose more
 _NOTES_AT_ONCE = 64  # images and batches written down together at most
 _DRY_BATCH = 32
 _MOST_WORKERS = 16
@@ -49,7 +50,7 @@ class Outcome:
         masks: refined masks by ``Instance.index``, each read where it is asked for.
         changed_shares: [instances] float64: changed pixels / pixels of the coarse mask's box; NaN where an
             instance has no refined mask.
-        summary: the tally.
+        summary: what the run did.
     """
 
     masks: Mapping[int, Mask]
@@ -62,7 +63,7 @@ def refine_source(
     refiner: AnyRefiner | None,
     selection: Selection | None = None,
     *,
-    ledger: Ledger | None = None,
+    journal: Journal | None = None,
     workers: int | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     strict: bool = False,
@@ -74,20 +75,22 @@ def refine_source(
         source: the masks.
         refiner: None for a dry run, which reads and decodes everything all the same.
         selection: what to refine, None for all but crowds and empty masks.
-        ledger: where results are kept and what is done already is found; None for memory.
+        journal: where results are kept and what is done already is found; None for memory.
         workers: processes that decode images; 0 for threads of this process, None as ``default_workers`` says.
-        max_image_pixels: photos with more pixels are not decoded.
+        max_image_pixels: images with more pixels are not decoded.
         strict: stop at the first thing that is wrong.
         progress: a bar on stderr, if that is a terminal.
 
     Returns:
-        Masks and tally, the same for every batch size, number of workers and interruption.
+        Masks and summary, the same for every batch size, number of workers and interruption.
 
     Raises:
         InputError: with ``strict``, the first fault.
-        OSError: the ledger cannot be written.
+        OutputError: the journal cannot be written.
+        OSError: the system refuses what the inputs need (open files, memory, a disk that fails).
     """
-    ledger = Ledger(source.num_instances) if ledger is None else ledger
+    journal = Journal(source.num_instances) if journal is None else journal
+    workers = default_workers(refiner) if workers is None else workers
     summary = Summary(images=source.num_images, dry_run=refiner is None)
     bar = tqdm(
         total=source.num_instances,
@@ -98,23 +101,19 @@ def refine_source(
         dynamic_ncols=True,
         smoothing=0,  # the mean of the whole run: images differ too much for a recent rate to say when it ends
     )
-    progress_of = _Progress(bar)
-    tally = Tally(summary, ledger, strict=strict, noting=refiner is not None)
-    workers = default_workers(refiner) if workers is None else workers
-    how = Preparing(selection or Selection(), max_image_pixels)
-    with bar, DecodingPool(workers, how) as pool, _Behind() as behind:
+    pool, behind = WorkerPool(workers, selection or Selection(), max_image_pixels), _Behind(journal)
+    run = _Run(RunStats(summary, strict=strict), None if refiner is None else journal, behind, bar)
+    with bar, pool, behind:
         if refiner is None:
-            items = read_ahead(source, ledger, pool, lambda: _DRY_BATCH)
-            for _, _, prepared in _to_refine(items, tally, behind, progress_of):
-                progress_of.refined(len(prepared.chosen))
+            for _, _, _, prepared in run.to_refine(read_ahead(source, journal, pool, lambda: _DRY_BATCH)):
+                bar.update(len(prepared.chosen))
                 summary.refined += len(prepared.chosen)
         else:
-            fitting = OomSplittingRefiner(as_mask_refiner(refiner), _say, progress_of.refined)
-            items = read_ahead(source, ledger, pool, lambda: fitting.batch_size)
-            _refine(_to_refine(items, tally, behind, progress_of), fitting, tally, behind, progress_of)
-    tally.close()
-    summary.mean_changed_share = mean_share(ledger.changed_shares)
-    return Outcome(ledger.masks, ledger.changed_shares, summary)
+            splitting = OomSplittingRefiner(refiner, _say, bar.update)
+            run.refine(read_ahead(source, journal, pool, lambda: splitting.batch_size), splitting)
+    run.stats.close()
+    summary.mean_changed_share = mean_share(journal.changed_shares)
+    return Outcome(journal.masks, journal.changed_shares, summary)
 
 
 def mean_share(changed_shares: NDArray[np.float64], without: Iterable[int] = ()) -> float:
@@ -136,21 +135,67 @@ def default_workers(refiner: AnyRefiner | None) -> int:
     return 1 if device == "cpu" else max(1, min(_MOST_WORKERS, cores - 1))
 
 
-class _Progress:
-    """A progress bar of instances, whose rate and remaining time are those of refining."""
+def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
+    """Pixels whose label changed / pixels of the coarse mask's box; a soft mask counts from 0.5 on."""
+    before = coarse if isinstance(coarse, Mask) else Mask.from_window(coarse)
+    x0, y0, x1, y1 = before.box
+    return before.differing(refined) / ((x1 - x0) * (y1 - y0))
 
-    def __init__(self, bar: tqdm[None]) -> None:
-        self._bar = bar
 
-    def refined(self, instances: int) -> None:
-        """Counts instances that took their time."""
-        self._bar.update(instances)
+@dataclass
+class _Ahead:
+    """An image on its way through the workers, or a fault of the source."""
 
-    def passed(self, instances: int) -> None:
-        """Counts instances that needed no refining, or were refined before an interruption."""
-        if not self._bar.disable:
-            self._bar.initial += instances
-            self._bar.update(instances)
+    position: int
+    item: ImageRecord | RecordFault
+    recalled: Recalled
+    pending: Pending | None
+    pixels: int
+    instances: int  # what it counts among those ahead
+
+
+# position in the source, what is there, what an interrupted run had done of it, the rest; None where there is none
+_Item = tuple[int, ImageRecord | RecordFault, Recalled, PreparedImage | None]
+
+
+def read_ahead(
+    source: Source, journal: Journal, pool: WorkerPool, batch_size: Callable[[], int]
+) -> Iterator[_Item]:
+    """Prepares what is not done yet, and gives everything in the order of the source with its position there.
+
+    Ahead are four batches of instances or twice as many images as the pool works on at a time, whichever is more,
+    but of large images only as many as fit into ``_PIXELS_AHEAD``. Memory does not grow with the source.
+    """
+    waiting: deque[_Ahead] = deque()
+    pixels = instances = 0
+
+    def first() -> _Item:
+        nonlocal pixels, instances
+        ahead = waiting.popleft()
+        pixels, instances = pixels - ahead.pixels, instances - ahead.instances
+        prepared = None if ahead.pending is None else ahead.pending.result()
+        return ahead.position, ahead.item, ahead.recalled, prepared
+
+    for position, item in enumerate(source.unread() if isinstance(source, UnreadSource) else source):
+        new = _Ahead(position, item, Recalled(0), None, 0, 1)
+        rest = None
+        if isinstance(item, ImageRecord):
+            new.recalled = journal.recall(item)
+            done = new.recalled.done
+            rest = item.without(done) if done else item
+            if rest.indexes:
+                new.instances, new.pixels = len(rest.indexes), rest.stated_pixels
+        while waiting and (
+            pixels + new.pixels > _PIXELS_AHEAD
+            or (instances >= _BATCHES_AHEAD * batch_size() and len(waiting) >= 2 * pool.size)
+        ):
+            yield first()
+        if rest is not None and rest.indexes:
+            new.pending = pool.submit(rest)
+        pixels, instances = pixels + new.pixels, instances + new.instances
+        waiting.append(new)
+    while waiting:
+        yield first()
 
 
 class _Behind:
@@ -160,8 +205,8 @@ class _Behind:
     is written down after it.
     """
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "transfiner-encode")
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._thread = journal, ThreadPoolExecutor(1, "transfiner-encode")
         self._notes: list[Callable[[], None]] = []
         self._waiting: deque[Future[None]] = deque()
         self._failed = False
@@ -187,11 +232,7 @@ class _Behind:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Has all that was noted written down.
-
-        Raises:
-            Exception: whatever an earlier note raised.
-        """
+        """Has all that was noted written down; raises whatever an earlier note raised."""
         while self._waiting and (len(self._waiting) >= _BATCHES_BEHIND or self._waiting[0].done()):
             self._waiting.popleft().result()
         self._submit()
@@ -201,79 +242,104 @@ class _Behind:
         self._waiting.append(self._thread.submit(self._write_down, notes))
 
     def _write_down(self, notes: list[Callable[[], None]]) -> None:
-        for note in notes:
-            if self._failed:
-                return
-            try:
+        if self._failed:
+            return
+        try:
+            for note in notes:
                 note()
-            except BaseException:
-                self._failed = True
-                raise
+            self._journal.commit()
+        except BaseException:
+            self._failed = True
+            raise
 
 
-def _to_refine(
-    items: Iterable[tuple[int, ImageAhead | RecordFault]], tally: Tally, behind: _Behind, progress: _Progress
-) -> Iterator[ImageToRefine]:
-    """Notes what needs no refiner and lets through the images that do."""
-    for position, item in items:
-        if isinstance(item, RecordFault):
-            progress.passed(item.instances)
-            behind.note(partial(tally.record_fault, position, item))
-            continue
-        record, prepared = item.record, item.prepared
-        if prepared is None:
-            progress.passed(len(record.indexes))
-            behind.note(partial(tally.image, position, item))
-            continue
-        progress.passed(len(record.indexes) - len(prepared.chosen))
-        without_pixels = replace(item, prepared=replace(prepared, pixels=None, chosen=()))
-        behind.note(partial(tally.image, position, without_pixels))
-        if prepared.chosen:
-            yield position, record, prepared
+class _Run:
+    """Tells statistics, journal and progress bar what becomes of each instance."""
+
+    def __init__(self, stats: RunStats, journal: Journal | None, behind: _Behind, bar: tqdm[None]) -> None:
+        self.stats, self._journal, self._behind, self._bar = stats, journal, behind, bar  # None: a dry run
+
+    def to_refine(self, items: Iterable[_Item]) -> Iterator[ImageToRefine]:
+        """Notes what needs no refiner and lets through the images that do.
+
+        Raises:
+            OSError: the system is at fault for what the source could not read.
+        """
+        for position, item, recalled, prepared in items:
+            if isinstance(item, RecordFault):
+                if (fault := system_fault(item.error)) is not None:
+                    raise fault
+                self._passed(item.instances)
+                self._behind.note(
+                    partial(
+                        self.stats.fault, position, item.error, item.instances, whole_image=item.whole_image
+                    )
+                )
+                continue
+            chosen = () if prepared is None else prepared.chosen
+            self._passed(len(item.indexes) - len(chosen))
+            said = None
+            if prepared is not None:  # without pixels, which would live until it is written down
+                said = PreparedImage(None, prepared.turned, (), prepared.kept, prepared.faults)
+            self._behind.note(partial(self._image, position, recalled, said))
+            if prepared is not None and chosen:
+                yield position, item, recalled.identity, prepared
+
+    def refine(self, items: Iterable[_Item], refiner: OomSplittingRefiner) -> None:
+        """Refines batch by batch."""
+
+        def refuse(item: BatchItem, error: InputError) -> None:
+            self._passed(1)
+            self._behind.note(partial(self._refused, item, error))
+
+        for batch in batches(self.to_refine(items), lambda: refiner.batch_size, refuse):
+            refined = refiner.refine(batch)
+            without_pixels = [item._replace(image=_NO_PIXELS) for item in batch]
+            del batch
+            self._behind.note(partial(self._batch, without_pixels, refined))
+            self._behind.hand_over()
+
+    def _passed(self, instances: int) -> None:
+        """Moves the bar by instances that took no time, so that its rate is that of refining."""
+        if not self._bar.disable:
+            self._bar.initial += instances
+            self._bar.update(instances)
+
+    # in the writing thread
+
+    def _image(self, position: int, before: Recalled, now: PreparedImage | None) -> None:
+        for _, has_pixels in before.masks:
+            self.stats.mask(has_pixels)
+        for said in (before,) if now is None else (before, now):
+            self.stats.faults(position, said.faults)
+            self.stats.kept(said.kept)
+        if before.turned or (now is not None and now.turned):
+            self.stats.turned()
+        if now is not None and self._journal is not None:
+            self._journal.note_image(before.identity, now)
+
+    def _refused(self, item: BatchItem, error: InputError) -> None:
+        assert self._journal is not None
+        said = PreparedImage(
+            turned=item.turned, faults=(InstanceFault(error, (item.instance,), by_refiner=True),)
+        )
+        self.stats.faults(item.position, said.faults)
+        self._journal.note_image(item.identity, said)
+
+    def _batch(self, batch: Sequence[BatchItem], refined: Sequence[Mask | InputError]) -> None:
+        assert self._journal is not None
+        Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
+        for item, mask in zip(batch, refined, strict=True):
+            if isinstance(mask, InputError):
+                self._refused(item, mask)
+                continue
+            share = changed_share(item.mask, mask) if mask.area else 0.0
+            self.stats.mask(mask.area > 0)
+            found = mask if mask.area else None
+            self._journal.note_mask(item.instance, item.identity, item.turned, found, share)
 
 
-def _refine(
-    images: Iterator[ImageToRefine],
-    refiner: OomSplittingRefiner,
-    tally: Tally,
-    behind: _Behind,
-    progress: _Progress,
-) -> None:
-    """Refines batch by batch."""
-
-    def refuse(place: Place, error: InputError) -> None:
-        progress.passed(1)
-        behind.note(partial(tally.refused, place, error))
-
-    for batch in batches(images, lambda: refiner.batch_size, refuse):
-        refined = refiner.refine(batch)
-        behind.note(partial(_write_down, batch.places, batch.masks, refined, tally))
-        del batch
-        behind.hand_over()
-
-
-def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
-    """Pixels whose label changed / pixels of the coarse mask's box; a soft mask counts from 0.5 on."""
-    before = coarse if isinstance(coarse, Mask) else Mask.from_window(coarse)
-    x0, y0, x1, y1 = before.box
-    return before.differing(refined) / ((x1 - x0) * (y1 - y0))
-
-
-def _write_down(
-    places: list[Place],
-    coarse_masks: list[Mask | MaskWindow],
-    refined: list[Mask | InputError],
-    tally: Tally,
-) -> None:
-    Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
-    for place, coarse, mask in zip(places, coarse_masks, refined, strict=True):
-        if isinstance(mask, InputError):
-            tally.refused(place, mask)
-        elif mask.area:
-            tally.mask(place[1], mask, changed_share(coarse, mask))
-        else:
-            tally.mask(place[1], None, 0.0)
-    tally.batch_done()
+_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 def _say(text: str) -> None:
