@@ -47,10 +47,11 @@ def test_refine_makes_the_report_in_the_same_run(work: Path, refined: Result) ->
 
 @pytest.mark.usefixtures("refined")
 def test_refine_refuses_a_full_report_folder_before_the_work(work: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "mine").write_text("mine")
     done = run(
         "refine", "--images", work / "images", "--masks", work / "masks", "--output", tmp_path / "out",
-        "--report", tmp_path,
+        "--report", tmp_path / "report",
     )  # fmt: skip
     assert done.exit_code == 1
     assert "exists already and is not empty" in done.stderr

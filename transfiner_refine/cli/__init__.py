@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +45,24 @@ class _OneLineError(click.ClickException):
 
 class _Commands(click.Group):
     """A group over ``_COMMANDS``, and the one place where errors become exit codes."""
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Runs a command; as a program (without arguments), it ends as soon as the command is done.
+
+        Taking down an interpreter with PyTorch in it lasts long enough to be killed in, and then a run that is done
+        would seem to be none.
+        """
+        try:
+            return super().__call__(*arguments, **keywords)
+        except SystemExit as end:
+            if isinstance(end.code, int) and not (arguments or keywords):
+                with suppress(OSError, ValueError):  # nobody reads: the usual way says so
+                    atexit._run_exitfuncs()
+                    for stream in (sys.stdout, sys.stderr):
+                        if stream is not None:
+                            stream.flush()
+                    os._exit(end.code)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from transfiner_refine.cli.options import (
     report_errors,
     shared,
 )
+
+if TYPE_CHECKING:
+    from transfiner_refine.pipeline import Summary
 
 __all__ = ["command"]
 
@@ -126,26 +129,37 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
         raise click.UsageError("--report compares masks of one format; leave --to out, or make it afterwards")
     if report is not None:
         from transfiner_refine.output import check_output_folder
+        from transfiner_refine.pipeline.journal import journal_path
 
         # before the work: nobody wants to hear of it after an hour
-        check_output_folder(report, [options["images"], options["masks"]], overwrite=options["overwrite"])
-    summary = refine_files(**options, progress=not quiet)
-    report_errors(summary.errors)
-    if not quiet:
-        click.echo("\n".join(summary.lines()))
-    if report is not None:
-        from transfiner_refine.report import build_report
-
-        built = build_report(
-            options["images"],
-            options["masks"],
-            options["output"],
+        inputs = ("images", "masks", "output", "image_info", "class_names")
+        may_be_there = options["resume"] and journal_path(options["output"]).exists()
+        check_output_folder(
             report,
-            image_info=options["image_info"],
-            png_kind=options["png_kind"],
-            overwrite=options["overwrite"],
-            progress=not quiet,
+            [options[name] for name in inputs if options[name] is not None],
+            overwrite=options["overwrite"] or may_be_there,
         )
+
+    def finish(summary: Summary, was_written: bool) -> None:
+        """The report is a part of the run: as long as it is not there, --resume makes it."""
+        report_errors(summary.errors)
         if not quiet:
-            click.echo("\n".join(built.lines()))
+            click.echo("\n".join(summary.lines()))
+        if report is not None:
+            from transfiner_refine.report import build_report
+
+            built = build_report(
+                options["images"],
+                options["masks"],
+                options["output"],
+                report,
+                image_info=options["image_info"],
+                png_kind=options["png_kind"],
+                overwrite=options["overwrite"] or was_written,
+                progress=not quiet,
+            )
+            if not quiet:
+                click.echo("\n".join(built.lines()))
+
+    summary = refine_files(**options, progress=not quiet, then=finish)
     ctx.exit(summary.exit_code)

@@ -134,7 +134,7 @@ class PanopticSource:
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         inputs = [self._path] if self._image_info is None else [self._path, self._image_info]
         check_output_file(output, inputs, overwrite=overwrite)
-        check_output_folder(png_folder(output), [self._folder], overwrite=overwrite)
+        check_output_folder(png_folder(output), [png_folder(self._path)], overwrite=overwrite)
 
     def write(
         self,
