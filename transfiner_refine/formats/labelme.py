@@ -1,32 +1,40 @@
-"""labelme: a JSON file for each photo, with the shapes that somebody drew.
+"""labelme: a JSON file for each image, with the shapes that somebody drew.
 
     labels/street.json                     {"shapes": [...], "imagePath": "street.jpg", "imageHeight": ..., ...}
 
 Polygons, rectangles, circles and masks are areas; those of one label and one ``group_id`` are one instance. Points
-and lines pass through. The photo is found in ``--images`` by the name in ``imagePath`` (its folders do not count, for
-they are those of another machine), else by the name of the JSON file; a photo inside the JSON (``imageData``) stays
+and lines pass through. The image is found in ``--images`` by the name in ``imagePath`` (its folders do not count, for
+they are those of another machine), else by the name of the JSON file; an image inside the JSON (``imageData``) stays
 there.
 
 A refined instance stands where its first shape stood and keeps that shape's other keys: a polygon each part, all in one
-group, or one shape of type "mask" where there are holes, which polygons do not have. Everything else in the file stays
-as it is; files without a refined instance are copied byte for byte.
+group, or one shape of type "mask" where there are holes, which polygons do not have. The file is edited in place: every
+other byte stays.
 
 Written from other formats: one JSON an image without ``imageData``, a score as key "score", a crowd as flag "iscrowd".
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
-from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files
-from transfiner_refine.formats.labelme_shapes import Shape, ShapesMask, is_area, parse_shape, shapes_of
+from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files, write_file
+from transfiner_refine.formats.json_stream import Ambiguous, edited, parse, parts, whole
+from transfiner_refine.formats.polygons import fill_polygons, inset_points, outlines
 from transfiner_refine.formats.records import (
     Format,
     ImageRecord,
@@ -37,7 +45,7 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.writing import Conversion
-from transfiner_refine.masks import Mask
+from transfiner_refine.masks import MAX_PIXELS, Mask, MaskWindow, union
 from transfiner_refine.output import atomic_folder
 
 __all__ = ["LABELME", "LabelmeSource"]
@@ -45,88 +53,99 @@ __all__ = ["LABELME", "LabelmeSource"]
 _VERSION = "5.5.0"  # of the layout; the first releases with mask shapes were of 5.3
 _NO_CLASS = "object"
 _CROWD = "iscrowd"
-_LOOKED_AT = 1 << 20  # bytes; a photo inside the file may come before the shapes
+_LOOKED_AT = 1 << 20  # bytes; an image inside the file may come before the shapes
+_FEWEST_POINTS = {"polygon": 3, "rectangle": 2, "oriented_rectangle": 4, "circle": 2, "mask": 2}  # of areas
+
+
+class _Area(NamedTuple):
+    """One shape: labelme's ``shape_type``, [points, xy] in pixels, and for a mask the base64 of its PNG."""
+
+    kind: str
+    points: NDArray[np.float64]
+    picture: str | None
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """One instance of a file.
+class _AreasMask:
+    """The areas of one instance as one mask; ``file`` and ``record`` are for messages."""
 
-    Attributes:
-        places: where its shapes are in the file's list.
-        label: its class's name.
-        shapes: its areas.
-        score: as written by this package, None where there is none.
-        is_crowd: it is flagged as a crowd.
-        group_id: its group, None for none.
-        error: why it cannot be used.
-    """
+    areas: tuple[_Area, ...]
+    size: tuple[int, int]
+    file: Path
+    record: str
+
+    def decode(self) -> MaskWindow:
+        """All pixels that are in any of the areas, inside their bounding box, bool."""
+        height, width = self.size
+        try:
+            if height * width > MAX_PIXELS:
+                raise InputError(f"the image's size is {height}×{width} (height × width)")
+            return union([_drawn(area, self.size) for area in self.areas], self.size)
+        except InputError as error:
+            raise error.at(self.file, self.record) from error
+
+
+class _Instance(NamedTuple):
+    """One instance of a file: where its shapes are in the list, and its first shape."""
 
     places: tuple[int, ...]
-    label: str
-    shapes: tuple[Shape, ...] = ()
-    score: float | None = None
-    is_crowd: bool = False
-    group_id: int | None = None
-    error: InputError | None = None
+    first: dict[str, Any]
+    areas: tuple[_Area, ...] | InputError
+
+    @property
+    def label(self) -> str:
+        return str(self.first.get("label", _NO_CLASS))
+
+    @property
+    def record(self) -> str:
+        return f"shape {self.places[0]} ({self.label})"
 
 
-@dataclass(frozen=True)
-class _File:
-    """What is kept of a file; its photo is not.
+class _File(NamedTuple):
+    """What is kept of a file: its instances, (height, width) and the name of its image where it states them."""
 
-    Attributes:
-        drawn: its instances, by their first shape.
-        size: (height, width) that it states, None where it states none.
-        photo: name of its photo without folder, None where it has none.
-    """
-
-    drawn: tuple[_Drawn, ...]
-    size: tuple[int, int] | None
-    photo: str | None
+    instances: list[_Instance]
+    size: tuple[int, int] | None = None
+    image: str | None = None
 
 
 class LabelmeSource(FolderSource):
-    """The JSON files of a folder and its subfolders."""
+    """The JSON files of a folder and its subfolders.
 
-    def __init__(self, folder: Path, images: Path | None, class_names: Path | None = None) -> None:
+    Class names of ``--class-names`` number the labels, first line = 0. Labels that are not among them, or all of them
+    where there are none, are numbered on in the order of the alphabet, from 1 on at least.
+    """
+
+    def __init__(self, folder: Path, options: OpenOptions) -> None:
         """Reads the JSON files.
-
-        Args:
-            folder: the folder of the JSON files.
-            images: the folder of the photos, None to do without them.
-            class_names: a text file of names that numbers the labels, first line = 0. Labels that are not in it, or
-                all of them where there is none, are numbered on in the order of the alphabet, from 1 on at least.
 
         Raises:
             InputError: no such folder, no JSON file in it, or no image that can be used.
         """
-        super().__init__(folder, images)
+        super().__init__(folder, options.images)
         names = [name for name in self.files if name.suffix.lower() == ".json"]
         if not names:
             raise InputError("holds no JSON files", file=folder, remedy="give a folder of labelme's files")
-        photos = None if images is None else ImageTree(images)
+        tree = None if options.images is None else ImageTree(options.images)
         self._files: list[_File] = []
-        found = []
+        entries = []
         for name in names:
+            stem, error, file = name.with_suffix(""), None, _File([])
             try:
-                file = _read(folder / name)
-            except InputError as error:
-                self._files.append(_File((), None, None))
-                found.append(FolderEntry(name, name.with_suffix(""), 1, error=error))
-                continue
+                file = _instances_of(self._document(name), folder / name)
+            except InputError as unreadable:
+                error = unreadable
+            if file.image is not None:
+                called = name.with_name(PurePosixPath(file.image).stem)
+                stem = called if tree is None or tree.has_key(called.name) else stem
             self._files.append(file)
-            stem = name.with_suffix("")
-            called = None if file.photo is None else name.with_name(PurePosixPath(file.photo).stem)
-            if called is not None and (photos is None or photos.has_key(called.name)):
-                stem = called
-            found.append(FolderEntry(name, stem, len(file.drawn)))
-        self.entries = tuple(found)
-        self._names = {} if class_names is None else read_class_names(class_names)
-        labels = {drawn.label for file in self._files for drawn in file.drawn} - set(self._names.values())
-        self._names.update(enumerate(sorted(labels), max([0, *self._names]) + 1))
+            entries.append(FolderEntry(name, stem, 1 if error else len(file.instances), error=error))
+        self.entries = tuple(entries)
+        self._names = {} if options.class_names is None else read_class_names(options.class_names)
+        labels = {drawn.label for file in self._files for drawn in file.instances}
+        self._names.update(enumerate(sorted(labels - {*self._names.values()}), max([0, *self._names]) + 1))
         self._ids = {label: number for number, label in reversed(self._names.items())}
-        self.find_images(photos)
+        self.find_images(tree)
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -135,19 +154,19 @@ class LabelmeSource(FolderSource):
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
     ) -> Iterator[Instance | RecordFault]:
-        file, path = self._files[position], self.folder / self.entries[position].name
-        for index, drawn in enumerate(file.drawn):
-            if drawn.error is not None:
-                yield RecordFault(drawn.error)
+        name, file = self.entries[position].name, self._files[position]
+        for index, drawn in enumerate(file.instances):
+            if isinstance(drawn.areas, InputError):
+                yield RecordFault(drawn.areas)
                 continue
-            record = f"shape {drawn.places[0]} ({drawn.label})"
+            score, flags = drawn.first.get("score"), drawn.first.get("flags")
             yield Instance(
                 index=index,
-                mask=ShapesMask(drawn.shapes, file.size or size(), path, record),
-                label=f"{self.entries[position].name} {record}",
+                mask=_AreasMask(drawn.areas, file.size or size(), self.folder / name, drawn.record),
+                label=f"{name} {drawn.record}",
                 category_id=self._ids[drawn.label],
-                score=drawn.score,
-                is_crowd=drawn.is_crowd,
+                score=float(score) if type(score) in (int, float) and math.isfinite(score) else None,
+                is_crowd=isinstance(flags, dict) and flags.get(_CROWD) is True,
             )
 
     def stated_size(self, position: int) -> tuple[int, int] | None:
@@ -155,40 +174,55 @@ class LabelmeSource(FolderSource):
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name
-        document = _load(self.folder / name)
-        shapes: list[Any] = document["shapes"]
-        replaced: dict[int, list[Any]] = {}
-        free = _free_group(shapes)
+        data = self.read(name)
+        text = data.decode("utf-8-sig")
+        start = next(start for key, _, start, _ in parts(text) if key == "shapes")
+        shapes = list(parts(text, start))
+        groups = [whole(shape.get("group_id")) for _, shape, _, _ in shapes if isinstance(shape, dict)]
+        free_group = max([0, *(group for group in groups if group is not None)]) + 1
+        between = "," + text[start + 1 : shapes[0][2]]
+        new: dict[int, tuple[int, int, str]] = {}  # edits by place
         for index, mask in masks.items():
-            drawn = self._files[position].drawn[index]
-            first, *others = drawn.places
-            replaced[first] = shapes_of(mask.decode(), shapes[first], drawn.group_id, free)
-            replaced.update((place, []) for place in others)
-            free += 1
-        document["shapes"] = [
-            shape for place, before in enumerate(shapes) for shape in replaced.get(place, [before])
-        ]
-        _dump(document, draft / name)
+            first, *others = self._files[position].instances[index].places
+            _, shape, begin, end = shapes[first]
+            records = _shapes_of(mask.decode(), shape, free_group) or [{}]  # an empty mask changes nothing
+            new[first] = (begin, end, between.join(_with(text[begin:end], record) for record in records))
+            for place in others:  # goes with the comma before it; a first shape is never among the others
+                new[place] = (shapes[place - 1][3], shapes[place][3], "")
+            free_group += 1
+        mark = data[: data.startswith(BOM_UTF8) * len(BOM_UTF8)]
+        write_file(draft / name, mark + edited(text, [new[place] for place in sorted(new)]).encode())
         return Written()
 
     def usual_image_name(self, position: int) -> str | None:
-        photo = self._files[position].photo
-        return None if photo is None else self.entries[position].name.with_name(photo).as_posix()
+        image = self._files[position].image
+        return None if image is None else self.entries[position].name.with_name(image).as_posix()
+
+    def _document(self, name: PurePosixPath) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            document = parse(self.read(name).decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"is not valid JSON: {error}", file=path, remedy="replace the file") from None
+        except InputError as error:
+            raise error.at(path) from None
+        if isinstance(document, Ambiguous):
+            raise document.error.at(path)
+        if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
+            raise InputError("has no list of shapes", file=path, remedy="give files that labelme has written")
+        return document
 
 
 def recognise(path: Path) -> bool:
-    """A folder of JSON files that speak of shapes and of an image's path."""
-    found = first_files(path, ".json")
-    return bool(found) and all(_mentions(file, b'"shapes"') for file in found)
-
-
-def open_labelme(path: Path, options: OpenOptions) -> LabelmeSource:
-    """Reads the JSON files.
-
-    Raises:
-        InputError: no such folder, no JSON file in it, or no image that can be used.
-    """
-    return LabelmeSource(path, options.images, options.class_names)
+    """A folder with a JSON file that speaks of shapes."""
+    for file in first_files(path, ".json"):
+        try:
+            with file.open("rb") as opened:
+                if b'"shapes"' in opened.read(_LOOKED_AT):
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
@@ -199,28 +233,33 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
-        for stem, size, image in conversion:
-            document = _document(conversion, stem, size, image, source.categories)
-            _dump(document, draft / f"{stem}.json")
+        for stem, (height, width), image in conversion:
+            document = {
+                "version": _VERSION,
+                "flags": {},
+                "shapes": _new_shapes(conversion, image, source.categories),
+                "imagePath": PurePosixPath(image.file_name or f"{stem}.jpg").name,
+                "imageData": None,
+                "imageHeight": height,
+                "imageWidth": width,
+            }
+            text = json.dumps(document, ensure_ascii=False, indent=2)
+            # half of a pair of characters, which no UTF-8 can hold, becomes its escape in JSON
+            write_file(draft / f"{stem}.json", text.encode(errors="backslashreplace"))
     return conversion.written()
 
 
-def _document(
-    conversion: Conversion,
-    stem: PurePosixPath,
-    size: tuple[int, int],
-    image: ImageRecord,
-    categories: Mapping[int, str],
-) -> dict[str, Any]:
-    shapes: list[dict[str, Any]] = []
+def _new_shapes(
+    conversion: Conversion, image: ImageRecord, categories: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    shapes = []
     for group_id, instance in enumerate(image.instances, 1):
         mask = instance.mask.decode().hard()
         if mask.area == 0:
             conversion.leave_out(image, instance, "its mask is empty", "labelme has no shape without points")
             continue
-        number = instance.category_id
-        like: dict[str, Any] = {
-            "label": _NO_CLASS if number is None else categories.get(number, str(number)),
+        shape: dict[str, Any] = {
+            "label": _label(instance.category_id, categories),
             "points": [],
             "group_id": None,
             "description": "",
@@ -229,91 +268,151 @@ def _document(
             "mask": None,
         }
         if instance.score is not None:
-            like["score"] = instance.score
-        shapes += shapes_of(mask, like, None, group_id)
-    height, width = size
-    photo = PurePosixPath(image.file_name or f"{stem}.jpg")
-    return {
-        "version": _VERSION,
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": photo.name,
-        "imageData": None,
-        "imageHeight": height,
-        "imageWidth": width,
-    }
+            shape["score"] = instance.score
+        shapes += [shape | record for record in _shapes_of(mask, shape, group_id)]
+    return shapes
 
 
-def _read(path: Path) -> _File:
-    document = _load(path)
-    groups: dict[tuple[str, tuple[str, int]], list[int]] = {}
+def _label(number: int | None, categories: Mapping[int, str]) -> str:
+    """The name of a category; one without a name gets one that no other has."""
+    if number is not None and number in categories:
+        return categories[number]
+    label = _NO_CLASS if number is None else str(number)
+    while label in categories.values():
+        label = f"{label} (no name)"
+    return label
+
+
+def _instances_of(document: dict[str, Any], path: Path) -> _File:
+    groups: dict[tuple[str, str, Any], list[int]] = {}
     for place, shape in enumerate(document["shapes"]):
-        if is_area(shape):
+        if isinstance(shape, dict) and _kind(shape) in _FEWEST_POINTS:
             group_id = shape.get("group_id")
             # a shape without group is an instance of its own, hence its place
-            group = ("group", group_id) if type(group_id) is int else ("place", place)
-            groups.setdefault((str(shape.get("label", _NO_CLASS)), group), []).append(place)
-    drawn = tuple(
-        _drawn(path, document["shapes"], label, tuple(places)) for (label, _), places in groups.items()
-    )
-    height, width = document.get("imageHeight"), document.get("imageWidth")
-    photo = document.get("imagePath")
-    name = PureWindowsPath(photo).name if isinstance(photo, str) else ""  # its parts may be parted by \ or /
-    size = None
-    if type(height) is int and type(width) is int and height > 0 and width > 0:
-        size = (height, width)
-    return _File(drawn, size, name or None)
+            group = ("group", group_id) if type(group_id) in (int, float, str) else ("place", place)
+            groups.setdefault((str(shape.get("label", _NO_CLASS)), *group), []).append(place)
+    instances = []
+    for places in groups.values():
+        shapes = [document["shapes"][place] for place in places]
+        drawn = _Instance(tuple(places), shapes[0], ())
+        try:
+            instances.append(drawn._replace(areas=tuple(_area(shape) for shape in shapes)))
+        except InputError as error:
+            instances.append(drawn._replace(areas=error.at(path, drawn.record)))
+    height, width, image = (document.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
+    size = (height, width) if type(height) is type(width) is int and height > 0 and width > 0 else None
+    # the parts of the path may be parted by \ or /
+    name = PureWindowsPath(image).name if isinstance(image, str) else ""
+    return _File(instances, size, name or None)
 
 
-def _drawn(path: Path, shapes: list[Any], label: str, places: tuple[int, ...]) -> _Drawn:
-    first = shapes[places[0]]
+def _kind(shape: dict[str, Any]) -> str:
+    kind = shape.get("shape_type", "polygon")  # the first versions had polygons only and did not say so
+    return kind if isinstance(kind, str) else "polygon" if kind is None else ""
+
+
+def _area(shape: dict[str, Any]) -> _Area:
+    """A shape, checked."""
+    if isinstance(shape, Ambiguous):
+        raise shape.error
+    kind, points, picture = _kind(shape), shape.get("points"), shape.get("mask")
+    if (
+        not isinstance(points, list)
+        or len(points) < _FEWEST_POINTS[kind]
+        or not all(isinstance(point, list) and len(point) == 2 for point in points)
+        or any(type(number) not in (int, float) for point in points for number in point)
+    ):
+        reason = f"a {kind} needs {_FEWEST_POINTS[kind]} points or more, [x, y] each"
+        raise InputError(reason, remedy="draw the shape again")
+    if kind == "mask" and not isinstance(picture, str):
+        raise InputError("a shape of type mask has no mask", remedy="draw the shape again")
     try:
-        areas = tuple(parse_shape(shapes[place]) for place in places)
-    except InputError as error:
-        blamed = InputError(
-            error.reason, file=path, record=f"shape {places[0]} ({label})", remedy=error.remedy
-        )
-        return _Drawn(places, label, error=blamed)
-    score, flags, group_id = first.get("score"), first.get("flags"), first.get("group_id")
-    return _Drawn(
-        places,
-        label,
-        areas,
-        float(score) if type(score) in (int, float) and math.isfinite(score) else None,
-        isinstance(flags, dict) and flags.get(_CROWD) is True,
-        group_id if type(group_id) is int else None,
-    )
+        corners = np.array(points, np.float64)
+    except OverflowError:
+        raise InputError("has a coordinate without end", remedy="draw the shape again") from None
+    if not np.isfinite(corners).all():
+        raise InputError("has a coordinate that is not a finite number", remedy="draw the shape again")
+    return _Area(kind, corners, picture if kind == "mask" else None)
 
 
-def _free_group(shapes: list[Any]) -> int:
-    """A group id that no shape of the file has, nor any above it."""
-    used = [shape.get("group_id") for shape in shapes if isinstance(shape, dict)]
-    return max([0, *(group_id for group_id in used if type(group_id) is int)]) + 1
+def _drawn(area: _Area, size: tuple[int, int]) -> MaskWindow:
+    kind, points, picture = area
+    if picture is not None:
+        return _pasted(picture, points, size)
+    if kind == "circle":
+        return _disc(points, size)
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = points[:2]
+        points = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    return fill_polygons([points], size)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _disc(points: NDArray[np.float64], size: tuple[int, int]) -> MaskWindow:
+    """The pixels whose centres are inside a circle, given by its centre and a point on it."""
+    (x, y), radius = points[0], math.hypot(*(points[1] - points[0]))
+    height, width = size
+    if not max(abs(x), abs(y), radius) <= 3 * max(size):
+        raise InputError(f"the circle at ({x:g}, {y:g}) lies far outside of its {width}×{height} image")
+    x0, y0 = max(0, math.floor(x - radius)), max(0, math.floor(y - radius))
+    columns = np.arange(x0, max(x0, min(width, math.ceil(x + radius))))
+    rows = np.arange(y0, max(y0, min(height, math.ceil(y + radius))))
+    inside = np.hypot(columns[None] + 0.5 - x, rows[:, None] + 0.5 - y) < radius
+    return MaskWindow(inside, x0, y0, size).tight()
+
+
+def _pasted(picture: str, points: NDArray[np.float64], size: tuple[int, int]) -> MaskWindow:
+    """The picture of a mask shape at its place: its first point is its upper left pixel."""
+    height, width = size
     try:
-        document = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="check --masks") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or numbers of thousands of digits
-        raise InputError(f"is not valid JSON: {error}", file=path, remedy="replace the file") from None
-    if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
-        raise InputError("has no list of shapes", file=path, remedy="give files that labelme has written")
-    return document
+        with Image.open(io.BytesIO(base64.b64decode(picture)), formats=("PNG",)) as image:
+            if image.width * image.height > height * width:
+                raise InputError(f"its mask is {image.height}×{image.width}, larger than its image")
+            pixels = np.asarray(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise what they like on damaged files
+        raise InputError(f"its mask is no PNG ({error})", remedy="draw the shape again") from None
+    values: NDArray[np.bool_] = np.any(pixels.reshape(*pixels.shape[:2], -1), axis=2)
+    x, y = (int(corner) for corner in np.clip(points[0], -MAX_PIXELS, MAX_PIXELS))
+    left, top = max(0, -x), max(0, -y)
+    inside = values[top : max(top, height - y), left : max(left, width - x)]
+    return MaskWindow(inside, x + left, y + top, size).tight() if inside.size else union([], size)
 
 
-def _dump(document: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=2), encoding="utf-8")
+def _shapes_of(mask: MaskWindow, shape: Mapping[str, Any], free_group: int) -> list[dict[str, Any]]:
+    """What to change in a shape for a mask: a record for each polygon, or one where polygons cannot hold it.
+
+    Polygons have no holes, so a mask with any becomes ``shape_type`` "mask" as a whole. Lines run a quarter of a pixel
+    inside the edges of the pixels, so that labelme's own export paints these pixels and no more.
+
+    Args:
+        mask: with at least one pixel.
+        shape: the shape that is replaced.
+        free_group: the group for several parts that had none.
+    """
+    loops = outlines(mask)
+    if any(loop.is_hole for loop in loops):
+        mask = mask.tight()
+        height, width = mask.values.shape
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(mask.foreground)).save(buffer, format="PNG")
+        corners = [[float(mask.x), float(mask.y)], [float(mask.x + width - 1), float(mask.y + height - 1)]]
+        picture = base64.b64encode(buffer.getvalue()).decode("ascii")
+        return [{"points": corners, "shape_type": "mask", "mask": picture}]
+    more: dict[str, Any] = {"mask": None} if "mask" in shape else {}
+    if len(loops) > 1 and shape.get("group_id") is None:
+        more["group_id"] = free_group
+    return [{"points": inset_points(loop), "shape_type": "polygon"} | more for loop in loops]
 
 
-def _mentions(path: Path, key: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return key in file.read(_LOOKED_AT)
-    except OSError:
-        return False
+def _with(text: str, changes: dict[str, Any]) -> str:
+    """The text of a shape with some values replaced, or added after the others."""
+    missing, edits, end = dict(changes), [], 0
+    for key, _, start, end in parts(text):
+        if key in changes:
+            edits.append((start, end, json.dumps(missing.pop(key))))
+    added = "".join(f", {json.dumps(key)}: {json.dumps(value)}" for key, value in missing.items())
+    return edited(text, [*edits, (end, end, added)])
 
 
-LABELME = Format("labelme", "labelme JSON (a file for each photo)", True, recognise, open_labelme, write)
+LABELME = Format("labelme", "labelme JSON (a file for each image)", True, recognise, LabelmeSource, write)
