@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from socket import AF_UNIX, socket
 from typing import Any
 
 import numpy as np
@@ -159,6 +162,55 @@ def test_stuff_lies_below_the_instances_of_cityscapes(tmp_path: Path) -> None:
     assert CITYSCAPES_IDS.write(tmp_path / "out", both, {}) == Written()
     values = np.asarray(Image.open(tmp_path / "out/bear/00000_gtFine_instanceIds.png"))
     assert np.array_equal(values, np.where(record.instances[0].mask.decode().paste(), 24000, 7))
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "pipe", "socket"])
+@pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
+def test_what_is_no_file_is_named_and_counted(entry: Format, kind: str, tmp_path: Path) -> None:
+    source, photos = two_images(tmp_path)
+    folder = tmp_path / "m"
+    entry.write(folder, source, {})
+    gone = entry.open(folder, OpenOptions(images=photos)).entries[-1].name
+    named = sum(path.is_file() and path.suffix == gone.suffix for path in folder.rglob("*"))
+    (folder / gone).unlink()
+    if kind == "link to nothing":
+        (folder / gone).symlink_to("nothing")
+    elif kind == "pipe":
+        os.mkfifo(folder / gone)
+    else:
+        with socket(AF_UNIX) as listening, chdir(folder / gone.parent):
+            listening.bind(gone.name)
+    opened = entry.open(folder, OpenOptions(images=photos))
+    errors = []
+    for item in opened:
+        errors += [item.error] if isinstance(item, RecordFault) else []
+        for instance in () if isinstance(item, RecordFault) else item.instances:
+            try:
+                instance.mask.decode()
+            except InputError as error:
+                errors.append(error)
+    assert len([error for error in errors if gone.name in str(error)]) == 1
+    assert opened.num_images == 2
+    opened.write(tmp_path / "out", {0: Mask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))})
+    assert (
+        sum(path.is_file() and path.suffix == gone.suffix for path in (tmp_path / "out").rglob("*"))
+        == named - 1
+    )
+
+
+@pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
+def test_a_folder_that_changes_during_the_work_is_not_written(entry: Format, tmp_path: Path) -> None:
+    source, photos = two_images(tmp_path)
+    entry.write(tmp_path / "masks", source, {})
+    opened = entry.open(tmp_path / "masks", OpenOptions(images=photos))
+    with (tmp_path / "masks" / opened.entries[-1].name).open("ab") as file:
+        file.write(b"\n")
+    for position in range(3):
+        with pytest.raises(InputError, match="has changed while it was read; run again when it is whole"):
+            opened.write(
+                tmp_path / "out", {position: Mask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))}
+            )
+    assert not (tmp_path / "out").exists()
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mask_scenes import SceneSource
 from PIL import Image, ImageDraw
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
+from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.masks import MaskWindow
@@ -244,3 +247,66 @@ def test_a_file_that_is_not_labelmes_is_named_and_copied(tmp_path: Path, text: s
     assert "bad.json: " in fault
     source.write(tmp_path / "out", {0: full(box(0, 4, 0, 4))})
     assert (tmp_path / "out" / "bad.json").read_bytes() == (folder / "bad.json").read_bytes()
+
+
+def test_every_byte_but_the_mask_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    before = """\ufeff{"version": "5.5.0", "size_mm": 0.10, "big": 1e999, "exact": 0.1234567890123456789,\r
+  "shapes": [\r
+    {"label": "\\ud83d", "x": 0.10, "points": [[5, 4], [15, 4], [15, 12]], "shape_type": "polygon", "n": NaN},\r
+    {"label": "gone", "group_id": 1.0, "points": [[0, 0], [4, 4]], "shape_type": "rectangle"},\r
+    {"label": "gone", "group_id": 1, "points": [[8, 8], [9, 9]], "shape_type": "rectangle"},\r
+    {"label": "kept",   "points": [[0, 0], [4, 4]], "shape_type": "rectangle", "text": "\\u00e9"}\r
+  ], "imageHeight": 30, "imageWidth": 40, "imagePath": "street.jpg"}\r\n"""
+    (folder / "0.json").write_bytes(before.encode())
+    open_source(folder).write(tmp_path / "out", {0: full(box(0, 2, 0, 3)), 1: full(box(3, 9, 3, 9))})
+    after = (tmp_path / "out" / "0.json").read_bytes().decode()
+    first = "[[0.25, 0.25], [0.25, 1.75], [2.75, 1.75], [2.75, 0.25]]"
+    second = "[[3.25, 3.25], [3.25, 8.75], [8.75, 8.75], [8.75, 3.25]]"
+    expected = before.replace("[[5, 4], [15, 4], [15, 12]]", first).replace("[[0, 0], [4, 4]]", second, 1)
+    lines = expected.replace('"shape_type": "rectangle"', '"shape_type": "polygon"', 1).split("\r\n")
+    assert after.split("\r\n") == lines[:4] + lines[5:]
+
+
+@pytest.mark.parametrize("group_id", [1, "1", 1.0, "left cup"])
+def test_group_ids_may_be_of_any_type(tmp_path: Path, group_id: Any) -> None:
+    halves = [shape("rectangle", [[x, 0], [x + 3, 3]], group_id=group_id) for x in (0, 9)]
+    (instance,) = instances_of(open_source(written(tmp_path, document(*halves))))
+    assert np.array_equal(mask_of(instance), box(0, 3, 0, 3) | box(0, 3, 9, 12))
+
+
+@pytest.mark.parametrize("key", ["shapes", "version"])
+def test_a_file_with_a_key_twice_is_named_and_not_guessed_at(tmp_path: Path, key: str) -> None:
+    folder = written(tmp_path, document(shape("polygon", BOX)), document(shape("polygon", BOX)))
+    text = (folder / "0.json").read_text().replace("{", f'{{"{key}": [], ', 1)
+    (folder / "0.json").write_text(text)
+    source = open_source(folder)
+    (fault,) = [str(item.error) for item in source if isinstance(item, RecordFault)]
+    assert fault.endswith(f"0.json: has the key '{key}' twice; keep one of them")
+    source.write(tmp_path / "out", {1: full(box(0, 4, 0, 4))})
+    assert (tmp_path / "out" / "0.json").read_text() == text
+    twice = json.dumps(document(shape("polygon", BOX)))
+    twice = twice.replace('"label"', '"points": 3, "label"', 1)
+    (folder / "0.json").write_text(twice)
+    (fault,) = [str(item.error) for item in open_source(folder) if isinstance(item, RecordFault)]
+    assert "0.json: shape 0 (cup): has the key 'points' twice" in fault
+
+
+def test_half_a_pair_of_characters_is_written_as_it_came_in(tmp_path: Path) -> None:
+    folder = written(tmp_path, document(shape("polygon", BOX, "\ud83d"), shape("polygon", BOX, "Größe")))
+    source = open_source(folder)
+    LABELME.write(tmp_path / "out", source, {})
+    text = (tmp_path / "out" / "street.json").read_text(encoding="utf-8")
+    assert '"label": "\\ud83d"' in text
+    assert '"label": "Größe"' in text
+    assert open_source(tmp_path / "out").categories == source.categories
+
+
+def test_a_category_without_a_name_gets_none_that_another_has(tmp_path: Path) -> None:
+    (first,) = instances_of(open_source(written(tmp_path, document(shape("polygon", BOX)))))
+    instances = tuple(replace(first, index=n, category_id=number) for n, number in enumerate((5, 7, None)))
+    record = ImageRecord(None, "a.jpg", instances, SIZE, None, "a.jpg")
+    LABELME.write(tmp_path / "out", SceneSource((record,), {5: "object", 6: "7"}), {})
+    shapes = json.loads((tmp_path / "out" / "a.json").read_text())["shapes"]
+    assert [shape["label"] for shape in shapes] == ["object", "7 (no name)", "object (no name)"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mask_scenes import SceneSource
 from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
+from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_RESULTS
+from transfiner_refine.formats.convert import convert_masks
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.registry import recognise
+from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow
 
 SIZE = (30, 40)
@@ -137,3 +142,92 @@ def test_a_folder_of_boxes_is_not_taken_for_masks(tmp_path: Path) -> None:
     assert recognise(folder).name == "png"  # which then says that there are none
     with pytest.raises(InputError, match="holds no PNG masks"):
         open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("endings", "scores"),
+    [
+        (["0.91 1", "0.8 2"], [0.91, 0.8]),  # confidence and track id
+        (["1", "2"], [None, None]),  # a track id alone: 1 could be a confidence, 2 cannot
+        (["1", "0.5"], [1.0, 0.5]),
+    ],
+)
+def test_track_ids_are_neither_points_nor_confidences(
+    tmp_path: Path, photos: Path, endings: list[str], scores: list[float | None]
+) -> None:
+    folder = labels(tmp_path, "".join(f"0 {SQUARE} {ending}\n" for ending in endings))
+    source = open_source(folder, photos)
+    assert [instance.score for instance in instances_of(source)] == scores
+    refined = Mask.from_window(MaskWindow(REFINED, 0, 0, SIZE))
+    source.write(tmp_path / "out", {0: refined, 1: refined})
+    lines = (tmp_path / "out" / "train" / "street.txt").read_text().splitlines()
+    assert all(line.endswith(f" {ending}") for line, ending in zip(lines, endings, strict=True))
+    assert [i.mask.decode().area for i in instances_of(open_source(tmp_path / "out", photos))] == [
+        REFINED.sum()
+    ] * 2
+
+
+def test_boxes_before_polygons_and_lists_of_images_do_not_hide_the_format(
+    tmp_path: Path, photos: Path
+) -> None:
+    labels(tmp_path, f"0 0.5 0.5 0.2 0.2\n0 {SQUARE}\n")
+    (tmp_path / "train.txt").write_text("data/images/train/street.jpg\n")
+    (tmp_path / "data.yaml").write_text("names: [cup]\n")
+    for root in (tmp_path / "labels", tmp_path):
+        assert recognise(root).name == "yolo-seg"
+        source = open_source(root, photos)
+        assert (source.num_instances, len(instances_of(source))) == (2, 1)
+
+
+def test_the_byte_order_mark_of_a_refined_line_stays(tmp_path: Path, photos: Path) -> None:
+    folder = labels(tmp_path, f"\ufeff0 {SQUARE}\n")
+    open_source(folder, photos).write(
+        tmp_path / "out", {0: Mask.from_window(MaskWindow(REFINED, 0, 0, SIZE))}
+    )
+    assert (tmp_path / "out" / "train" / "street.txt").read_text(encoding="utf-8").startswith("\ufeff0 ")
+
+
+def one_image(name: str) -> ImageRecord:
+    mask = Mask.from_window(MaskWindow(REFINED, 0, 0, SIZE))
+    return ImageRecord(None, name, (Instance(0, mask, "instance 0", 1),), SIZE, None, name)
+
+
+def test_labels_never_take_the_name_of_the_file_of_classes(tmp_path: Path) -> None:
+    written = YOLO_SEG.write(tmp_path / "out", SceneSource((one_image("a/classes.jpg"),), {1: "cup"}), {})
+    assert "its labels would be in a/classes.txt, which is for class names" in str(written.faults[0].error)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["classes.txt"]
+
+
+def test_a_name_that_no_text_file_holds_is_refused_before_the_work(tmp_path: Path) -> None:
+    annotations = tmp_path / "a.json"
+    COCO_ANNOTATIONS.write(annotations, SceneSource((one_image("a.jpg"),), {1: "\ud800"}), {})
+    with pytest.raises(InputError, match=r"the name of category 1: has half of a pair of characters"):
+        convert_masks(annotations, tmp_path / "out", to="yolo-seg")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nc: 2\nnames: [cup, spoon]\n",
+        "names:\n  0: cup\n  1: spoon\n",
+        '["cup", "spoon"]',
+        "0 cup\n1 spoon\n",
+    ],
+)
+def test_a_file_that_is_no_list_of_names_is_refused(tmp_path: Path, photos: Path, text: str) -> None:
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(
+        InputError, match="is JSON or YAML, or numbers its lines; write one class name a line"
+    ):
+        open_source(labels(tmp_path, f"0 {SQUARE}"), photos, class_names=tmp_path / "names")
+
+
+@pytest.mark.parametrize("option", ["masks", "class_names", "image_info"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, photos: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    masks = labels(tmp_path, f"0 {SQUARE}") if option == "class_names" else tmp_path / "results.json"
+    if option == "image_info":
+        COCO_RESULTS.write(masks, SceneSource((one_image("a.jpg"),), {}), {})
+    with pytest.raises(InputError, match="pipe: is no file; give a plain file"):
+        open_source(**{"masks": masks, "images": photos, option: tmp_path / "pipe"})

@@ -159,7 +159,8 @@ class LabelmeSource(FolderSource):
             if isinstance(drawn.areas, InputError):
                 yield RecordFault(drawn.areas)
                 continue
-            score, flags = drawn.first.get("score"), drawn.first.get("flags")
+            score: Any = drawn.first.get("score")
+            flags = drawn.first.get("flags")
             yield Instance(
                 index=index,
                 mask=_AreasMask(drawn.areas, file.size or size(), self.folder / name, drawn.record),
@@ -234,7 +235,7 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
         for stem, (height, width), image in conversion:
-            document = {
+            document: dict[str, Any] = {
                 "version": _VERSION,
                 "flags": {},
                 "shapes": _new_shapes(conversion, image, source.categories),
