@@ -251,7 +251,7 @@ def write_label_maps(
 ) -> Written:
     """Writes a map for each image; overlaps go to the higher score.
 
-    Ids are kept where they fit and differ. Where all instances have classes, formats that have a map of classes get
+    Where all instances have classes, formats that have a map of classes get
     one, too.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -272,17 +271,14 @@ def _nearest(values: NDArray[Any], among: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def new_ids(instances: Sequence[Instance], allowed: range) -> dict[int, int]:
-    """An id for each of at most ``len(allowed)`` instances of a map, by ``Instance.index``.
+    """An id for each of at most ``len(allowed)`` instances, by ``Instance.index``.
 
-    An id that the source gave is kept if it fits and no other instance has it, for it may be that of one object
-    through all frames of a video; the others get the next that is free.
+    Ids that the source gave are kept where all fit and differ, for they may be those of objects through all frames
+    of a video; else the instances are counted.
     """
-    count = Counter(each.instance_id for each in instances)
-    kept = {
-        each.index: each.instance_id
-        for each in instances
-        if each.instance_id is not None and each.instance_id in allowed and count[each.instance_id] == 1
+    own = {each.instance_id for each in instances}
+    is_kept = len(own) == len(instances) and all(value is not None and value in allowed for value in own)
+    return {
+        each.index: (each.instance_id or 0) if is_kept else value
+        for each, value in zip(instances, allowed, strict=False)
     }
-    taken = set(kept.values())
-    free = (value for value in allowed if value not in taken)
-    return {each.index: kept[each.index] if each.index in kept else next(free) for each in instances}
