@@ -9,10 +9,10 @@ from mask_scenes import SceneSource
 from PIL import Image
 
 from transfiner_refine.formats import Mask, Source
-from transfiner_refine.formats.cityscapes import CITYSCAPES_RESULTS
-from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, ID_MAPS, VOC
+from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
+from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
-from transfiner_refine.formats.mask_files import PNG_FOLDER
+from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow

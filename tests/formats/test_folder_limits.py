@@ -18,10 +18,10 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault
-from transfiner_refine.formats.cityscapes import CITYSCAPES_RESULTS
+from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS
-from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, ID_MAPS, VOC
-from transfiner_refine.formats.mask_files import PNG_FOLDER
+from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
+from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions, Written
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,21 @@ from transfiner_refine.formats.label_maps import (
     LabelMap,
     LabelMask,
     LaidMap,
+    PngFileMask,
     ids_in,
     is_among,
+    kind_of,
     lay,
     new_ids,
     repaint,
 )
-from transfiner_refine.formats.png import read_pixels, read_values, write_png
+from transfiner_refine.formats.png import MaskPixels, read_pixels, read_values, write_png
 from transfiner_refine.formats.records import (
     Format,
     ImageRecord,
     Instance,
     OpenOptions,
+    PngKind,
     RecordFault,
     Source,
     Written,
@@ -40,9 +43,19 @@ from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["LabelMapFormat", "LabelMapSource", "format_of", "label_of", "write_label_maps"]
+__all__ = [
+    "READERS",
+    "VOID",
+    "LabelMapFormat",
+    "LabelMapSource",
+    "MapFile",
+    "PngFolder",
+    "format_of",
+    "label_of",
+]
 
-_READERS = 4  # threads that read maps; zlib lets go of the interpreter lock
+VOID = 255  # Pascal VOC's label for pixels that nobody decided about
+READERS = 4  # threads that read files; zlib lets go of the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class LabelMapFormat:
         ending: how the stems of maps end.
         stem: from the path of a map or an image, without suffix, to where the image lies and what it is called.
         image_key: as for ``ImageTree``.
-        image_name: how images are called by the custom of the format, of a stem.
+        image_name: how images are called by the custom of the format, of a stem; empty without one.
         map_name: how new maps are called, of a stem.
         map_folder: the folder of the maps, where it may lie below the one that is given.
         class_folder: beside ``map_folder``, maps of the class of each pixel.
@@ -87,10 +100,6 @@ class LabelMapFormat:
     class_folder: str = ""
     palette: bytes = b""
 
-    def instances_in(self, values: NDArray[Any]) -> tuple[int, ...]:
-        """The ids of instances in an [H, W] map, in rising order."""
-        return tuple(value for value in ids_in(values) if value >= self.ids.start and value != self.void)
-
     def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> LaidMap:
         """An [H, W] map with refined masks, (id, mask), the most important first."""
         background = values < self.ids.start
@@ -108,16 +117,134 @@ def format_of(row: LabelMapFormat) -> Format:
 
 
 @dataclass(frozen=True)
-class _Map:
-    """One map: its instances by rising id, their classes, (height, width) in pixels."""
+class MapFile:
+    """One PNG: a map, or the mask of one instance.
 
-    ids: tuple[int, ...]
-    classes: tuple[int | None, ...]
-    size: tuple[int, int]
+    Attributes:
+        name: its path inside the folder.
+        instance: what a file that is one mask holds; None for a map.
+        ids: the instances of a map by rising id.
+        classes: of each id, None where it is not known.
+        crowd: the id that is no single object; None for none.
+        size: (height, width) of a map, pixels.
+        error: why the file cannot be used.
+    """
+
+    name: PurePosixPath
+    instance: Instance | None = None
+    ids: tuple[int, ...] = ()
+    classes: tuple[int | None, ...] = ()
+    crowd: int | None = None
+    size: tuple[int, int] | None = None
+    error: InputError | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of instances in it."""
+        return len(self.ids) if self.instance is None and self.error is None else 1
 
 
-class LabelMapSource(FolderSource):
-    """The maps of a folder."""
+class PngFolder(FolderSource):
+    """A folder of PNGs, one or several an image; a reader says which are whose in ``groups``."""
+
+    def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
+        """Lists the folder.
+
+        Raises:
+            InputError: there is no such folder, or it cannot be listed.
+        """
+        super().__init__(folder, options.images)
+        self.row, self.options = row, options
+        self.groups: list[list[MapFile]] = []
+
+    def instances_of(
+        self,
+        position: int,
+        size: Callable[[], tuple[int, int]],  # noqa: ARG002  PNGs have sizes of their own
+    ) -> Iterator[Instance | RecordFault]:
+        first = 0
+        for file in self.groups[position]:
+            if file.error is not None:
+                yield RecordFault(file.error)
+            elif file.instance is not None:
+                yield replace(file.instance, index=first)
+            label_map = LabelMap(partial(read_values, self.folder / file.name, self.options.max_image_pixels))
+            for number, (value, category_id) in enumerate(zip(file.ids, file.classes, strict=True), first):
+                mask = LabelMask(label_map, value, file.size or (0, 0))
+                label, is_crowd = f"{file.name} id {value}", value == file.crowd
+                yield Instance(number, mask, label, category_id, is_crowd=is_crowd, instance_id=value)
+            first += file.count
+
+    def files_of(self, position: int) -> Collection[PurePosixPath]:
+        return [file.name for file in self.groups[position]]
+
+    def stated_size(self, position: int) -> tuple[int, int] | None:
+        return next((file.size for file in self.groups[position] if file.size is not None), None)
+
+    def usual_image_name(self, position: int) -> str | None:
+        return self.row.image_name.format(self.entries[position].stem) or None
+
+    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
+        overlap_pixels, covered, first = 0, list[int](), 0
+        for file in self.groups[position]:
+            own = {number: masks[first + number] for number in range(file.count) if first + number in masks}
+            if own:
+                pixels = self.pixels_of(file.name)
+            if own and file.instance is not None and isinstance(file.instance.mask, PngFileMask):
+                white = file.instance.mask.foreground_in(pixels)
+                pixels.write(np.where(own[0].decode().paste(), white, 0), draft / file.name)
+            elif own:
+                laid = self.row.repaint(pixels.values, [(file.ids[n], mask) for n, mask in own.items()])
+                pixels.write(laid.values, draft / file.name)
+                self.map_written(file, pixels.values, laid.values, draft)
+                overlap_pixels += laid.overlap_pixels
+                covered += [first + file.ids.index(value) for value in laid.covered]
+            first += file.count
+        return Written(overlap_pixels, tuple(covered))
+
+    def look(self, name: PurePosixPath, kind: PngKind | Literal["auto"] = "id-map") -> MapFile:
+        """What there is in a file; "binary" does not look at its pixels."""
+        try:
+            self.read(name)
+            pixels = None if kind == "binary" else self.pixels_of(name)
+            if pixels is None or (kind == "auto" and kind_of(pixels) == "binary"):
+                reading: Literal["auto", "binary"] = "binary" if self.options.png_kind == "binary" else "auto"
+                mask = PngFileMask(self.folder / name, self.options.max_image_pixels, reading)
+                return MapFile(name, Instance(0, mask, str(name)))
+            values, row = pixels.values, self.row
+            ids = tuple(value for value in ids_in(values) if value >= row.ids.start and value != row.void)
+            # by VOC's convention; where it is the row's own, it is no instance
+            crowd = VOID if pixels.palette else None
+            classes = tuple(self.classes_of(name, values, ids))
+            return MapFile(name, None, ids, classes, crowd, (values.shape[0], values.shape[1]))
+        except InputError as error:
+            return MapFile(name, error=error)
+
+    def pixels_of(self, name: PurePosixPath) -> MaskPixels:
+        """A PNG of the folder, which must be as it was when it was first read.
+
+        Raises:
+            InputError: it has changed, or cannot be read.
+        """
+        self.read(name)
+        return read_pixels(self.folder / name, self.options.max_image_pixels)
+
+    def classes_of(
+        self,
+        name: PurePosixPath,  # noqa: ARG002
+        values: NDArray[Any],  # noqa: ARG002
+        ids: Sequence[int],
+    ) -> Iterable[int | None]:
+        """The class of each id of a map; None where it is not known."""
+        step = self.row.ids_of_a_class
+        return [value // step if step else None for value in ids]
+
+    def map_written(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
+        """Called after a map was written, for files that must agree with it."""
+
+
+class LabelMapSource(PngFolder):
+    """The maps of a folder, one an image, with the maps of classes beside them."""
 
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
         """Reads every map once, to know its ids.
@@ -130,16 +257,13 @@ class LabelMapSource(FolderSource):
         Raises:
             InputError: no such folder, no map in it, or none that can be used.
         """
-        super().__init__(folder, options.images)
-        self._row, self._max_pixels = row, options.max_image_pixels
+        super().__init__(row, folder, options)
         self._labels = row.labels
         if options.class_names is not None and row.class_folder:
             self._labels = read_class_names(options.class_names)
         is_above = bool(row.map_folder) and (folder / row.map_folder).is_dir()
         self._inside = PurePosixPath(row.map_folder if is_above else "")
-        self._classes = (
-            (folder if is_above else folder.parent) / row.class_folder if row.class_folder else None
-        )
+        self._classes = (folder if is_above else folder.parent) / row.class_folder
         names = [
             name
             for name in self.files
@@ -149,15 +273,13 @@ class LabelMapSource(FolderSource):
         ]
         if not names:
             raise InputError("holds no maps", file=folder, remedy="give the folder of the PNG maps")
-        with ThreadPoolExecutor(_READERS) as pool:
-            looks = list(pool.map(self._look, names))
-        self._maps = [look if isinstance(look, _Map) else None for look in looks]
+        with ThreadPoolExecutor(READERS) as pool:
+            files = list(pool.map(self.look, names))
+        self.groups = [[file] for file in files]
         stems = [row.stem(name.relative_to(self._inside).with_suffix("")) for name in names]
         self.entries = tuple(
-            FolderEntry(name, stem, len(look.ids))
-            if isinstance(look, _Map)
-            else FolderEntry(name, stem, 1, error=look)
-            for name, stem, look in zip(names, stems, looks, strict=True)
+            FolderEntry(file.name, stem, file.count, error=file.error)
+            for file, stem in zip(files, stems, strict=True)
         )
         if options.images is not None:
             maps = [folder / name for name in names]
@@ -167,72 +289,16 @@ class LabelMapSource(FolderSource):
     def categories(self) -> Mapping[int, str]:
         return self._labels
 
-    def instances_of(
-        self,
-        position: int,
-        size: Callable[[], tuple[int, int]],  # noqa: ARG002  a map has a size of its own
-    ) -> Iterator[Instance | RecordFault]:
-        found, name = self._maps[position], self.entries[position].name
-        assert found is not None
-        label_map = LabelMap(partial(read_values, self.folder / name, self._max_pixels))
-        for number, (value, category_id) in enumerate(zip(found.ids, found.classes, strict=True)):
-            yield Instance(
-                index=number,
-                mask=LabelMask(label_map, value, found.size),
-                label=f"{name} id {value}",
-                category_id=category_id,
-                instance_id=value,
-            )
-
-    def stated_size(self, position: int) -> tuple[int, int] | None:
-        found = self._maps[position]
-        return None if found is None else found.size
-
-    def usual_image_name(self, position: int) -> str | None:
-        return self._row.image_name.format(self.entries[position].stem)
-
-    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
-        name, found = self.entries[position].name, self._maps[position]
-        assert found is not None
-        self.read(name)
-        pixels = read_pixels(self.folder / name, self._max_pixels)
-        before = pixels.values
-        refined = [(found.ids[number], mask) for number, mask in sorted(masks.items())]
-        laid = self._row.repaint(before, refined)
-        pixels.write(laid.values, draft / name)
-        inside = PurePosixPath(self._row.class_folder) / name.relative_to(self._inside)
-        if (
-            inside != name and inside in self._digests
-        ):  # one beside the folder that is written is not part of it
-            classes = read_pixels(self.folder / inside, self._max_pixels)
-            of_id = np.zeros(int(laid.values.max()) + 1, classes.values.dtype)
-            for value, category_id in zip(found.ids, found.classes, strict=True):
-                of_id[value : value + 1] = category_id or 0
-            changed = np.where(laid.values == before, classes.values, of_id[laid.values])
-            classes.write(changed, draft / inside)
-        return Written(laid.overlap_pixels, tuple(found.ids.index(value) for value in laid.covered))
-
-    def _look(self, name: PurePosixPath) -> _Map | InputError:
-        try:
-            self.read(name)
-            values = read_pixels(self.folder / name, self._max_pixels).values
-            ids = self._row.instances_in(values)
-            return _Map(ids, tuple(self._classes_of(name, values, ids)), (values.shape[0], values.shape[1]))
-        except InputError as error:
-            return error
-
-    def _classes_of(
+    def classes_of(
         self, name: PurePosixPath, values: NDArray[Any], ids: Sequence[int]
-    ) -> Iterator[int | None]:
-        """The class of each id: what the id says, or else the most frequent class among its pixels."""
-        path = None if self._classes is None else self._classes / name.relative_to(self._inside)
-        if path is None or path == self.folder / name or not path.is_file():
-            step = self._row.ids_of_a_class
-            yield from (value // step if step else None for value in ids)
-            return
+    ) -> Iterable[int | None]:
+        """The most frequent class among the pixels of each id, where there is a map of classes."""
+        path = self._classes / name.relative_to(self._inside)
+        if not self.row.class_folder or path == self.folder / name or not path.is_file():
+            return super().classes_of(name, values, ids)
         if self.folder in path.parents:
             self.read(PurePosixPath(path.relative_to(self.folder).as_posix()))
-        classes = read_pixels(path, self._max_pixels).values
+        classes = read_values(path, self.options.max_image_pixels)
         if classes.shape != values.shape:
             raise InputError(
                 f"is {classes.shape[0]}×{classes.shape[1]}, the map of its objects is "
@@ -240,10 +306,19 @@ class LabelMapSource(FolderSource):
                 file=path,
                 remedy="give maps that belong together",
             )
-        for value in ids:
-            known = classes[values == value]
-            known = known[(known != 0) & (known != self._row.void)]
-            yield int(np.bincount(known).argmax()) if len(known) else None
+        known = (classes[(values == value) & (classes != 0) & (classes != self.row.void)] for value in ids)
+        return [int(np.bincount(found).argmax()) if len(found) else None for found in known]
+
+    def map_written(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
+        """Lets the map of classes follow, if it is part of the folder."""
+        name = PurePosixPath(self.row.class_folder) / file.name.relative_to(self._inside)
+        if name == file.name or name not in self._digests:
+            return
+        classes = self.pixels_of(name)
+        of_id = np.zeros(int(after.max()) + 1, classes.values.dtype)
+        for value, category_id in zip(file.ids, file.classes, strict=True):
+            of_id[value : value + 1] = category_id or 0
+        classes.write(np.where(after == before, classes.values, of_id[after]), draft / name)
 
 
 def write_label_maps(

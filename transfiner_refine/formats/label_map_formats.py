@@ -22,21 +22,50 @@ that evaluation ignores. Other files (``labelIds``, ``color``, ``polygons``) are
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
-from transfiner_refine.formats.cityscapes import LABELS, THINGS, base_of, image_key
 from transfiner_refine.formats.folders import first_files
-from transfiner_refine.formats.label_map_folders import LabelMapFormat, format_of
-from transfiner_refine.formats.mask_files import open_label_maps
+from transfiner_refine.formats.label_map_folders import VOID, LabelMapFormat, format_of
 from transfiner_refine.formats.png import DAVIS_PALETTE, VOC_PALETTE, palette_of
 
-__all__ = ["CITYSCAPES_IDS", "DAVIS", "ID_MAPS", "LABEL_MAP_FORMATS", "VOC"]
+__all__ = [
+    "CITYSCAPES_IDS",
+    "CITYSCAPES_MAPS",
+    "DAVIS",
+    "LABELS",
+    "LABEL_MAPS",
+    "LABEL_MAP_FORMATS",
+    "VOC",
+    "base_of",
+    "image_key",
+]
 
-_VOID = 255
+# the names by label id; -1 is Cityscapes' license plate
+_NAMES = (
+    "unlabeled,ego vehicle,rectification border,out of roi,static,dynamic,ground,road,sidewalk,parking,"
+    "rail track,building,wall,fence,guard rail,bridge,tunnel,pole,polegroup,traffic light,traffic sign,"
+    "vegetation,terrain,sky,person,rider,car,truck,bus,caravan,trailer,train,motorcycle,bicycle"
+)
+LABELS: Mapping[int, str] = dict(enumerate(_NAMES.split(",")))
+THINGS = range(24, 34)  # labels with instances; a pixel that has the bare label belongs to a group of them
+
+_OF_THE_CAMERA = (1, 2, 3)  # ego vehicle, rectification border, out of roi: no part of the scene
+_IMAGE_ENDING = "_leftImg8bit"
+_IDS_ENDING = re.compile(r"(_gt(Fine|Coarse))?_instanceIds$")
 _COMPARED_BYTES = 8 * 3  # VOC's and DAVIS' colours are the same so far, and many tools store no more
 _FRAME_DIGITS = 4  # a name of at least so many digits, and nothing else, is a frame's
-_OF_THE_CAMERA = (1, 2, 3)  # ego vehicle, rectification border, out of roi: no part of the scene
+
+
+def base_of(stem: PurePosixPath) -> PurePosixPath:
+    """``aachen/aachen_000000_000019`` from the stem of an image or of an instance map."""
+    return stem.with_name(_IDS_ENDING.sub("", image_key(stem.name)) or stem.name)
+
+
+def image_key(stem: str) -> str:
+    """What of an image's stem other files of the image begin with."""
+    return stem.removesuffix(_IMAGE_ENDING) or stem
 
 
 def _is_voc(path: Path) -> bool:
@@ -75,44 +104,43 @@ def _never(path: Path) -> bool:  # noqa: ARG001
     return False
 
 
-LABEL_MAP_FORMATS = (
-    LabelMapFormat(
-        "voc",
-        "Pascal VOC palette PNGs (SegmentationObject)",
-        _is_voc,
-        ids=range(1, _VOID),
-        void=_VOID,
-        map_name="SegmentationObject/{}.png",
-        map_folder="SegmentationObject",
-        class_folder="SegmentationClass",
-        palette=VOC_PALETTE,
-    ),
-    LabelMapFormat(
-        "davis",
-        "DAVIS palette PNGs (a folder for each video)",
-        _is_davis,
-        ids=range(1, _VOID),
-        void=_VOID,
-        palette=DAVIS_PALETTE,
-    ),
-    LabelMapFormat(
-        "cityscapes-ids",
-        "Cityscapes instance maps (*_instanceIds.png)",
-        _has_instance_ids,
-        ids=range(1000, 1 << 16),
-        ids_of_a_class=1000,
-        labels=LABELS,
-        things=THINGS,
-        fixed=(*THINGS, *_OF_THE_CAMERA),
-        freed="nearest",
-        ending="_instanceIds",
-        stem=base_of,
-        image_key=image_key,
-        image_name="{}_leftImg8bit.png",
-        map_name="{}_gtFine_instanceIds.png",
-    ),
-    LabelMapFormat("id-maps", "PNG label maps (8 or 16 bits)", _never, ids=range(1, 1 << 16)),
+VOC_MAPS = LabelMapFormat(
+    "voc",
+    "Pascal VOC palette PNGs (SegmentationObject)",
+    _is_voc,
+    ids=range(1, VOID),
+    void=VOID,
+    map_name="SegmentationObject/{}.png",
+    map_folder="SegmentationObject",
+    class_folder="SegmentationClass",
+    palette=VOC_PALETTE,
 )
-VOC, DAVIS, CITYSCAPES_IDS, ID_MAPS = map(format_of, LABEL_MAP_FORMATS)
-# read as mask files, whose names may say more than those of their images
-ID_MAPS = replace(ID_MAPS, open=open_label_maps)
+DAVIS_MAPS = LabelMapFormat(
+    "davis",
+    "DAVIS palette PNGs (a folder for each video)",
+    _is_davis,
+    ids=range(1, VOID),
+    void=VOID,
+    palette=DAVIS_PALETTE,
+)
+CITYSCAPES_MAPS = LabelMapFormat(
+    "cityscapes-ids",
+    "Cityscapes instance maps (*_instanceIds.png)",
+    _has_instance_ids,
+    ids=range(1000, 1 << 16),
+    ids_of_a_class=1000,
+    labels=LABELS,
+    things=THINGS,
+    fixed=(*THINGS, *_OF_THE_CAMERA),
+    freed="nearest",
+    ending="_instanceIds",
+    stem=base_of,
+    image_key=image_key,
+    image_name="{}_leftImg8bit.png",
+    map_name="{}_gtFine_instanceIds.png",
+)
+LABEL_MAPS = LabelMapFormat(
+    "id-maps", "PNG label maps (8 or 16 bits)", _never, ids=range(1, 1 << 16), image_name=""
+)
+LABEL_MAP_FORMATS = (VOC_MAPS, DAVIS_MAPS, CITYSCAPES_MAPS, LABEL_MAPS)
+VOC, DAVIS, CITYSCAPES_IDS = map(format_of, LABEL_MAP_FORMATS[:3])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.formats.png import MaskPixels
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.png import MaskPixels, png_size, read_pixels
 from transfiner_refine.formats.records import Instance, PngKind
+from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "LabelMap",
     "LabelMask",
     "LaidMap",
+    "PngFileMask",
     "ids_in",
     "is_among",
     "kind_of",
@@ -77,6 +81,53 @@ class LabelMask:
             InputError: the file cannot be read.
         """
         return self.label_map.window(self.instance_id)
+
+
+@dataclass(frozen=True)
+class PngFileMask:
+    """A whole PNG file as the mask of one instance, read where its pixels are needed.
+
+    Attributes:
+        path: the file.
+        max_pixels: the largest height × width that is decoded.
+        kind: "binary" takes several values for a confidence; "auto" does so where they cannot be ids; with
+            "any" every pixel but 0 belongs to the mask, as Cityscapes has it.
+    """
+
+    path: Path
+    max_pixels: int = MAX_IMAGE_PIXELS
+    kind: Literal["auto", "binary", "any"] = "auto"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), pixels, from the file's header."""
+        return png_size(self.path)
+
+    def decode(self) -> MaskWindow:
+        """The mask inside its bounding box: bool, or float32 in [0, 1] where the file is soft.
+
+        Raises:
+            InputError: the file is damaged, or holds several ids.
+        """
+        pixels = read_pixels(self.path, self.max_pixels)
+        values = pixels.values
+        window = MaskWindow(values != 0, 0, 0, (values.shape[0], values.shape[1])).tight()
+        if window.values.size == 0 or self.kind == "any" or pixels.is_binary:
+            return window
+        if pixels.palette or (self.kind == "auto" and kind_of(pixels) == "id-map"):
+            raise InputError(
+                "holds several ids, but its name says one instance",
+                file=self.path,
+                remedy="save one mask a file, or give --png-kind id-map",
+            )
+        return replace(window, values=window.of(values).astype(np.float32) / pixels.white)
+
+    def foreground_in(self, pixels: MaskPixels) -> int:
+        """The value of foreground in the refined file: that of the coarse one, full white where there were several."""
+        largest = int(pixels.values.max())
+        if self.kind == "any":
+            return max(1, largest) if pixels.palette else pixels.white
+        return largest if pixels.is_binary else pixels.white
 
 
 def places_of(values: NDArray[Any]) -> dict[int, tuple[int, ...]]:

@@ -21,104 +21,30 @@ soft), and may overlap others. There is a folder for each image, for ``a_1_0001.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree
-from transfiner_refine.formats.label_maps import LabelMap, LabelMask, ids_in, kind_of, repaint
-from transfiner_refine.formats.png import MaskPixels, png_size, read_pixels, read_values, write_png
-from transfiner_refine.formats.records import (
-    Format,
-    Instance,
-    OpenOptions,
-    RecordFault,
-    Source,
-    Written,
-)
+from transfiner_refine.formats.folders import FolderEntry, ImageTree
+from transfiner_refine.formats.label_map_folders import READERS, MapFile, PngFolder, format_of
+from transfiner_refine.formats.label_map_formats import LABEL_MAPS
+from transfiner_refine.formats.label_maps import kind_of
+from transfiner_refine.formats.png import read_pixels, write_png
+from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.writing import Conversion
-from transfiner_refine.images import MAX_IMAGE_PIXELS
-from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["PNG_FOLDER", "MaskFolder", "PngFileMask", "open_label_maps"]
+__all__ = ["ID_MAPS", "PNG_FOLDER", "MaskFolder"]
 
-_VOID = _WHITE = 255
-_READERS = 4  # threads that look into files; zlib lets go of the interpreter lock
-
-
-@dataclass(frozen=True)
-class PngFileMask:
-    """A whole PNG file as the mask of one instance, read where its pixels are needed.
-
-    Attributes:
-        path: the file.
-        max_pixels: the largest height × width that is decoded.
-        kind: "binary" takes several values for a confidence; "auto" does so where they cannot be ids; with
-            "any" every pixel but 0 belongs to the mask, as Cityscapes has it.
-    """
-
-    path: Path
-    max_pixels: int = MAX_IMAGE_PIXELS
-    kind: Literal["auto", "binary", "any"] = "auto"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width), pixels, from the file's header."""
-        return png_size(self.path)
-
-    def decode(self) -> MaskWindow:
-        """The mask inside its bounding box: bool, or float32 in [0, 1] where the file is soft.
-
-        Raises:
-            InputError: the file is damaged, or holds several ids.
-        """
-        pixels = read_pixels(self.path, self.max_pixels)
-        values = pixels.values
-        window = MaskWindow(values != 0, 0, 0, (values.shape[0], values.shape[1])).tight()
-        if window.values.size == 0 or self.kind == "any" or _is_binary(values):
-            return window
-        if pixels.palette or (self.kind == "auto" and kind_of(pixels) == "id-map"):
-            raise InputError(
-                "holds several ids, but its name says one instance",
-                file=self.path,
-                remedy="save one mask a file, or give --png-kind id-map",
-            )
-        return replace(window, values=window.of(values).astype(np.float32) / pixels.white)
+_WHITE = 255
 
 
-@dataclass(frozen=True)
-class _MaskFile:
-    """One PNG of the folder.
-
-    Attributes:
-        name: its path inside the folder.
-        ids: the instance ids where it is a map, None where it is one mask.
-        has_palette: it is a map with a palette.
-        size: (height, width) where it is a map.
-        error: why it cannot be used.
-    """
-
-    name: PurePosixPath
-    ids: tuple[int, ...] | None = None
-    has_palette: bool = False
-    size: tuple[int, int] = (0, 0)
-    error: InputError | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of instances in it."""
-        return 1 if self.ids is None else len(self.ids)
-
-
-class MaskFolder(FolderSource):
+class MaskFolder(PngFolder):
     """A folder of mask PNGs. Only they are written again, for images may lie between them."""
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
@@ -131,8 +57,7 @@ class MaskFolder(FolderSource):
         Raises:
             InputError: no such folder, no PNG in it, or none of them belongs to an image.
         """
-        super().__init__(folder, options.images)
-        self._max_pixels, self._kind = options.max_image_pixels, options.png_kind
+        super().__init__(LABEL_MAPS, folder, options)
         self.files = [name for name in self.files if name.suffix.lower() == ".png"]
         if not self.files:
             raise InputError(
@@ -146,21 +71,20 @@ class MaskFolder(FolderSource):
                 image, is_alone = owner_of(name)
                 groups.setdefault(image, []).append((name, is_alone))
             except InputError as error:
-                if name not in self.no_files:
+                if name not in self.no_files:  # those are named anyway
                     self._strays.append(error)
+        if not groups and options.images is None and self._strays:
+            raise self._strays[0]
         if not groups:
-            if options.images is None:
-                raise next(iter(self._strays), InputError("holds nothing but broken links", file=folder))
             raise InputError(
                 f"none of the {len(self.files)} masks belongs to an image (first: {self.files[0]})",
                 file=folder,
                 remedy=f"name them after the images in {options.images}: STEM.png, STEM_*.png or STEM/*.png",
             )
-        with ThreadPoolExecutor(_READERS) as pool:
-            self._groups = [
-                list(pool.map(self._look, [(name, is_alone or len(files) == 1) for name, is_alone in files]))
-                for files in groups.values()
-            ]
+        may_be_map = {name: alone or len(files) == 1 for files in groups.values() for name, alone in files}
+        with ThreadPoolExecutor(READERS) as pool:
+            found = dict(zip(may_be_map, pool.map(self._look, may_be_map, may_be_map.values()), strict=True))
+        self.groups = [[found[name] for name, _ in files] for files in groups.values()]
         self.entries = tuple(
             FolderEntry(
                 files[0].name,
@@ -168,81 +92,20 @@ class MaskFolder(FolderSource):
                 sum(file.count for file in files),
                 None if options.images is None else image,
             )
-            for image, files in zip(groups, self._groups, strict=True)
+            for image, files in zip(groups, self.groups, strict=True)
         )
 
     @property
     def num_instances(self) -> int:
         return super().num_instances + len(self._strays)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         yield from (RecordFault(error) for error in self._strays)
         yield from super().__iter__()
 
-    def instances_of(
-        self,
-        position: int,
-        size: Callable[[], tuple[int, int]],  # noqa: ARG002  masks have sizes of their own
-    ) -> Iterator[Instance | RecordFault]:
-        index = 0
-        for file in self._groups[position]:
-            path, label = self.folder / file.name, file.name.as_posix()
-            if file.error is not None:
-                yield RecordFault(file.error)
-            elif file.ids is None:
-                kind: Literal["auto", "binary"] = "binary" if self._kind == "binary" else "auto"
-                yield Instance(index, PngFileMask(path, self._max_pixels, kind), label)
-            else:
-                label_map = LabelMap(partial(read_values, path, self._max_pixels))
-                for number, value in enumerate(file.ids, index):
-                    yield Instance(
-                        number,
-                        LabelMask(label_map, value, file.size),
-                        f"{label} id {value}",
-                        is_crowd=file.has_palette and value == _VOID,
-                        instance_id=value,
-                    )
-            index += file.count
-
-    def files_of(self, position: int) -> Collection[PurePosixPath]:
-        return [file.name for file in self._groups[position]]
-
-    def stated_size(self, position: int) -> tuple[int, int] | None:
-        return next((file.size for file in self._groups[position] if file.ids is not None), None)
-
-    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
-        overlap_pixels, covered, first = 0, list[int](), 0
-        for file in self._groups[position]:
-            own = {number: masks[first + number] for number in range(file.count) if first + number in masks}
-            if own:
-                self.read(file.name)  # which must be as it was
-                pixels = read_pixels(self.folder / file.name, self._max_pixels)
-                values = pixels.values
-                if file.ids is None:
-                    pixels.write(np.where(own[0].decode().paste(), _white(pixels), 0), draft / file.name)
-                else:
-                    refined = [(file.ids[number], mask) for number, mask in own.items()]
-                    laid = repaint(values, refined, values == 0)
-                    pixels.write(laid.values, draft / file.name)
-                    overlap_pixels += laid.overlap_pixels
-                    covered += [first + file.ids.index(value) for value in laid.covered]
-            first += file.count
-        return Written(overlap_pixels, tuple(covered))
-
-    def _look(self, file: tuple[PurePosixPath, bool]) -> _MaskFile:
-        """What there is in a file; ``file`` is (name, whether it may be a map)."""
-        name, may_be_map = file
-        try:
-            self.read(name)
-            if self._kind == "binary" or (self._kind == "auto" and not may_be_map):
-                return _MaskFile(name)
-            pixels = read_pixels(self.folder / name, self._max_pixels)
-        except InputError as error:
-            return _MaskFile(name, error=error)
-        if self._kind == "auto" and kind_of(pixels) == "binary":
-            return _MaskFile(name)
-        height, width = pixels.values.shape
-        return _MaskFile(name, ids_in(pixels.values), pixels.palette, (height, width))
+    def _look(self, name: PurePosixPath, may_be_map: bool) -> MapFile:
+        kind = self.options.png_kind
+        return self.look(name, "binary" if kind == "auto" and not may_be_map else kind)
 
     def _owners_by_image(self, images: Path) -> Callable[[PurePosixPath], tuple[PurePosixPath, bool]]:
         """Finds the image of a mask, relative to ``images``, and whether its name says that it is the only one."""
@@ -267,13 +130,14 @@ class MaskFolder(FolderSource):
 
     def _owner_by_name(self, name: PurePosixPath) -> tuple[PurePosixPath, bool]:
         """What the image of a mask is called, where there are no images, and whether the mask is the only one."""
-        if self._kind != "id-map":
+        if self.options.png_kind != "id-map":
             if name.parent.name:
                 return name.parent, False
             before, _, _ = name.stem.rpartition("_")
             path = self.folder / name
             if "_" in name.stem and (
-                self._kind == "binary" or kind_of(read_pixels(path, self._max_pixels)) == "binary"
+                self.options.png_kind == "binary"
+                or kind_of(read_pixels(path, self.options.max_image_pixels)) == "binary"
             ):
                 raise InputError(
                     f"could be the mask of {name.stem} or one of several of {before}",
@@ -318,15 +182,6 @@ def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Wr
     return conversion.written()
 
 
-def _white(pixels: MaskPixels) -> int:
-    """The value of foreground in the refined file: that of the coarse one, full white where it was soft."""
-    return int(pixels.values.max()) if _is_binary(pixels.values) else pixels.white
-
-
-def _is_binary(values: NDArray[Any]) -> bool:
-    """At most one value besides 0."""
-    return bool(((values == 0) | (values == values.max())).all())
-
-
 # any folder, so this format comes last; one without PNGs is then refused by the reader, which says why
+ID_MAPS = replace(format_of(LABEL_MAPS), open=open_label_maps)
 PNG_FOLDER = Format("png", "PNG masks or label maps", True, Path.is_dir, open_masks, write_masks)

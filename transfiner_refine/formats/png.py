@@ -47,6 +47,11 @@ class MaskPixels:
     palette: bool
     chunks: list[tuple[bytes, memoryview]]
 
+    @property
+    def is_binary(self) -> bool:
+        """At most one value besides 0."""
+        return bool(((self.values == 0) | (self.values == self.values.max())).all())
+
     def write(self, values: NDArray[Any], target: Path) -> None:
         """Writes a PNG with other [H, W] values; bit depth, palette, text and all else byte for byte as here.
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.cityscapes import CITYSCAPES_RESULTS
+from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.folders import read_file
-from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, ID_MAPS, VOC
+from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
-from transfiner_refine.formats.mask_files import PNG_FOLDER
+from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Source
 from transfiner_refine.formats.yolo import YOLO_SEG

@@ -1,4 +1,4 @@
-"""Cityscapes: its labels and names, and instance results: a text file for each image, a mask PNG for each line.
+"""Cityscapes' instance results: a text file for each image, and a mask PNG for each of its lines.
 
     frankfurt_000000_000294_pred.txt       lines "masks/frankfurt_000000_000294_0.png 26 0.98"
     masks/frankfurt_000000_000294_0.png    any pixel but 0 belongs to the mask
@@ -8,76 +8,37 @@ one space each, as Cityscapes' own evaluation reads it. Paths that leave the fol
 whose name, without ``_leftImg8bit``, begins the name of the text file; it may lie in a folder of its city.
 
 Text files are copied as they are; refined masks are written as 0 and 255 (or in their own bit depth and palette).
-Instance maps are in ``label_map_formats``.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files
-from transfiner_refine.formats.label_map_folders import label_of
-from transfiner_refine.formats.mask_files import PngFileMask
-from transfiner_refine.formats.png import read_pixels, write_png
-from transfiner_refine.formats.records import Format, Instance, OpenOptions, RecordFault, Source, Written
+from transfiner_refine.formats.folders import FolderEntry, ImageTree, first_files
+from transfiner_refine.formats.label_map_folders import MapFile, PngFolder, label_of
+from transfiner_refine.formats.label_map_formats import CITYSCAPES_MAPS, LABELS, base_of, image_key
+from transfiner_refine.formats.label_maps import PngFileMask
+from transfiner_refine.formats.png import write_png
+from transfiner_refine.formats.records import Format, Instance, OpenOptions, Source, Written
 from transfiner_refine.formats.text_lines import first_lines, read_lines
 from transfiner_refine.formats.writing import Conversion, stem_of
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["CITYSCAPES_RESULTS", "LABELS", "THINGS", "base_of", "image_key"]
+__all__ = ["CITYSCAPES_RESULTS", "CityscapesResultsSource"]
 
-# the names by label id; -1 is Cityscapes' license plate
-_NAMES = (
-    "unlabeled,ego vehicle,rectification border,out of roi,static,dynamic,ground,road,sidewalk,parking,"
-    "rail track,building,wall,fence,guard rail,bridge,tunnel,pole,polegroup,traffic light,traffic sign,"
-    "vegetation,terrain,sky,person,rider,car,truck,bus,caravan,trailer,train,motorcycle,bicycle"
-)
-LABELS: Mapping[int, str] = dict(enumerate(_NAMES.split(",")))
-THINGS = range(24, 34)  # labels with instances; a pixel that has the bare label belongs to a group of them
-
-_IMAGE_ENDING = "_leftImg8bit"
-_IDS_ENDING = re.compile(r"(_gt(Fine|Coarse))?_instanceIds$")
 _LINE = re.compile(r"\S+\.png [-+]?\d+(\.\d*)? [-+.\deE]+$", re.IGNORECASE)
 _FRAME = re.compile(r".+?_\d{6}_\d{6}(?=_|$)")  # CITY_SEQUENCE_FRAME
 
 
-def base_of(stem: PurePosixPath) -> PurePosixPath:
-    """``aachen/aachen_000000_000019`` from the stem of an image or of an instance map."""
-    return stem.with_name(_IDS_ENDING.sub("", image_key(stem.name)) or stem.name)
-
-
-def image_key(stem: str) -> str:
-    """What of an image's stem other files of the image begin with."""
-    return stem.removesuffix(_IMAGE_ENDING) or stem
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One line of a text file.
-
-    Attributes:
-        label: how messages call it.
-        mask: the mask's file, relative to the folder.
-        category_id: label id.
-        score: confidence.
-    """
-
-    label: str
-    mask: PurePosixPath
-    category_id: int
-    score: float
-
-
-class CityscapesResultsSource(FolderSource):
+class CityscapesResultsSource(PngFolder):
     """The results of a folder and its subfolders."""
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
@@ -86,27 +47,24 @@ class CityscapesResultsSource(FolderSource):
         Raises:
             InputError: no such folder, no text file in it, or no image that can be used.
         """
-        super().__init__(folder, options.images)
-        self._max_pixels = options.max_image_pixels
+        super().__init__(CITYSCAPES_MAPS, folder, options)
         names = [name for name in self.files if name.suffix.lower() == ".txt"]
         if not names:
             raise InputError("holds no text files of results", file=folder, remedy="check --masks")
         tree = None if options.images is None else ImageTree(options.images, key=image_key)
         seen: dict[PurePosixPath, str] = {}
-        self._lines: list[list[_Line | RecordFault]] = []
         entries = []
         for name in names:
-            lines, error = list[_Line | RecordFault](), None
+            lines, error = list[MapFile](), None
             try:
                 self.read(name)
-                lines += [self._line(name, *line, seen) for line in read_lines(folder / name) if line[1]]
+                for number, text in read_lines(folder / name):
+                    if text:
+                        lines.append(self._line(name, number, text, seen))
             except InputError as unreadable:
                 error = unreadable
-            self._lines.append(lines)
+            self.groups.append(lines)
             entries.append(FolderEntry(name, _stem(name, tree), 1 if error else len(lines), error=error))
-        for mask in seen:
-            with suppress(InputError):  # named where the mask is read
-                self.read(mask)
         self.entries = tuple(entries)
         self.find_images(tree)
 
@@ -114,54 +72,31 @@ class CityscapesResultsSource(FolderSource):
     def categories(self) -> Mapping[int, str]:
         return LABELS
 
-    def instances_of(
-        self,
-        position: int,
-        size: Callable[[], tuple[int, int]],  # noqa: ARG002  each mask has its own
-    ) -> Iterator[Instance | RecordFault]:
-        for number, line in enumerate(self._lines[position]):
-            if isinstance(line, RecordFault):
-                yield line
-            else:
-                mask = PngFileMask(self.folder / line.mask, self._max_pixels, "any")
-                yield Instance(number, mask, line.label, line.category_id, line.score)
-
     def files_of(self, position: int) -> Collection[PurePosixPath]:
-        named = [line.mask for line in self._lines[position] if isinstance(line, _Line)]
-        return [self.entries[position].name, *named]
+        return [self.entries[position].name, *super().files_of(position)]
 
-    def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002
-        return None
-
-    def usual_image_name(self, position: int) -> str | None:
-        return f"{self.entries[position].stem}{_IMAGE_ENDING}.png"
-
-    def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
-        for number, mask in masks.items():
-            line = self._lines[position][number]
-            assert isinstance(line, _Line)
-            self.read(line.mask)
-            pixels = read_pixels(self.folder / line.mask, self._max_pixels)
-            white = max(1, int(pixels.values.max())) if pixels.palette else pixels.white
-            pixels.write(np.where(mask.decode().paste(), white, 0), draft / line.mask)
-        return Written()
-
-    def _line(
-        self, name: PurePosixPath, number: int, text: str, seen: dict[PurePosixPath, str]
-    ) -> _Line | RecordFault:
+    def _line(self, name: PurePosixPath, number: int, text: str, seen: dict[PurePosixPath, str]) -> MapFile:
         try:
-            line = _parsed(name, f"{name} line {number}", text)
-            if line.mask in seen:
+            path, label_id, score = _parsed(name, text)
+            if path in seen:
                 raise InputError(
-                    f"names the mask of {seen[line.mask]} again", remedy="write one file for each mask"
+                    f"names the mask of {seen[path]} again", remedy="write one file for each mask"
                 )
         except InputError as error:
-            return RecordFault(error.at(self.folder / name, f"line {number}"))
-        seen[line.mask] = line.label
-        return line
+            return MapFile(name, error=error.at(self.folder / name, f"line {number}"))
+        seen[path] = label = f"{name} line {number}"
+        with suppress(InputError):  # named where the mask is decoded
+            self.read(path)
+        mask = PngFileMask(self.folder / path, self.options.max_image_pixels, "any")
+        return MapFile(path, Instance(0, mask, label, label_id, score))
 
 
-def _parsed(name: PurePosixPath, label: str, text: str) -> _Line:
+def _parsed(name: PurePosixPath, text: str) -> tuple[PurePosixPath, int, float]:
+    """Mask relative to the folder, label id and confidence of a line.
+
+    Raises:
+        InputError: it has no three such fields, or the mask lies outside of the folder.
+    """
     fields = text.split(" ")
     if len(fields) != 3:
         raise InputError(
@@ -177,7 +112,7 @@ def _parsed(name: PurePosixPath, label: str, text: str) -> _Line:
             f"has label id {fields[1][:30]!r} and confidence {fields[2][:30]!r}",
             remedy="write a whole number and a number",
         )
-    return _Line(label, _inside(name.parent, fields[0]), int(number), score)
+    return _inside(name.parent, fields[0]), int(number), score
 
 
 def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
