@@ -26,7 +26,7 @@ def content(script: Path) -> Any:
 def test_instances_are_paired_and_scored_against_the_truth(job: Any) -> None:
     found = load_scenes(**job.files)
     assert [scene.name for scene in found.scenes] == [f"photo_{n}.png" for n in range(6)]
-    assert found.has_truth
+    assert found.truth is not None
     gains = [scene.instances[0].gain for scene in found.scenes]
     assert all(gain is not None for gain in gains)
     assert np.argmax(gains) == 1  # photo 1 is exact after
@@ -39,7 +39,7 @@ def test_instances_are_paired_and_scored_against_the_truth(job: Any) -> None:
 def test_without_truth_there_is_the_share_of_changed_pixels(job: Any) -> None:
     files = {key: path for key, path in job.files.items() if key != "annotations"}
     found = load_scenes(**files, image_info=job.files["annotations"])
-    assert not found.has_truth
+    assert found.truth is None
     assert found.scenes[5].instances[0].changed == 0  # off by 8 before and after
     assert found.scenes[0].instances[0].gain is None
     assert found.scenes[0].instances[0].changed > 0.2
@@ -54,7 +54,7 @@ def test_the_folder_has_the_page_its_parts_and_a_script_for_each_image(job: Any,
     assert index["totals"]["scored"] == 12
     assert index["categories"] == [["plate", 6], ["coin <b>", 6]]
     for entry in index["images"]:
-        assert Image.open(page / "photos" / f"{entry['file']}.jpg").size == (220, 150)
+        assert Image.open(page / "images" / f"{entry['file']}.jpg").size == (220, 150)
         assert (page / "thumbnails" / f"{entry['file']}.jpg").is_file()
         outlines = content(page / "data" / f"{entry['file']}.js")
         assert [set(one) for one in outlines["instances"]] == [{"before", "after", "truth"}] * 2
@@ -69,10 +69,10 @@ def test_nothing_in_the_page_points_to_the_network(job: Any, tmp_path: Path) -> 
 
 
 def test_photos_are_made_smaller_and_outlines_are_not(job: Any, tmp_path: Path) -> None:
-    build_report(**job.files, output=tmp_path / "report", photo_side=110)
+    build_report(**job.files, output=tmp_path / "report", image_side=110)
     entry = content(tmp_path / "report" / "data" / "index.js")["images"][0]
     assert (entry["width"], entry["height"], entry["scale"]) == (220, 150, 0.5)
-    assert Image.open(tmp_path / "report" / "photos" / f"{entry['file']}.jpg").size == (110, 75)
+    assert Image.open(tmp_path / "report" / "images" / f"{entry['file']}.jpg").size == (110, 75)
 
 
 def test_the_quadtree_is_stored_where_a_refiner_is_given(job: Any, tmp_path: Path) -> None:

@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 
 from transfiner_refine.evaluation.matched import MaskScores
-from transfiner_refine.formats import Mask
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.roi import focus
-from transfiner_refine.report.choose import choose
-from transfiner_refine.report.scenes import Scene, Shown
-
-EMPTY = Mask.from_runs([100], (10, 10))
+from transfiner_refine.report.scenes import Scene, Shown, choose
 
 
 def scene(number: int, gain: float | None) -> Scene:
     scores = None if gain is None else (MaskScores(0.5, 0.5, 0.5), MaskScores(0.5 + gain, 0.5, 0.5))
-    shown = Shown("record", "cat", None, 50, EMPTY, EMPTY, None, scores, changed=number / 100)
+    shown = Shown(number, "record", "cat", None, 50, scores, changed=number / 100)
     return Scene(Path(f"{number}.jpg"), f"{number}.jpg", (10, 10), (shown,))
 
 

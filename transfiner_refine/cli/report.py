@@ -44,7 +44,6 @@ __all__ = ["command"]
 )
 @option(
     "--image-side",
-    "photo_side",
     type=click.IntRange(min=0),
     default=1600,
     help="Longer side of the page's images in pixels, 0 for full size. Outlines are exact in any case.",

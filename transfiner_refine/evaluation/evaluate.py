@@ -26,9 +26,9 @@ from transfiner_refine.evaluation.matched import (
     Match,
     MatchedScores,
     check_same_detections,
+    match_detections,
     matched_scores,
 )
-from transfiner_refine.evaluation.matched import match as match_detections
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
 from transfiner_refine.images import ImageFolder, read_image
 from transfiner_refine.masks import Mask

@@ -45,9 +45,9 @@ __all__ = [
     "bootstrap_mean",
     "check_same_detections",
     "mask_scores",
-    "match",
     "match_by_ids",
     "match_by_iou",
+    "match_detections",
     "matched_scores",
     "summarise",
 ]
@@ -286,7 +286,7 @@ def _mean_scores(scores: Sequence[MaskScores]) -> MaskScores:
     )
 
 
-def match(
+def match_detections(
     annotations: Annotations, detections: Sequence[Detection], source: str | Path, file: str | Path | None
 ) -> tuple[list[Match], str]:
     """Which detection belongs to which true instance: as a match file says, the records, or the best IoU.

@@ -27,7 +27,6 @@ __all__ = [
     "crop_iou",
     "mask_iou",
     "mean_boundary_accuracy",
-    "most_changed",
 ]
 
 AnyMask: TypeAlias = "NDArray[Any] | MaskWindow | Mask"
@@ -38,8 +37,6 @@ BOUNDARY_RATIO = 0.02
 
 _MBA_STEPS = 5  # number of band widths that are averaged; CascadePSP, eval_post
 _MBA_REACH = 300  # the widest band is (width + height) / 300 pixels; the same source
-_FOCUS_SHARE = 0.3  # of the object's longer side: shows some outline around the change
-_FOCUS_LEAST = 32  # pixels
 
 
 def as_window(mask: AnyMask) -> MaskWindow:
@@ -157,28 +154,3 @@ def mean_boundary_accuracy(truth: AnyMask, mask: AnyMask) -> float:
             return math.nan
         accuracy[radius] = 1 - int(np.count_nonzero(wrong & band)) / pixels
     return sum(accuracy[radius] for radius in radii) / len(radii)
-
-
-def most_changed(before: MaskWindow, after: MaskWindow) -> tuple[int, int, int, int]:
-    """A square window on the place where two tight masks differ most; at the topmost pixel where they are equal.
-
-    Returns:
-        x0, y0, x1, y1 in pixels, x1 and y1 exclusive; inside the image as far as the image allows.
-    """
-    filled = [mask for mask in (before, after) if mask.values.size]
-    x0, y0 = min(mask.x for mask in filled), min(mask.y for mask in filled)
-    first, second = common_window(before, after)
-    changed = first ^ second
-    side = max(_FOCUS_LEAST, round(_FOCUS_SHARE * max(changed.shape)))
-    if not changed.any():
-        changed[0, int(np.argmax(first[0]))] = 1
-    sums = cv2.boxFilter(
-        changed.astype(np.float32), -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT
-    )
-    # the mean place of all maxima: of equally good windows the middle one
-    rows, columns = np.nonzero(sums >= sums.max() - 0.5)
-    height, width = before.image_size
-    side_x, side_y = min(side, width), min(side, height)
-    left = min(max(0, x0 + round(float(columns.mean())) - side_x // 2), width - side_x)
-    top = min(max(0, y0 + round(float(rows.mean())) - side_y // 2), height - side_y)
-    return left, top, left + side_x, top + side_y

@@ -1,4 +1,4 @@
-"""Before and after, to see with one's own eyes: a page that opens from disk, and overlays as PNG."""
+"""Masks before and after, to look at: a page that opens from disk, and overlays as PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the report: a folder with one page, the photos in a size for the screen, and the masks as outlines."""
+"""Builds the report: a folder with one page, the images in a size for the screen, and the masks as outlines."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from transfiner_refine.errors import InputError
+from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
-from transfiner_refine.evaluation.overlap import as_window
-from transfiner_refine.images import read_image
+from transfiner_refine.formats.polygons import outlines
+from transfiner_refine.formats.records import Instance, PngKind
+from transfiner_refine.images import MAX_IMAGE_PIXELS, read_image
+from transfiner_refine.masks import MaskWindow
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.refine.roi import focus
-from transfiner_refine.report.choose import choose
-from transfiner_refine.report.outline import mask_path
 from transfiner_refine.report.overlay import write_overlay
-from transfiner_refine.report.scenes import Kind, Scene, Scenes, Shown, load_scenes
+from transfiner_refine.report.scenes import Scene, Scenes, Shown, choose, load_scenes, window_of
 
 if TYPE_CHECKING:
     from transfiner_refine.refiner import BaseRefiner
 
-__all__ = ["LIMIT", "PHOTO_SIDE", "Built", "build_report"]
+__all__ = ["IMAGE_SIDE", "LIMIT", "Built", "build_report", "mask_path"]
 
 LIMIT = 200
-"""Images on a page: what can be looked through in an hour, about 60 MB of photos."""
+"""Images on a page: what can be looked through in an hour, about 60 MB of images."""
 
-PHOTO_SIDE = 1600
-"""Longer side of the page's photos, pixels; a zoom of 2 on a common screen still shows real detail."""
+IMAGE_SIDE = 1600
+"""Longer side of the page's images, pixels; a zoom of 2 on a common screen still shows real detail."""
 
 _THUMBNAIL_SIDE = 240  # pixels; shown at half of it, for screens of double density
 _THREADS = min(4, os.cpu_count() or 1)
@@ -82,11 +83,14 @@ def build_report(
     annotations: str | Path | None = None,
     match: str | Path | None = None,
     image_info: str | Path | None = None,
-    png_kind: Kind = "auto",
+    format: str = "auto",  # noqa: A002  the option's name
+    png_kind: PngKind | Literal["auto"] = "auto",
+    class_names: str | Path | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
     overlay: str | Path | None = None,
     refiner: BaseRefiner | None = None,
     limit: int = LIMIT,
-    photo_side: int = PHOTO_SIDE,
+    image_side: int = IMAGE_SIDE,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
@@ -94,25 +98,35 @@ def build_report(
     """Makes the page, and PNG overlays where they are asked for.
 
     Args:
-        images: folder of the photos.
-        before, after, annotations, match, image_info, png_kind: as for ``load_scenes``.
+        images: folder of the images.
+        before, after, annotations, match, image_info: as for ``load_scenes``.
+        format, png_kind, class_names: as for ``load_scenes``.
+        max_image_pixels: images and mask images of more pixels are left out, and named.
         output: folder for the page, to be opened at its ``index.html``; None for overlays alone.
-        overlay: folder for IMAGE_STEM_before.png and IMAGE_STEM_after.png in full size; None for none.
+        overlay: folder for IMAGE_STEM_before.png and IMAGE_STEM_after.png in full size; None for none. Where the stem
+            is another image's too, the second gets its whole name, or a number.
         refiner: a loaded refiner shows the quadtree of each instance; None leaves it out.
         limit: most images to show, 0 for all; see ``choose``.
-        photo_side: longer side of the page's photos, pixels; 0 keeps them as they are.
+        image_side: longer side of the page's images, pixels; 0 keeps them as they are.
         seed: of the images chosen at random.
-        overwrite: the folders may hold files already.
+        overwrite: folders that hold files are replaced.
         progress: bars on stderr, if that is a terminal.
 
     Raises:
         InputError: an input cannot be used at all, or no image is left to show.
         OutputError: a folder exists already, is an input, or cannot be written.
     """
-    inputs = [Path(path) for path in (images, before, after)]
+    inputs = [
+        Path(path) for path in (images, before, after, annotations, match, image_info) if path is not None
+    ]
     folders = [Path(folder) for folder in (output, overlay) if folder is not None]
     for folder in folders:
         check_output_folder(folder, inputs, overwrite=overwrite)
+    places = [folder.resolve() for folder in folders]
+    if len(places) > 1 and (places[0] in (places[1], *places[1].parents) or places[1] in places[0].parents):
+        raise OutputError(
+            "the page and the overlays need a folder each", file=overlay, remedy="give another one"
+        )
     found = load_scenes(
         images,
         before,
@@ -120,7 +134,10 @@ def build_report(
         annotations=annotations,
         match=match,
         image_info=image_info,
+        format=format,
         png_kind=png_kind,
+        class_names=class_names,
+        max_image_pixels=max_image_pixels,
         progress=progress,
     )
     scenes, chosen = choose(found.scenes, limit, seed=seed)
@@ -130,10 +147,12 @@ def build_report(
         page = None if output is None else drafts[0]
         if page is not None:
             _copy_assets(page)
-        work = _Work(page, None if overlay is None else drafts[-1], refiner, photo_side)
+        artist = _Artist(
+            page, None if overlay is None else drafts[-1], refiner, image_side, max_image_pixels, found
+        )
         entries: list[dict[str, Any]] = []
         for entry in tqdm(
-            work.all(scenes),
+            artist.all(scenes),
             desc="drawing",
             unit=" images",
             total=len(scenes),
@@ -145,7 +164,7 @@ def build_report(
             else:
                 entries.append(entry)
         if not entries:
-            raise InputError("no image is left to show", file=before) from (faults[0] if faults else None)
+            raise _nothing_to_show(before, faults, found.passed_over)
         if page is not None:
             content = _content(found, entries, chosen, (before, after, annotations), refiner is not None)
             _write_script(page / "data" / "index.js", "index", content)
@@ -158,101 +177,143 @@ def build_report(
     )
 
 
+def mask_path(mask: MaskWindow) -> str:
+    """The outline of a bool mask as the data of an SVG path; filled by the even-odd rule it gives the mask's pixels.
+
+    Outlines run along the pixels' edges, holes are loops of their own. Two masks' data in one path show, by the
+    same rule, the pixels in which they differ.
+
+    Returns:
+        relative vertical and horizontal steps in pixels of the image, "M12 30v1h3v-1z"; "" for an empty mask.
+    """
+    parts = []
+    for loop in outlines(mask):
+        steps = np.diff(loop.points, axis=0).sum(axis=1).tolist()  # down or up, right or left, in turn
+        x, y = loop.points[0].tolist()
+        parts.append(f"M{x} {y}" + "".join(f"{'vh'[n % 2]}{step}" for n, step in enumerate(steps)) + "z")
+    return "".join(parts)
+
+
 @dataclass(frozen=True)
-class _Work:
+class _Artist:
     """Draws images, a few at a time where no network is in the way.
 
     Attributes:
-        page: folder of the page, or None.
-        overlay: folder of the overlays, or None.
+        page, overlay: the folders to fill, or None.
         refiner: for the quadtrees, or None.
-        photo_side: of the page's photos, pixels; 0 for as they are.
+        image_side: of the page's images, pixels; 0 for as they are.
+        max_image_pixels: of the images.
+        found: where the masks come from.
     """
 
     page: Path | None
     overlay: Path | None
     refiner: BaseRefiner | None
-    photo_side: int
+    image_side: int
+    max_image_pixels: int
+    found: Scenes
 
-    def all(self, scenes: list[Scene]) -> Iterator[dict[str, Any] | InputError]:
+    def all(self, scenes: Sequence[Scene]) -> Iterator[dict[str, Any] | InputError]:
         """The index entry of each image, or why it cannot be shown."""
+        work = range(len(scenes)), scenes, self.found.pairs(scenes), _overlay_names(scenes)
         if self.refiner is not None:
-            yield from (self.draw(number, scene) for number, scene in enumerate(scenes))
+            yield from map(self.draw, *work)
             return
         with ThreadPoolExecutor(_THREADS, "transfiner-report") as pool:
             try:
-                yield from pool.map(self.draw, range(len(scenes)), scenes)
+                yield from pool.map(self.draw, *work)
             except BaseException:  # Ctrl-C above all: what is queued need not be drawn any more
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def draw(self, number: int, scene: Scene) -> dict[str, Any] | InputError:
+    def draw(
+        self, number: int, scene: Scene, instances: list[tuple[Instance, Instance]], name: str
+    ) -> dict[str, Any] | InputError:
         """Writes what belongs to one image."""
         try:
-            image = read_image(scene.path, {scene.size}).pixels
+            image = read_image(scene.path, {scene.size}, self.max_image_pixels).pixels
         except InputError as error:
             return error
-        pairs = [
-            (as_window(shown.before.decode()), as_window(shown.after.decode())) for shown in scene.instances
-        ]
+        pairs = [(window_of(before), window_of(after)) for before, after in instances]
         if self.overlay is not None:
-            name = scene.name.replace("/", "_").rsplit(".", 1)[0]
             write_overlay(self.overlay / f"{name}_before.png", image, [before for before, _ in pairs])
             write_overlay(self.overlay / f"{name}_after.png", image, [after for _, after in pairs])
         if self.page is None:
             return {"instances": scene.instances}
         file = f"{number:05d}"
-        scale = _save_photo(image, self.page / "photos" / f"{file}.jpg", self.photo_side, quality=88)
-        _save_photo(image, self.page / "thumbnails" / f"{file}.jpg", _THUMBNAIL_SIDE, quality=78)
-        outlines = []
-        for shown, (before, after) in zip(scene.instances, pairs, strict=True):
-            drawn: dict[str, Any] = {"before": mask_path(before), "after": mask_path(after)}
-            if shown.truth is not None:
-                drawn["truth"] = mask_path(as_window(shown.truth.decode()))
+        scale = _save_image(image, self.page / "images" / f"{file}.jpg", self.image_side, quality=88)
+        _save_image(image, self.page / "thumbnails" / f"{file}.jpg", _THUMBNAIL_SIDE, quality=78)
+        drawn = []
+        for (instance, _), (before, after) in zip(instances, pairs, strict=True):
+            paths: dict[str, Any] = {"before": mask_path(before), "after": mask_path(after)}
+            truth = None if self.found.truth is None else self.found.truth(instance)
+            if truth is not None:
+                paths["truth"] = mask_path(truth)
             if self.refiner is not None and before.area:
-                from transfiner_refine.report.nodes import quadtree_data  # here, because it imports torch
-
-                drawn["quadtree"] = quadtree_data(self.refiner, image, before)
-            outlines.append(drawn)
-        _write_script(self.page / "data" / f"{file}.js", "outlines", {"file": file, "instances": outlines})
+                paths["quadtree"] = _quadtree(self.refiner, image, before)
+            drawn.append(paths)
+        _write_script(self.page / "data" / f"{file}.js", "outlines", {"file": file, "instances": drawn})
         return {
             "file": file,
             "name": scene.name,
             "width": scene.size[1],
             "height": scene.size[0],
             "scale": scale,
-            "instances": [
-                _instance(shown, *pair) for shown, pair in zip(scene.instances, pairs, strict=True)
-            ],
+            "instances": [_entry(shown, *pair) for shown, pair in zip(scene.instances, pairs, strict=True)],
         }
 
 
-def _instance(shown: Shown, before: Any, after: Any) -> dict[str, Any]:
-    """What the index says of an instance."""
+def _overlay_names(scenes: Sequence[Scene]) -> list[str]:
+    """The start of each image's overlay names: its stem, or where that is taken its name, or that with a number."""
+    names, taken = [], set()
+    for scene in scenes:
+        flat = scene.name.replace("/", "_")
+        tries = chain((flat.rpartition(".")[0] or flat, flat), (f"{flat}_{number}" for number in count(2)))
+        name = next(name for name in tries if name.casefold() not in taken)  # as disks do that ignore case
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _quadtree(refiner: BaseRefiner, image: NDArray[np.uint8], mask: MaskWindow) -> dict[str, Any]:
+    """The quadtree of the first pass over an instance, as short lists of whole numbers.
+
+    Returns:
+        ``roi``: [x0, y0, x1, y1], pixels of the image. ``levels``: for each level its ``grid`` (cells a side of
+        the RoI) and ``cells``, where row · grid + column of each node ascends and is stored as the difference to
+        the one before.
+    """
+    from transfiner_refine.trace import trace  # here, because it imports torch
+
+    step = trace(refiner, image, mask).passes[0]
+    levels = [(level.grid, np.sort(level.y * level.grid + level.x)) for level in step.levels]
+    return {
+        "roi": [step.roi.x0, step.roi.y0, step.roi.x1, step.roi.y1],
+        "levels": [{"grid": grid, "cells": np.diff(cells, prepend=0).tolist()} for grid, cells in levels],
+    }
+
+
+def _entry(shown: Shown, before: MaskWindow, after: MaskWindow) -> dict[str, Any]:
+    """What the index says of an instance; its box is [x0, y0, x1, y1] around both masks, pixels."""
+    filled = [mask for mask in (before, after) if mask.values.size]
     entry: dict[str, Any] = {
         "label": shown.label,
         "category": shown.category,
         "score": None if shown.score is None else round(shown.score, 4),
         "size": shown.size,
         "changed": round(shown.changed, 5),
-        "box": _common_box(before, after),
+        "box": [
+            min(mask.x for mask in filled),
+            min(mask.y for mask in filled),
+            max(mask.x + mask.values.shape[1] for mask in filled),
+            max(mask.y + mask.values.shape[0] for mask in filled),
+        ],
         "focus": focus(before, after),
     }
     if shown.scores is not None:
         entry["iou"] = [round(scores.iou, 5) for scores in shown.scores]
         entry["boundary"] = [round(scores.boundary_iou, 5) for scores in shown.scores]
     return entry
-
-
-def _common_box(*masks: Any) -> list[int]:
-    """[x0, y0, x1, y1] around all the masks, pixels."""
-    filled = [mask for mask in masks if mask.values.size]
-    return [
-        min(mask.x for mask in filled),
-        min(mask.y for mask in filled),
-        max(mask.x + mask.values.shape[1] for mask in filled),
-        max(mask.y + mask.values.shape[0] for mask in filled),
-    ]
 
 
 def _content(
@@ -264,47 +325,58 @@ def _content(
 ) -> dict[str, Any]:
     """The index of the page."""
     everything = [shown for scene in found.scenes for shown in scene.instances]
-    content: dict[str, Any] = {
+    totals: dict[str, Any] = {"images": len(found.scenes), "instances": len(everything)}
+    scored = [shown.scores for shown in everything if shown.scores is not None]
+    if scored:
+        changes = np.array([after.iou - before.iou for before, after in scored])
+        totals |= {
+            "scored": len(scored),
+            "iou": [_mean([scores[i].iou for scores in scored]) for i in (0, 1)],
+            "boundary": [_mean([scores[i].boundary_iou for scores in scored]) for i in (0, 1)],
+            "better": _mean(changes > CHANGE_THRESHOLD),
+            "worse": _mean(changes < -CHANGE_THRESHOLD),
+        }
+    return {
         "before": Path(files[0]).name,
         "after": Path(files[1]).name,
         "truth": None if files[2] is None else Path(files[2]).name,
         "quadtrees": has_quadtrees,
         "chosen": chosen,
-        "totals": {"images": len(found.scenes), "instances": len(everything)},
+        "totals": totals,
         "categories": Counter(shown.category for shown in everything).most_common(),
         "images": entries,
     }
-    scored = [shown.scores for shown in everything if shown.scores is not None]
-    if scored:
-        changes = np.array([after.iou - before.iou for before, after in scored])
-        content["totals"] |= {
-            "scored": len(scored),
-            "iou": [_mean(scores[i].iou for scores in scored) for i in (0, 1)],
-            "boundary": [_mean(scores[i].boundary_iou for scores in scored) for i in (0, 1)],
-            "better": round(float(np.mean(changes > CHANGE_THRESHOLD)), 5),
-            "worse": round(float(np.mean(changes < -CHANGE_THRESHOLD)), 5),
-        }
-    return content
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _nothing_to_show(before: str | Path, faults: Sequence[InputError], passed_over: int) -> InputError:
+    """Why a report would be empty."""
+    reasons = [str(fault) for fault in faults[:1]]
+    if len(faults) > 1:
+        reasons.append(f"and {len(faults) - 1} more of the kind")
+    if passed_over:
+        reasons.append(f"{_count(passed_over, 'crowd region or empty mask', 'crowd regions or empty masks')}")
+    reason = f"no image is left to show ({'; '.join(reasons) or 'there are no instances'})"
+    return InputError(reason, file=before)
 
 
-def _mean(values: Iterator[float]) -> float:
-    return round(float(np.mean(list(values))), 5)
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _save_photo(image: NDArray[np.uint8], path: Path, side: int, *, quality: int) -> float:
+def _mean(values: Any) -> float:
+    return round(float(np.mean(values)), 5)
+
+
+def _save_image(image: NDArray[np.uint8], path: Path, side: int, *, quality: int) -> float:
     """Saves a JPEG whose longer side is at most ``side`` (0 for any); gives its scale."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width)) if side else 1.0
-    photo = Image.fromarray(image)
+    picture = Image.fromarray(image)
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        photo = photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
     path.parent.mkdir(exist_ok=True)
-    photo.save(path, quality=quality, progressive=True)
+    picture.save(path, quality=quality, progressive=True)
     return math.floor(scale * 1e4) / 1e4
 
 
@@ -318,8 +390,6 @@ def _write_script(path: Path, function: str, content: Any) -> None:
 def _copy_assets(page: Path) -> None:
     """The page itself, from the package."""
     (page / "assets").mkdir()
-    for asset in sorted(
-        (resources.files("transfiner_refine.report") / "page").iterdir(), key=lambda a: a.name
-    ):
+    for asset in (resources.files("transfiner_refine.report") / "page").iterdir():
         target = page if asset.name == "index.html" else page / "assets"
         (target / asset.name).write_bytes(asset.read_bytes())

@@ -1,5 +1,5 @@
 "use strict";
-/* What is drawn on the photo: outlines, fills, true outlines, wrong pixels, quadtree nodes. All vectors. */
+/* What is drawn on the image: outlines, fills, true outlines, wrong pixels, quadtree nodes. All vectors. */
 
 report.layers = (() => {
   const SVG = "http://www.w3.org/2000/svg";

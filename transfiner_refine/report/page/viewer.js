@@ -1,5 +1,5 @@
 "use strict";
-/* The picture: photo, layers, the divider between before and after, zoom and pan. */
+/* The picture: image, layers, the divider between before and after, zoom and pan. */
 
 report.viewer = (() => {
   const byId = (id) => document.getElementById(id);
@@ -23,7 +23,7 @@ report.viewer = (() => {
     if (!image || !width || !height) return;
     const box = `${view.x} ${view.y} ${width / view.scale} ${height / view.scale}`;
     for (const layer of byId("picture").children) layer.setAttribute("viewBox", box);
-    parts.photo?.classList.toggle("magnified", image.scale === 1 && view.scale > 3);
+    parts.image?.classList.toggle("magnified", image.scale === 1 && view.scale > 3);
     byId("zoom").textContent = `${Math.round(100 * view.scale)} %`;
     divide();
   };
@@ -133,7 +133,7 @@ report.viewer = (() => {
     const text = `${position} of ${count} · ${image.name} · ${image.width}×${image.height} · ` +
       `${report.format.count(chosen.length, "instance")}${scores}`;
     byId("caption").textContent = text;
-    byId("picture").setAttribute("aria-label", `Masks before and after on the photo. ${text}`);
+    byId("picture").setAttribute("aria-label", `Masks before and after on the image. ${text}`);
   };
 
   /* Shows an image; its outlines come a moment later. */
@@ -149,14 +149,14 @@ report.viewer = (() => {
       byId("picture").setAttribute("aria-label", "No image");
       return;
     }
-    parts.photo = svg("image", {
-      href: `photos/${image.file}.jpg`, width: image.width, height: image.height, preserveAspectRatio: "none",
+    parts.image = svg("image", {
+      href: `images/${image.file}.jpg`, width: image.width, height: image.height, preserveAspectRatio: "none",
     });
     for (const name of ["ground", "before", "after", "over"]) {
       parts[name] = svg("svg", { class: name, preserveAspectRatio: "none", "aria-hidden": "true" });
       byId("picture").append(parts[name]);
     }
-    parts.ground.append(parts.photo);
+    parts.ground.append(parts.image);
     fit();
     describe();
     try {
