@@ -1,9 +1,8 @@
-"""A small job for reports, and the way to the browser for the tests of the page."""
+"""A small job for reports."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as codec
-
-sys.path.append(str(Path(__file__).parent))  # pytest's importlib mode does not find browser.py by itself
 
 
 @dataclass(frozen=True)

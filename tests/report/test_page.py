@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Page, find_chromium
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from transfiner_refine import load_refiner
 from transfiner_refine.report import build_report
 
-chromium = find_chromium()
+names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+chromium = next((program for name in names if (program := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(
     chromium is None, reason="this machine has no Chromium (apt-get install chromium)"
 )
@@ -30,129 +32,144 @@ def report(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert chromium is not None
-    with Browser(chromium) as running:
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
+        running.close()
 
 
 @pytest.fixture
 def page(browser: Browser, report: Path) -> Iterator[Page]:
     """The page, freshly opened; whatever a test does with it, nothing may be complained about."""
-    tab = browser.open(report)
-    tab.wait(READY)
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
+    complaints: list[str] = []
+    requests: list[str] = []
+    tab.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None,
+    )
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(report.resolve().as_uri())
+    tab.wait_for_function(READY)
     yield tab
-    assert tab.complaints == []
-    assert all(url.startswith(("file://", "data:")) for url in tab.requests)
-    tab.call("Page.close")
+    assert complaints == []
+    assert all(url.startswith(("file://", "data:")) for url in requests)
+    tab.close()
 
 
-def names(page: Page) -> list[str]:
-    found: list[str] = page.eval(
+def shown_names(page: Page) -> list[str]:
+    found: list[str] = page.evaluate(
         "[...document.querySelectorAll('#images .name')].map((name) => name.textContent)"
     )
     return found
 
 
 def choose(page: Page, control: str, value: str) -> None:
-    page.eval(
+    page.evaluate(
         f"(() => {{ const s = document.getElementById('{control}'); s.value = '{value}';"
         "s.dispatchEvent(new Event('change')); })()"
     )
 
 
 def test_the_page_loads_without_complaints_and_shows_the_first_image(page: Page) -> None:
-    assert names(page) == [f"photo_{n}.png" for n in range(6)]
-    assert page.eval("document.getElementById('caption').textContent").startswith(
+    assert shown_names(page) == [f"photo_{n}.png" for n in range(6)]
+    assert page.evaluate("document.getElementById('caption').textContent").startswith(
         "1 of 6 · photo_0.png · 220×150"
     )
-    assert page.eval("document.querySelectorAll('#picture .before .line').length") == 2
-    assert "IoU" in page.eval("document.getElementById('totals').textContent")
+    assert page.evaluate("document.querySelectorAll('#picture .before .line').length") == 2
+    assert "IoU" in page.evaluate("document.getElementById('totals').textContent")
 
 
 def test_the_mouse_pulls_the_divider(page: Page) -> None:
-    assert page.eval(DIVIDER) == "inset(0px 50% 0px 0px)"
-    x, y = page.middle("#divider")
-    page.drag((x, y), (x + 150, y))
-    assert page.eval(DIVIDER) != "inset(0px 50% 0px 0px)"
-    assert 50 < page.eval("report.viewer.divider()") < 100
+    assert page.evaluate(DIVIDER) == "inset(0px 50% 0px 0px)"
+    box = page.locator("#divider").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 150, y, steps=2)
+    page.mouse.up()
+    assert page.evaluate(DIVIDER) != "inset(0px 50% 0px 0px)"
+    assert 50 < page.evaluate("report.viewer.divider()") < 100
 
 
 def test_keys_move_the_divider_and_the_range_says_where_it_is(page: Page) -> None:
-    page.press("ArrowLeft", shift=True)
-    assert page.eval("report.viewer.divider()") == 40
+    page.keyboard.press("Shift+ArrowLeft")
+    assert page.evaluate("report.viewer.divider()") == 40
     slider = "document.getElementById('slider')"
-    assert page.eval(f"{slider}.getAttribute('aria-valuetext')") == "40 % before"
-    page.press(" ")
-    assert page.eval("report.viewer.divider()") == 100
+    assert page.evaluate(f"{slider}.getAttribute('aria-valuetext')") == "40 % before"
+    page.keyboard.press("Space")
+    assert page.evaluate("report.viewer.divider()") == 100
 
 
 def test_sorting_sorts_by_gain_and_by_loss(page: Page) -> None:
     choose(page, "sort", "best")
-    assert names(page)[0] == "photo_1.png"  # exact after
-    assert page.eval("document.querySelector('#images .gain').textContent").startswith("+")
+    assert shown_names(page)[0] == "photo_1.png"  # exact after
+    assert page.evaluate("document.querySelector('#images .gain').textContent").startswith("+")
     choose(page, "sort", "worst")
-    assert names(page)[0] == "photo_5.png"  # as far off as before
-    assert page.eval("document.getElementById('caption').textContent").startswith("1 of 6 · photo_5.png")
+    assert shown_names(page)[0] == "photo_5.png"  # as far off as before
+    assert page.evaluate("document.getElementById('caption').textContent").startswith("1 of 6 · photo_5.png")
     choose(page, "sort", "random")
-    first = names(page)
+    first = shown_names(page)
     assert sorted(first) == [f"photo_{n}.png" for n in range(6)]
 
 
 def test_class_and_size_filter_instances(page: Page) -> None:
     choose(page, "category", "coin <b>")
-    assert page.eval("document.querySelectorAll('#instances-body tr').length") == 1
-    assert page.eval("document.querySelectorAll('#picture .before .line').length") == 1
+    assert page.evaluate("document.querySelectorAll('#instances-body tr').length") == 1
+    assert page.evaluate("document.querySelectorAll('#picture .before .line').length") == 1
     choose(page, "size", "large")
-    assert names(page) == []
-    assert page.eval("document.getElementById('caption').textContent") == "No image has such instances."
+    assert shown_names(page) == []
+    assert page.evaluate("document.getElementById('caption').textContent") == "No image has such instances."
     choose(page, "size", "")
-    page.wait("document.querySelectorAll('#picture .before .line').length === 1")
+    page.wait_for_function("document.querySelectorAll('#picture .before .line').length === 1")
 
 
 def test_arrow_keys_go_through_the_images(page: Page) -> None:
-    page.press("ArrowDown")
-    page.press("ArrowDown")
-    page.wait("document.documentElement.dataset.shown === '00002'")
-    page.press("ArrowUp")
-    page.wait("document.documentElement.dataset.shown === '00001'")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.documentElement.dataset.shown === '00002'")
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function("document.documentElement.dataset.shown === '00001'")
     current = "document.querySelector('#images [aria-current]').textContent"
-    assert "photo_1.png" in page.eval(current)
+    assert "photo_1.png" in page.evaluate(current)
 
 
 def test_layers_are_switched_by_keys_and_buttons(page: Page) -> None:
     line = "getComputedStyle(document.querySelector('#picture .line')).display"
-    assert page.eval(line) != "none"
-    page.press("o")
-    assert page.eval(line) == "none"
-    assert page.eval("document.getElementById('layer-outlines').getAttribute('aria-pressed')") == "false"
+    assert page.evaluate(line) != "none"
+    page.keyboard.press("o")
+    assert page.evaluate(line) == "none"
+    assert page.evaluate("document.getElementById('layer-outlines').getAttribute('aria-pressed')") == "false"
     page.click("#layer-nodes")
-    assert page.eval("document.querySelectorAll('#picture .nodes [data-level]').length") >= 4
-    assert page.eval("getComputedStyle(document.querySelector('#picture .nodes')).display") != "none"
-    page.press("1")
-    assert page.eval("document.querySelector('#picture [data-level=\"0\"]').style.display") == "none"
+    assert page.evaluate("document.querySelectorAll('#picture .nodes [data-level]').length") >= 4
+    assert page.evaluate("getComputedStyle(document.querySelector('#picture .nodes')).display") != "none"
+    page.keyboard.press("1")
+    assert page.evaluate("document.querySelector('#picture [data-level=\"0\"]').style.display") == "none"
 
 
 def test_zooming_to_the_boundary_fills_the_stage_with_it(page: Page) -> None:
     zoom = "document.getElementById('zoom').textContent"
-    before = int(page.eval(zoom).split()[0])
-    page.press("z")
-    assert int(page.eval(zoom).split()[0]) > 2 * before
-    page.press("0")
-    assert int(page.eval(zoom).split()[0]) == before
+    before = int(page.evaluate(zoom).split()[0])
+    page.keyboard.press("z")
+    assert int(page.evaluate(zoom).split()[0]) > 2 * before
+    page.keyboard.press("0")
+    assert int(page.evaluate(zoom).split()[0]) == before
 
 
 def test_an_instance_is_selected_in_the_table_and_on_the_photo(page: Page) -> None:
     page.click("#instances-body tr:nth-child(2) button")
-    assert page.eval("report.viewer.selected()") == 1
-    assert page.eval("document.querySelectorAll('#picture .before .faded').length") == 1
-    page.press("Escape")
+    assert page.evaluate("report.viewer.selected()") == 1
+    assert page.evaluate("document.querySelectorAll('#picture .before .faded').length") == 1
+    page.keyboard.press("Escape")
     page.click("#picture .before [data-instance='0'] .mask")
-    assert page.eval("report.viewer.selected()") == 0
+    assert page.evaluate("report.viewer.selected()") == 0
 
 
 def test_names_from_the_files_are_text_and_never_markup(page: Page) -> None:
-    assert "coin <b>" in page.eval("document.getElementById('instances-body').textContent")
-    assert page.eval("document.querySelectorAll('b').length") == 0
+    assert "coin <b>" in page.evaluate("document.getElementById('instances-body').textContent")
+    assert page.evaluate("document.querySelectorAll('b').length") == 0
 
 
 def test_both_themes_have_readable_text(page: Page) -> None:
@@ -179,15 +196,15 @@ def test_both_themes_have_readable_text(page: Page) -> None:
         return Math.min(...worst);
     })()"""
     for dark in (False, True):
-        page.dark(dark)
-        assert page.eval(contrast) >= 4.5  # WCAG 2.2, AA
+        page.emulate_media(color_scheme="dark" if dark else "light")
+        assert page.evaluate(contrast) >= 4.5  # WCAG 2.2, AA
     page.click("#theme")
-    assert page.eval("document.documentElement.dataset.theme") == "light"
-    page.eval("localStorage.clear()")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    page.evaluate("localStorage.clear()")
 
 
 def test_every_control_has_a_name_for_a_screen_reader(page: Page) -> None:
-    tree = page.call("Accessibility.getFullAXTree")["nodes"]
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     roles = ("button", "slider", "combobox", "image", "table", "navigation", "main", "complementary")
     nodes = [node for node in tree if not node["ignored"] and node["role"]["value"] in roles]
     nameless = [n["role"]["value"] for n in nodes if not n.get("name", {}).get("value")]

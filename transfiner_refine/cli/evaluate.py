@@ -45,6 +45,7 @@ __all__ = ["command"]
 @shared("device", help="Device for --error-analysis.")
 @option("--json", "json_file", type=FILE, help="Write the numbers to this file as JSON.")
 @option("--markdown", "markdown_file", type=FILE, help="Write the tables to this file as Markdown.")
+@shared("overwrite", help="Replace the files of --json and --markdown if they exist.")
 @flag("--quiet", "No progress.")
 def command(
     annotations: Path,
@@ -61,6 +62,7 @@ def command(
     device: str,
     json_file: Path | None,
     markdown_file: Path | None,
+    overwrite: bool,
     quiet: bool,
 ) -> None:
     """Score masks against the truth: mask AP, boundary AP and how well each mask fits.
@@ -81,10 +83,12 @@ def command(
     from transfiner_refine.evaluation.tables import as_json, as_markdown, as_text
     from transfiner_refine.output import atomic_file, check_output_file
 
-    inputs = [path for path in (annotations, results, before, match) if path is not None]
+    if json_file is not None and json_file == markdown_file:
+        raise click.UsageError("--json and --markdown need a file each")
+    inputs = [path for path in (annotations, results, before, match, images) if path is not None]
     for output in (json_file, markdown_file):
         if output is not None:
-            check_output_file(output, inputs, overwrite=True)
+            check_output_file(output, inputs, overwrite=overwrite)
     analysis = None
     if error_analysis and images is not None:
         from transfiner_refine.refiner import load_refiner  # here, because it imports torch

@@ -140,6 +140,9 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
             overwrite=options["overwrite"] or may_be_there,
         )
 
+    reading = ("image_info", "format", "png_kind", "class_names", "max_image_pixels")
+    not_shown: list[Exception] = []
+
     def finish(summary: Summary, was_written: bool) -> None:
         """The report is a part of the run: as long as it is not there, --resume makes it."""
         report_errors(summary.errors)
@@ -153,13 +156,15 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
                 options["masks"],
                 options["output"],
                 report,
-                image_info=options["image_info"],
-                png_kind=options["png_kind"],
+                **{name: options[name] for name in reading},
                 overwrite=options["overwrite"] or was_written,
                 progress=not quiet,
             )
+            said = {str(error) for error in summary.errors}
+            not_shown.extend(fault for fault in built.faults if str(fault) not in said)
+            report_errors(not_shown)
             if not quiet:
                 click.echo("\n".join(built.lines()))
 
     summary = refine_files(**options, progress=not quiet, then=finish)
-    ctx.exit(summary.exit_code)
+    ctx.exit(max(summary.exit_code, bool(not_shown)))

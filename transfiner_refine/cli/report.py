@@ -18,19 +18,22 @@ __all__ = ["command"]
     epilog="Exit codes: 0 all done, 1 some images or records could not be used (each is named), 2 wrong usage.",
 )
 @shared("images", required=True)
-@option("--before", type=ANY, required=True, help="The coarse masks: COCO JSON, or a folder of PNGs.")
+@option("--before", type=ANY, required=True, help="The coarse masks, in any format.")
 @option("--after", type=ANY, required=True, help="The refined masks, in the same format and order.")
 @option(
     "--annotations",
     type=ANY,
-    help="The truth, to score and sort by: a COCO annotation file, for PNGs a folder of the same names.",
+    help="The truth, to score and sort by: a COCO annotation file, for folders a folder of the same names.",
 )
 @shared("match")
 @shared(
     "image_info",
     help="COCO annotation file that says which image id is which image, as for refine.  [default: --annotations]",
 )
+@shared("from")
 @shared("png_kind")
+@shared("class_names")
+@shared("max_image_pixels", help="Leave images and mask images of more pixels out.")
 @option("--output", type=FOLDER, help="Folder for the page; open its index.html.")
 @option("--overlay", type=FOLDER, help="Folder for PNGs of the images with their masks, before and after.")
 @flag("--nodes", "Show the quadtree's nodes; runs the network on the coarse masks again.")

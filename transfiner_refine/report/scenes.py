@@ -105,7 +105,7 @@ class Scenes:
             InputError: the inputs have changed since they were compared.
         """
         wanted = {scene.instances[0].index: scene for scene in scenes}
-        for record, others in _paired(*self.sources, []):
+        for record, others in _paired(*self.sources, [], []):
             scene = next((wanted.pop(index) for index in record.indexes if index in wanted), None)
             if scene is not None:
                 found = {
@@ -180,7 +180,8 @@ def load_scenes(
         truth, names = _truth(Path(annotations), before, match, opened)
     categories = {**names, **sources[0].categories}
     faults: list[InputError] = []
-    scenes, passed_over = [], 0
+    later_faults: list[InputError] = []
+    scenes, passed_over, lost = [], 0, False
     bar = tqdm(
         total=sources[0].num_instances,
         desc="comparing masks",
@@ -189,12 +190,13 @@ def load_scenes(
         disable=None if progress else True,
     )
     with bar:
-        for record, others in _paired(*sources, faults):
+        for record, others in _paired(*sources, faults, later_faults):
             shown, size = [], (0, 0)
             for instance in record.instances:
                 bar.update(1)
                 if instance.index not in others:
-                    continue  # its record of the second input is among the faults
+                    lost = True
+                    continue
                 path, other = others[instance.index]
                 _check_same(record.path, instance, path, other, after)
                 try:
@@ -211,8 +213,10 @@ def load_scenes(
                 assert record.path is not None  # both sources know the images
                 name = record.path.relative_to(images).as_posix()
                 scenes.append(Scene(record.path, name, size, tuple(shown)))
-    distinct = {str(fault): fault for fault in faults}  # both inputs may name the same image
-    return Scenes(tuple(scenes), tuple(distinct.values()), passed_over, sources, truth)
+    if lost:  # else the faults after are those before
+        said = {str(fault) for fault in faults}
+        faults += [fault for fault in later_faults if str(fault) not in said]
+    return Scenes(tuple(scenes), tuple(faults), passed_over, sources, truth)
 
 
 def choose(scenes: Sequence[Scene], limit: int, *, seed: int = 0) -> tuple[list[Scene], str]:
@@ -271,11 +275,14 @@ def _truth(
 
 
 def _paired(
-    before: Source, after: Source, faults: list[InputError]
+    before: Source, after: Source, faults: list[InputError], later_faults: list[InputError]
 ) -> Iterator[tuple[ImageRecord, dict[int, tuple[Path | None, Instance]]]]:
-    """Each image of ``before``, and the instances of ``after`` of the same indexes, with their image."""
+    """Each image of ``before``, and the instances of ``after`` of the same indexes, with their image.
+
+    The lists take the faults of both.
+    """
     waiting: dict[int, tuple[Path | None, Instance]] = {}
-    later, seen = _sound(after, faults), set[Path | None]()
+    later, seen = _sound(after, later_faults), set[Path | None]()
     for record in _sound(before, faults):
         # both are in the same order, so little has to wait
         while record.path not in seen and not waiting.keys() >= set(record.indexes):
