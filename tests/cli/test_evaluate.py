@@ -139,7 +139,16 @@ def test_options_change_the_band_and_who_counts(files: dict[str, Path], tmp_path
     evaluate(files, "--json", output)
     wide = json.loads(output.read_text())["matched"]["sizes"]["all"]
     evaluate(
-        files, "--json", output, "--boundary-ratio", "0.005", "--min-area", "3000", "--min-coarse-iou", "0.8"
+        files,
+        "--overwrite",
+        "--json",
+        output,
+        "--boundary-ratio",
+        "0.005",
+        "--min-area",
+        "3000",
+        "--min-coarse-iou",
+        "0.8",
     )
     narrow = json.loads(output.read_text())
     assert narrow["settings"]["boundary_ratio"] == 0.005
@@ -174,11 +183,64 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_an_input_is_never_overwritten(files: dict[str, Path]) -> None:
+@pytest.mark.parametrize("option", ["--json", "--markdown"])
+def test_an_existing_file_is_replaced_only_where_asked_and_an_input_never(
+    files: dict[str, Path], tmp_path: Path, option: str
+) -> None:
     before = files["results"].read_bytes()
-    result = evaluate(files, "--json", files["results"])
+    result = evaluate(files, option, files["results"], "--overwrite")
     assert result.exit_code == 1
+    assert "is an input of this run" in result.stderr
     assert files["results"].read_bytes() == before
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    result = evaluate(files, option, mine)
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+    assert mine.read_text() == "mine"
+    assert evaluate(files, option, mine, "--overwrite").exit_code == 0
+    assert "average" in mine.read_text().lower()
+
+
+def test_one_file_cannot_hold_both_outputs(files: dict[str, Path], tmp_path: Path) -> None:
+    assert evaluate(files, "--json", tmp_path / "out", "--markdown", tmp_path / "out").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "instances", "said"),
+    [
+        ({"segmentation": []}, 3, "3 of 7 annotations have no mask and are not counted."),
+        ({"iscrowd": 1}, 3, None),
+    ],
+)
+def test_only_what_has_a_mask_counts(
+    files: dict[str, Path], change: dict[str, Any], instances: int, said: str | None
+) -> None:
+    truth = json.loads(files["annotations"].read_text())
+    for entry in truth["annotations"][:3]:
+        entry.update(change)
+    files["annotations"].write_text(json.dumps(truth))
+    result = evaluate(files, only=("annotations", "results"))
+    assert result.exit_code == 0, result.output
+    assert f"(3 images, {instances} instances and" in result.stdout
+    assert said is None or said in result.stdout
+
+
+def test_what_truth_and_results_do_not_have_in_common_is_said(files: dict[str, Path], tmp_path: Path) -> None:
+    records = json.loads(files["results"].read_text())
+    files["results"].write_text(json.dumps([entry | {"category_id": 17} for entry in records]))
+    result = evaluate(files, "--json", tmp_path / "out.json", only=("annotations", "results"))
+    assert result.exit_code == 0, result.output
+    assert "6 of 6 detections are of categories that are not annotated: 17." in result.stdout
+    assert "No category_id of the results" in result.stdout
+    assert len(json.loads((tmp_path / "out.json").read_text())["unused"]) == 2
+    truth = json.loads(files["annotations"].read_text())
+    for entry in truth["annotations"]:
+        entry["iscrowd"] = 1
+    files["annotations"].write_text(json.dumps(truth))
+    result = evaluate(files, only=("annotations", "results"))
+    assert "All annotations are crowd regions: there is no instance to score against." in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
 
 
 def test_a_missing_file_is_named_in_one_line(files: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -71,6 +72,27 @@ def test_report_says_what_it_shows_and_writes_overlays(work: Path, tmp_path: Pat
         "rocket_after.png",
     }
     assert (tmp_path / "page" / "assets" / "viewer.js").is_file()
+
+
+def test_the_report_reads_as_refine_has_read(work: Path, tmp_path: Path) -> None:
+    """A map of the ids 1 and 255 reads as one mask unless the format is given."""
+    (tmp_path / "masks").mkdir()
+    ids = np.zeros((213, 320), np.uint8)
+    ids[40:90, 40:90], ids[120:180, 150:250] = 1, 255
+    Image.fromarray(ids).save(tmp_path / "masks" / "rocket.png")
+    done = run(
+        "refine", "--images", work / "images", "--masks", tmp_path / "masks", "--output", tmp_path / "out",
+        "--from", "id-maps", "--report", tmp_path / "report", "--device", "cpu",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "Shown: 2 instances in 1 image." in done.stdout
+    done = run(
+        "report", "--images", work / "images", "--before", tmp_path / "masks", "--after", tmp_path / "out",
+        "--from", "id-maps", "--output", tmp_path / "again", "--max-image-pixels", "1000",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "no image is left to show (" in done.stderr
+    assert "rocket" in done.stderr
 
 
 def test_report_needs_something_to_make(work: Path) -> None:

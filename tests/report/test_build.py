@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from transfiner_refine import load_refiner
 from transfiner_refine.errors import InputError, OutputError
+from transfiner_refine.masks import Mask
 from transfiner_refine.report import build_report, load_scenes
 
 
@@ -149,3 +152,106 @@ def test_a_folder_with_files_is_left_alone_unless_overwriting_is_asked_for(job: 
     build_report(**job.files, output=tmp_path, overwrite=True)
     assert not (tmp_path / "mine.txt").exists()
     assert (tmp_path / "index.html").is_file()
+
+
+def test_two_images_never_share_an_overlay(job: Any, tmp_path: Path) -> None:
+    names = ["a.png", "a.PNG", "s/a.png", "s_a.png", "b.jpg", "c.png"]
+    images = tmp_path / "images"
+    truth = json.loads(job.files["annotations"].read_text())
+    for number, (entry, name) in enumerate(zip(truth["images"], names, strict=True)):
+        (images / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(job.files["images"] / f"photo_{number}.png", images / name)
+        entry["file_name"] = name
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    files = job.files | {"images": images, "annotations": tmp_path / "truth.json"}
+    build_report(**files, output=None, overlay=tmp_path / "overlays")
+    made = {path.name for path in (tmp_path / "overlays").iterdir()}
+    assert {"a_before.png", "s_a_after.png", "s_a.png_after.png", "b_before.png"} <= made
+    assert len({name.casefold() for name in made}) == 12
+
+
+def test_masks_are_not_kept_while_images_are_chosen(job: Any) -> None:
+    def masks() -> int:
+        gc.collect()
+        return sum(type(each) is Mask for each in gc.get_objects())
+
+    files = {key: path for key, path in job.files.items() if key != "annotations"}
+    before = masks()
+    found = load_scenes(**files, image_info=job.files["annotations"])
+    assert sum(len(scene.instances) for scene in found.scenes) == 12
+    assert masks() - before < 4
+
+
+def test_classes_that_a_refined_folder_has_lost_are_no_difference(job: Any, tmp_path: Path) -> None:
+    for kind in ("SegmentationObject", "SegmentationClass", "refined"):
+        (tmp_path / kind).mkdir()
+        value = 15 if kind == "SegmentationClass" else 1
+        picture = Image.fromarray(job.truth[0, 0] * np.uint8(value), "P")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [64] * 3 * 253)
+        picture.save(tmp_path / kind / "photo_0.png")
+    built = build_report(
+        job.files["images"],
+        tmp_path / "SegmentationObject",
+        tmp_path / "refined",
+        tmp_path / "report",
+        format="voc",
+    )
+    assert (built.images, built.instances, built.faults) == (1, 1, ())
+
+
+def test_a_damaged_record_after_is_named_with_its_reason(job: Any, tmp_path: Path) -> None:
+    records = json.loads(job.files["after"].read_text())
+    records[3]["segmentation"]["counts"] = "1:"
+    after = tmp_path / "after.json"
+    after.write_text(json.dumps(records))
+    files = {key: path for key, path in job.files.items() if key != "annotations"}
+    built = build_report(
+        **(files | {"after": after}), image_info=job.files["annotations"], output=tmp_path / "report"
+    )
+    assert built.instances == 11
+    (fault,) = built.faults
+    assert "after.json: record 3: " in str(fault)
+    assert "add up to" in str(fault)
+
+
+def test_where_no_image_is_left_the_reason_is_said(job: Any, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        (images / f"photo_{number}.png").write_bytes(b"no photo")
+    with pytest.raises(InputError, match=r"no image is left to show \(.*photo_0\.png.*and 5 more"):
+        build_report(**(job.files | {"images": images}), output=tmp_path / "report")
+    crowds = json.loads(job.files["annotations"].read_text())
+    for entry in crowds["annotations"]:
+        entry["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(json.dumps(crowds))
+    with pytest.raises(InputError, match=r"no image is left to show \(12 crowd regions or empty masks\)"):
+        build_report(
+            job.files["images"], tmp_path / "crowds.json", tmp_path / "crowds.json", tmp_path / "report"
+        )
+    assert not (tmp_path / "report").exists()
+
+
+def test_masks_that_change_while_the_report_is_made_are_noticed(job: Any, tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        for (number, which), disc in job.truth.items():
+            Image.fromarray(disc * np.uint8(255)).save(tmp_path / name / f"photo_{number}_{which}.png")
+    found = load_scenes(job.files["images"], tmp_path / "before", tmp_path / "after")
+    (tmp_path / "after" / "photo_3_1.png").unlink()
+    with pytest.raises(InputError, match="change"):
+        list(found.pairs(found.scenes))
+
+
+def test_images_of_too_many_pixels_are_left_out_and_named(job: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no image is left to show .*photo_0\.png"):
+        build_report(**job.files, output=tmp_path / "report", max_image_pixels=1000)
+
+
+def test_outputs_are_never_inputs_or_each_other(job: Any, tmp_path: Path) -> None:
+    for place in (job.files["images"], job.files["images"] / "report", job.folder):
+        with pytest.raises(OutputError, match="input of this run"):
+            build_report(**job.files, output=place, overwrite=True)
+    with pytest.raises(OutputError, match="a folder each"):
+        build_report(**job.files, output=tmp_path / "report", overlay=tmp_path / "report" / "overlays")
+    assert list(tmp_path.iterdir()) == []

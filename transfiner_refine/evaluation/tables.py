@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -266,7 +267,7 @@ def _filled(sizes: dict[str, Any]) -> list[Any]:
 
 def _notes(evaluation: Evaluation) -> list[str]:
     """What a reader must know to read the tables right."""
-    notes = list(evaluation.unused)
+    notes = [textwrap.fill(sentence, _WIDTH) for sentence in evaluation.unused]
     if evaluation.ap_after is None:
         notes.append("No AP: the detections have no scores.")
     if evaluation.before is not None:
