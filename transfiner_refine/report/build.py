@@ -232,9 +232,9 @@ class _Artist:
         """Writes what belongs to one image."""
         try:
             image = read_image(scene.path, {scene.size}, self.max_image_pixels).pixels
+            pairs = [(window_of(before), window_of(after)) for before, after in instances]
         except InputError as error:
             return error
-        pairs = [(window_of(before), window_of(after)) for before, after in instances]
         if self.overlay is not None:
             write_overlay(self.overlay / f"{name}_before.png", image, [before for before, _ in pairs])
             write_overlay(self.overlay / f"{name}_after.png", image, [after for _, after in pairs])
