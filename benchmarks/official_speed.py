@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from transfiner_refine.official.config import CONTEXT_GRID, NODE_GRIDS, Architecture
-from transfiner_refine.official.network import OfficialNetwork
-from transfiner_refine.official.nodes import select_nodes
-from transfiner_refine.official.quadtree import QuadtreeLevel
-from transfiner_refine.official.regions import Regions, feature_table
-from transfiner_refine.official.sequence import axis_embedding, gather_tokens
+from transfiner_refine.official import Architecture, OfficialNetwork
+from transfiner_refine.official.network import ImageFeatures
+from transfiner_refine.official.nodes import NODE_GRIDS, box_levels, select_nodes
+from transfiner_refine.official.transformer import axis_embedding
 
+CONTEXT_GRID = 14
 HEIGHT, WIDTH = 800, 1066
 STRIDES = (4, 8, 16, 32)
 CLEAR, DOUBTFUL, RULED_OUT = 0.9, 0.4, 0.01  # incoherence on an outline, beside it, elsewhere
@@ -49,15 +48,17 @@ class Inputs:
             return torch.randn(*shape, generator=generator).to(device)
 
         padded = (-(-HEIGHT // 32) * 32, -(-WIDTH // 32) * 32)
-        self.maps = [normal(1, 256, padded[0] // s, padded[1] // s) for s in STRIDES]
-        self.semantic = normal(1, 256, padded[0] // 4, padded[1] // 4)
+        maps = [normal(1, 256, padded[0] // s, padded[1] // s) for s in STRIDES]
+        semantic = normal(1, 256, padded[0] // 4, padded[1] // 4)
+        self.finer = [maps[0] + semantic, *maps[1:]]
+        tables = [each[0].permute(1, 2, 0).contiguous() for each in self.finer]
+        self.image = ImageFeatures(maps, semantic, tables)
         # sides as detectors find them on COCO: many small, some large
         sides = torch.exp(torch.empty(boxes, 2).uniform_(3.2, 6.2, generator=generator))
         corner = torch.rand(boxes, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - sides).clamp(
             min=0
         )
         self.boxes = torch.cat((corner, corner + sides), 1).to(device)
-        self.image = torch.zeros(boxes, dtype=torch.long, device=device)
         self.coarse, incoherence = _outlines(boxes, generator)
         self.coarse, self.incoherence = self.coarse.to(device), incoherence.to(device)
 
@@ -81,11 +82,13 @@ class PlainEncoder(nn.Module):
 
     def __init__(self, network: OfficialNetwork) -> None:
         super().__init__()
-        self.source = network.sequence
+        self.source = network.transformer
         self.attention = nn.ModuleList()
-        for layer in network.sequence.layers:
+        for layer in network.transformer.layers:
             attention = nn.MultiheadAttention(256, 4)
-            attention.in_proj_weight, attention.in_proj_bias = layer.qkv.weight, layer.qkv.bias
+            stacked = (layer.q, layer.k, layer.v)
+            attention.in_proj_weight.data = torch.cat([each.weight for each in stacked])
+            attention.in_proj_bias.data = torch.cat([each.bias for each in stacked])
             attention.out_proj.weight, attention.out_proj.bias = layer.project.weight, layer.project.bias
             self.attention.append(attention)
 
@@ -96,17 +99,16 @@ class PlainEncoder(nn.Module):
             where = x + position
             x = layer.norm1(x + attention(where, where, x)[0])
             x = layer.norm2(x + layer.narrow(F.relu(layer.widen(x))))
-        return torch.sigmoid(self.source.decode(F.relu(self.source.decode_hidden(x[:, 0]))))[:, 0]
+        return torch.sigmoid(self.source.decode(x[:, 0]))[:, 0]
 
 
 def plain(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
     """Dense pooling, then box by box."""
     encoder = PlainEncoder(network).to(inputs.boxes.device)
-    finer = [inputs.maps[0] + inputs.semantic, *inputs.maps[1:]]
-    regions = Regions.of(feature_table(inputs.maps, inputs.semantic), inputs.boxes, inputs.image)
-    context = _pool(inputs.maps, regions, regions.level, CONTEXT_GRID)
+    levels = box_levels(inputs.boxes)
+    context = _pool(inputs.image.maps, inputs.boxes, levels, CONTEXT_GRID)
     pooled = [
-        _pool(finer, regions, (regions.level - step).clamp(min=2), grid)
+        _pool(inputs.finer, inputs.boxes, (levels - step).clamp(min=2), grid)
         for step, grid in enumerate(NODE_GRIDS, 1)
     ]
     positions = [_dense_position(grid, inputs.boxes.device) for grid in (CONTEXT_GRID, *NODE_GRIDS)]
@@ -115,8 +117,8 @@ def plain(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
         for grid in (CONTEXT_GRID, *NODE_GRIDS)
     ]
     results = []
-    for box in range(len(regions)):
-        nodes = select_nodes(inputs.incoherence[box : box + 1])
+    for box in range(len(inputs.boxes)):
+        nodes = select_nodes(inputs.incoherence[box])
         chosen = [torch.arange(CONTEXT_GRID**2, device=inputs.boxes.device), *(level.cell for level in nodes)]
         tokens, places = [], []
         for features, coarse, position, cells in zip(
@@ -128,10 +130,10 @@ def plain(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
     return results
 
 
-def _pool(maps: list[Tensor], regions: Regions, level: Tensor, grid: int) -> Tensor:
+def _pool(maps: list[Tensor], boxes: Tensor, level: Tensor, grid: int) -> Tensor:
     """Dense RoIAlign of all boxes, each from its level: [N, 256, grid, grid]."""
-    out = torch.zeros(len(regions), 256, grid, grid, device=level.device)
-    rois = torch.cat((regions.image[:, None].float(), regions.boxes), 1)
+    out = torch.zeros(len(boxes), 256, grid, grid, device=level.device)
+    rois = F.pad(boxes, (1, 0))
     for k in range(2, 6):
         mine = (level == k).nonzero().squeeze(1)
         out[mine] = roi_align(maps[k - 2], rois[mine], grid, 0.5**k, 0, aligned=True)
@@ -145,26 +147,17 @@ def _dense_position(grid: int, device: torch.device) -> Tensor:
 
 
 def ours(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
-    """As the refiner does it: one instance at a time on a CPU, 32 on a GPU."""
-    table = feature_table(inputs.maps, inputs.semantic)
-    step = 1 if inputs.boxes.device.type == "cpu" else 32
-    if step == 1:
-        network.sequence.pack()
-    results: list[Tensor] = []
-    for first in range(0, len(inputs.boxes), step):
-        part = slice(first, first + step)
-        regions = Regions.of(table, inputs.boxes[part], inputs.image[part])
-        levels = select_nodes(inputs.incoherence[part])
-        tokens = gather_tokens(regions, regions.context(), inputs.coarse[part], levels)
-        labels = torch.sigmoid(network.sequence(tokens, len(regions)))
-        results += _by_box(labels, levels, len(regions))
+    """As the refiner does it: one instance after the other, its nodes' features only."""
+    if inputs.boxes.device.type == "cpu":
+        network.transformer.pack()
+    results = []
+    contexts = inputs.image.context(inputs.boxes)
+    for box, context, coarse, incoherence in zip(
+        inputs.boxes, contexts, inputs.coarse, inputs.incoherence, strict=True
+    ):
+        labels = network.label(inputs.image, box, context, coarse, select_nodes(incoherence))
+        results.append(torch.cat(labels))
     return results
-
-
-def _by_box(labels: Tensor, levels: list[QuadtreeLevel], boxes: int) -> list[Tensor]:
-    instance = torch.cat([level.instance for level in levels])
-    order = torch.argsort(instance, stable=True)
-    return list(torch.split(labels[order], torch.bincount(instance, minlength=boxes).tolist()))
 
 
 PROCEDURES: dict[str, Callable[[OfficialNetwork, Inputs], list[Tensor]]] = {"plain": plain, "ours": ours}

@@ -10,26 +10,28 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from transfiner_refine.cli import main
-from transfiner_refine.official.config import Architecture
-from transfiner_refine.official.detector import Detector
-from transfiner_refine.official.keys import detector_keys, inference_keys
-from transfiner_refine.official.network import OfficialNetwork
+from transfiner_refine.official import Architecture, OfficialNetwork
+from transfiner_refine.official.checkpoint import release_names
 
-SMALL = Architecture("resnet", (1, 1, 1, 1), 8, (False,) * 4, 5, 32, 48, 1, 24)
+SMALL = Architecture("resnet", (1, 1, 1, 1), 8, (False,) * 4, 5, 32, 48, 1)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A small checkpoint as the authors' trainer writes it."""
+    network = OfficialNetwork(SMALL)
+    state = network.state_dict()
     tensors = {}
-    for part, names in (
-        (OfficialNetwork(SMALL), inference_keys(SMALL)),
-        (Detector(SMALL), detector_keys()),
+    for name, ours in release_names(network).items():
+        stacked = torch.cat([state[own] for own in ours])
+        flat = ".encoder.conv_" in name and name.endswith("weight")
+        tensors[name] = stacked[:, :, None, None] if flat else stacked
+    for layer in (
+        "proposal_generator.rpn_head.conv",
+        "roi_heads.box_head.fc1",
+        "roi_heads.box_predictor.cls_score",
     ):
-        state = part.state_dict()
-        for name, ours in names.items():
-            flat = ".encoder.conv_" in name and name.endswith("weight")
-            tensors[name] = state[ours][:, :, None, None] if flat else state[ours]
+        tensors |= {f"{layer}.weight": torch.zeros(2, 2), f"{layer}.bias": torch.zeros(2)}
     path = tmp_path / "small.pth"
     torch.save({"model": tensors, "iteration": 1}, path)
     return path
@@ -44,7 +46,7 @@ def test_convert_writes_what_refining_reads_and_reports_the_rest(checkpoint: Pat
     target = checkpoint.with_name("small.safetensors")
     code, out, _ = run("convert-weights", checkpoint, "--output", target)
     assert code == 0
-    assert "left out: RPN 6, box head 8" in out
+    assert "left out: RPN 2, box head 4" in out
     with safe_open(target, framework="pt") as file:
         assert not any("rpn" in name or "box_" in name for name in file.keys())  # noqa: SIM118
     code, _, err = run("convert-weights", checkpoint, "--output", target)
@@ -92,7 +94,7 @@ def test_weights_describes_a_checkpoint(checkpoint: Path) -> None:
         "5 classes",
         "PyTorch checkpoint",
         "sha256",
-        "RPN 6, box head 8",
+        "RPN 2, box head 4",
     ):
         assert fact in out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,14 +17,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transfiner_refine.official.config import Architecture
-from transfiner_refine.official.detector import Detector
-from transfiner_refine.official.keys import detector_keys, inference_keys, training_keys
-from transfiner_refine.official.losses import TrainingHeads
-from transfiner_refine.official.network import OfficialNetwork
+from transfiner_refine.official import Architecture, OfficialNetwork
+from transfiner_refine.official.checkpoint import release_names
+
+sys.path.append(
+    str(Path(__file__).parent)
+)  # pytest's importlib mode does not find the modules beside the tests
+from detector import DETECTOR_NAMES, Detector
+from training_losses import TRAINING_NAMES, TrainingHeads
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SMALL = Architecture("resnet", (1, 1, 2, 1), 8, (False, True, True, True), 5, 32, 48, 2, 24)
+SMALL = Architecture("resnet", (1, 1, 2, 1), 8, (False, True, True, True), 5, 32, 48, 2)
 SMALL_SWIN = Architecture("swin", (2, 2, 2, 2), 32, classes=3, fpn_width=32, feedforward=48, layers=2)
 
 
@@ -31,12 +35,16 @@ def randomise(module: nn.Module, seed: int) -> None:
     """Weights and normalisation statistics that let signals through."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.state_dict().items():
+        if name.endswith("relative_position_index"):
+            continue
         if name.endswith("running_var"):
             value.uniform_(0.6, 1.4, generator=generator)
-        elif "norm" in name and name.endswith("weight"):
+        elif value.ndim == 1 and name.endswith("weight"):
             value.uniform_(0.8, 1.2, generator=generator)
         elif value.ndim > 1:
-            gain = 0.01 if name.endswith(("stem.conv.weight", "embed.weight")) else 1.4  # images reach 255
+            gain = (
+                0.01 if name in ("backbone.conv1.weight", "backbone.features.0.0.weight") else 1.4
+            )  # images reach 255
             value.normal_(0, gain / value[0].numel() ** 0.5, generator=generator)
         elif value.is_floating_point():
             value.normal_(0, 0.05, generator=generator)
@@ -48,19 +56,20 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def official_tensors(architecture: Architecture, seed: int = 0) -> dict[str, Tensor]:
     """A whole checkpoint under the release's names, what refining does not read included."""
+    network = OfficialNetwork(architecture)
+    width = architecture.fpn_width
     tensors = {}
     for part, names in (
-        (OfficialNetwork(architecture), inference_keys(architecture)),
-        (Detector(architecture) if architecture.box_width else None, detector_keys()),
-        (TrainingHeads(architecture), training_keys()),
+        (network, release_names(network)),
+        (Detector(width, 24, architecture.classes), DETECTOR_NAMES),
+        (TrainingHeads(width), TRAINING_NAMES),
     ):
-        if part is None:
-            continue
         randomise(part, seed)
         state = part.state_dict()
         for name, ours in names.items():
+            stacked = torch.cat([state[own] for own in ours])
             convolution = ".encoder.conv_" in name and name.endswith("weight")
-            tensors[name] = state[ours][:, :, None, None] if convolution else state[ours]
+            tensors[name] = stacked[:, :, None, None] if convolution else stacked
     return tensors
 
 

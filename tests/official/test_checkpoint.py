@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
 import torch
+from detector import load_detector
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.official import checkpoint
-from transfiner_refine.official.checkpoint import (
-    convert_official,
-    fit,
-    groups,
-    load_detector,
+from transfiner_refine.official import (
+    Architecture,
+    OfficialNetwork,
+    convert_weights,
     load_official_network,
+    read_tensors,
 )
-from transfiner_refine.official.config import Architecture
-from transfiner_refine.official.network import OfficialNetwork
-from transfiner_refine.official.read import TensorFile, read_tensors
+from transfiner_refine.official.checkpoint import KIND, fit, groups, release_names
+from transfiner_refine.official.read import TensorFile
 
 Tensors = dict[str, Tensor]
 
@@ -38,13 +39,14 @@ VARIANTS = {
     "swint_fpn": ("Swin-T-FPN", 299),
     "swinb_fpn": ("Swin-B-FPN", 467),
 }
+DCN = (False, True, True, True)
 PUBLISHED = {
-    "R50-FPN": Architecture(box_width=1024),
-    "R101-FPN": Architecture(depths=(3, 4, 23, 3), box_width=1024),
-    "R50-FPN-DCN": Architecture(deformable=(False, True, True, True), box_width=1024),
-    "R101-FPN-DCN": Architecture(depths=(3, 4, 23, 3), deformable=(False, True, True, True), box_width=1024),
-    "Swin-T-FPN": Architecture("swin", (2, 2, 6, 2), 96, box_width=1024),
-    "Swin-B-FPN": Architecture("swin", (2, 2, 18, 2), 128, box_width=1024),
+    "R50-FPN": Architecture(),
+    "R101-FPN": Architecture(depths=(3, 4, 23, 3)),
+    "R50-FPN-DCN": Architecture(deformable=DCN),
+    "R101-FPN-DCN": Architecture(depths=(3, 4, 23, 3), deformable=DCN),
+    "Swin-T-FPN": Architecture("swin", (2, 2, 6, 2), 96),
+    "Swin-B-FPN": Architecture("swin", (2, 2, 18, 2), 128),
 }
 
 
@@ -61,7 +63,7 @@ def test_published_variants_are_recognised_by_their_keys(variant: str, reference
         found = fit(in_memory({key: torch.empty(shape) for key, shape in keys.items()}))
     assert found.architecture == PUBLISHED[name]
     assert found.architecture.name == name
-    found.check(Path("memory.pth"))
+    assert found.missing == found.unknown == found.misshapen == []
     assert len(found.used) + len(found.unused) == count
     constants = sum(key.endswith("relative_position_index") for key in keys)
     counted = groups(found.unused)
@@ -72,11 +74,10 @@ def test_published_variants_are_recognised_by_their_keys(variant: str, reference
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_tensor_of_a_network_has_a_name_in_the_release(name: str) -> None:
     with torch.device("meta"):
-        state = OfficialNetwork(PUBLISHED[name]).state_dict()
-    ours = {key for key in state if not key.endswith("num_batches_tracked")}
-    names = checkpoint.inference_keys(PUBLISHED[name])
-    assert set(names.values()) == ours
-    assert len(names) == len(ours)
+        network = OfficialNetwork(PUBLISHED[name])
+    ours = [key for keys in release_names(network).values() for key in keys]
+    expected = [key for key in network.state_dict() if not key.endswith("relative_position_index")]
+    assert sorted(ours) == sorted(expected)
 
 
 def test_a_small_network_is_recognised_whatever_its_sizes(
@@ -143,9 +144,9 @@ def test_converting_leaves_out_what_refining_does_not_read_and_keeps_the_rest(
     tensors: Tensors, tmp_path: Path
 ) -> None:
     target = tmp_path / "new" / "small.safetensors"
-    found = convert_official(saved("training", tensors, tmp_path), target)
+    found = convert_weights(saved("training", tensors, tmp_path), target)
     with safe_open(target, framework="pt") as file:
-        assert file.metadata() == {"kind": checkpoint.KIND, "variant": found.architecture.name}
+        assert file.metadata() == {"kind": KIND, "variant": found.architecture.name}
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert set(kept) == set(found.used)
     assert set(tensors) == set(found.used) | set(found.unused)
@@ -153,7 +154,7 @@ def test_converting_leaves_out_what_refining_does_not_read_and_keeps_the_rest(
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     before, after = (load_official_network(read_tensors(path)) for path in (tmp_path / "weights.pth", target))
     image = torch.randn(1, 3, 64, 64)
-    assert torch.equal(before.features(image).semantic, after.features(image).semantic)
+    assert torch.equal(before.features(image)[0].semantic, after.features(image)[0].semantic)
     with pytest.raises(CheckpointError, match="a converted one refines given boxes only"):
         load_detector(read_tensors(target))
 
@@ -235,6 +236,20 @@ def broken(kind: str, tensors: Tensors, folder: Path) -> Path:
     elif kind == "misshapen":
         tensors["roi_heads.mask_head.encoder.conv_fuse.weight"] = torch.zeros(32, 40, 1, 1)
         torch.save(tensors, path)
+    elif kind in ("nan", "infinite", "zeros"):
+        values = tensors["roi_heads.mask_head.encoder.conv_r1.0.weight"]
+        values[:] = 0 if kind == "zeros" else values
+        values[0, 0] = {"nan": torch.nan, "infinite": -torch.inf, "zeros": 0.0}[kind]
+        torch.save(tensors, path)
+    elif kind == "expanded":
+        tensors["roi_heads.mask_head.predictor.weight"] = torch.zeros(1, 32, 1, 1).expand(60_000, 32, 1, 1)
+        torch.save(tensors, path)
+    elif kind == "wide":
+        tensors["backbone.fpn_output2.weight"] = torch.zeros(0).reshape(2**40, 0, 3, 3)
+        torch.save(tensors, path)
+    elif kind == "deep":
+        tensors["backbone.bottom_up.res2.9999.conv1.weight"] = torch.zeros(1)
+        torch.save(tensors, path)
     elif kind == "unknown":
         tensors["roi_heads.mask_head.wings.weight"] = torch.zeros(2)
         torch.save(tensors, path)
@@ -263,6 +278,12 @@ def broken(kind: str, tensors: Tensors, folder: Path) -> Path:
         ("modulated", "modulated"),
         ("missing", r"lacks roi_heads.mask_head.encoder.layers.1.norm2.bias"),
         ("misshapen", r"conv_fuse.weight has shape \(32, 40, 1, 1\), expected \(32, 33, 1, 1\)"),
+        ("nan", "tensor roi_heads.mask_head.encoder.conv_r1.0.weight holds values that are not finite"),
+        ("infinite", "tensor roi_heads.mask_head.encoder.conv_r1.0.weight holds values that are not finite"),
+        ("zeros", "tensor roi_heads.mask_head.encoder.conv_r1.0.weight holds nothing but zeros"),
+        ("expanded", "tensor roi_heads.mask_head.predictor.weight claims more numbers than the file holds"),
+        ("wide", "tensor backbone.fpn_output2.weight has shape"),
+        ("deep", r"10000 parts named backbone.bottom_up.res2.\*"),
         ("unknown", "with unknown tensors: roi_heads.mask_head.wings.weight"),
     ],
 )
@@ -274,6 +295,50 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
         load_official_network(read_tensors(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def archive(kind: str, path: Path, tensors: Tensors) -> None:
+    """A file of PyTorch's format that unpacks to far more than it is long."""
+    if kind == "compressed":  # 64 MB of zeros
+        with ZipFile(path, "w", ZIP_DEFLATED) as file:
+            file.writestr("archive/data.pkl", bytes(1 << 26))
+            file.writestr("archive/version", "3\n")
+        return
+    torch.save({"model": tensors}, path)
+    whole = bytearray(path.read_bytes())
+    with ZipFile(path) as file:
+        first, second = file.infolist()[1:3]
+    place = whole.rindex(second.filename.encode()) - 46  # of its entry in the directory
+    whole[place + 20 : place + 28] = (1 << 30).to_bytes(4, "little") * 2
+    assert first.header_offset < second.header_offset
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "overlapping"])
+def test_an_archive_is_refused_before_it_is_unpacked(
+    kind: str, tensors: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.pth"
+    archive(kind, path, tensors)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(CheckpointError, match="whose records are compressed or overlap") as error:
+        read_tensors(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_stores_an_object_at_a_huge_index_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "memo.pkl"
+    path.write_bytes(b"\x80\x02K\x01r\xff\xff\xff\x7f.")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="without tensors"):
+        read_tensors(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB
+
+
+def test_loading_leaves_the_random_state_of_the_caller_alone(tensors: Tensors) -> None:
+    before = torch.random.get_rng_state()
+    load_official_network(in_memory(tensors))
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_settings_that_older_versions_stored_are_ignored(tensors: Tensors) -> None:

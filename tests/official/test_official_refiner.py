@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detector import load_detector
+from faithful import FaithfulOptions, OfficialPredictor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,17 +21,14 @@ from transfiner_refine.evaluation.error_analysis import analyse_errors, instance
 from transfiner_refine.explain import Names, explain
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.official import (
-    FaithfulOptions,
-    OfficialPredictor,
+    Architecture,
+    OfficialNetwork,
     OfficialRefiner,
     Preparation,
     RefineOptions,
-    convert_official,
-    load_detector,
+    convert_weights,
     load_official_network,
 )
-from transfiner_refine.official.config import Architecture
-from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.read import TensorFile
 from transfiner_refine.pipeline import WindowRefiner
 from transfiner_refine.refiner import BaseRefiner, window_of
@@ -103,9 +102,9 @@ def test_in_one_batch_probabilities_are_those_of_single_instances(refiner: Offic
     """What a GPU does, on the CPU: one ragged batch of all instances."""
     image, windows = scene(0)
     single = refiner.refine_windows([image], windows, [0] * len(windows), soft=True)
-    batched = refiner._refine(image, windows, [-1] * len(windows))
+    batched = refiner._run(image, windows, [None] * len(windows))
     for one, other in zip(single, batched, strict=True):
-        assert np.allclose(one.values, other.values, atol=1e-5)
+        assert np.allclose(one.values, other.refined().values, atol=1e-5)
 
 
 def test_the_given_mask_replaces_the_networks_own(refiner: OfficialRefiner) -> None:
@@ -134,6 +133,17 @@ def test_where_nothing_is_questioned_the_given_mask_stays(
     assert not np.array_equal(changed.paste(), windows[0].paste())
 
 
+def test_the_network_that_it_is_given_stays_as_it_is(network: OfficialNetwork) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert network.train().training
+    OfficialRefiner(network, device="cpu")
+    assert network.training
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    network.eval()
+
+
 def test_empty_and_soft_masks(refiner: OfficialRefiner) -> None:
     image, windows = scene(0)
     empty = MaskWindow(np.zeros((0, 0), bool), 0, 0, (HEIGHT, WIDTH))
@@ -151,7 +161,7 @@ def test_a_class_may_be_given(visiting: OfficialRefiner, monkeypatch: pytest.Mon
     seen: list[Tensor] = []
     own = visiting._own_mask
 
-    def watched(hidden: Tensor, coarse: Tensor, classes: Tensor) -> Tensor:
+    def watched(hidden: Tensor, coarse: Tensor, classes: list[int | None]) -> Tensor:
         seen.append(own(hidden, coarse, classes))
         return coarse  # agrees everywhere, which keeps the test short
 
@@ -184,7 +194,7 @@ def test_load_refiner_tells_the_authors_files_from_its_own(
 ) -> None:
     original, converted = tmp_path / "a.pth", tmp_path / "b.safetensors"
     torch.save({"model": make_tensors(small)}, original)
-    convert_official(original, converted)
+    convert_weights(original, converted)
     image, windows = scene(0)
     results = []
     for path in (original, converted):

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detector import decode_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import SwinTransformer
-from torchvision.ops import FeaturePyramidNetwork as TorchvisionFpn
-from torchvision.ops import roi_align
+from torchvision.ops import FrozenBatchNorm2d
+from writing import blur, clip_boxes, paste_masks, write_back
 
-from transfiner_refine.official.checkpoint import load_official_network
-from transfiner_refine.official.config import Architecture, Preparation
-from transfiner_refine.official.detector import decode_boxes
-from transfiner_refine.official.fpn import FeaturePyramidNetwork
-from transfiner_refine.official.images import network_size, prepare
-from transfiner_refine.official.keys import inference_keys
-from transfiner_refine.official.network import OfficialNetwork
+from transfiner_refine.official import Architecture, OfficialNetwork, Preparation, load_official_network
+from transfiner_refine.official.backbones import ResNet, Swin
+from transfiner_refine.official.checkpoint import fill, release_names
+from transfiner_refine.official.network import network_size, prepare
 from transfiner_refine.official.nodes import select_nodes
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.regions import Regions, box_level, feature_table
-from transfiner_refine.official.resnet import ResNet
-from transfiner_refine.official.sequence import NodeTransformer, Tokens, axis_embedding
-from transfiner_refine.official.swin import Swin
-from transfiner_refine.official.writing import blur, clip_boxes, paste_masks, write_back
+from transfiner_refine.official.transformer import NodeTransformer, Tokens, axis_embedding
 
 DEFORMABLE = Architecture("resnet", (1, 1, 1, 1), 8, (False, True, True, True), 5, 32, 48, 2)
 
@@ -59,12 +51,9 @@ def test_folding_the_normalisation_changes_nothing(
 ) -> None:
     tensors = make_tensors(small)
     plain = OfficialNetwork(small)
-    state = plain.state_dict()
-    for name, ours in inference_keys(small).items():
-        state[ours] = tensors[name].reshape(state[ours].shape)
-    plain.load_state_dict(state)
+    fill(plain, tensors, release_names(plain))
     fused = load_official_network(TensorFile(Path("memory.pth"), "PyTorch checkpoint", tensors))
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in fused.modules())
     image = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
         for ours, theirs in zip(fused.backbone(image), plain.eval().backbone(image), strict=True):
@@ -76,29 +65,10 @@ def test_swin_is_torchvisions_where_both_pad_alike() -> None:
     depths = (2, 2, 4, 2)
     theirs = SwinTransformer([4, 4], 32, list(depths), [1, 2, 4, 8], [7, 7]).eval()
     ours = Swin(Architecture("swin", depths, 32)).eval()
-    names = {"features.0.0": "embed", "features.0.2": "embed_norm"}
-    for stage, depth in enumerate(depths):
-        for block in range(depth):
-            a, b = f"features.{2 * stage + 1}.{block}.", f"stages.{stage}.{block}."
-            parts = {"norm1": "norm1", "norm2": "norm2", "attn.qkv": "attention.qkv"}
-            parts |= {"attn.proj": "attention.project", "mlp.0": "widen", "mlp.3": "narrow"}
-            names |= {a + theirs_part: b + part for theirs_part, part in parts.items()}
-        if stage < 3:
-            names |= {
-                f"features.{2 * stage + 2}.{x}": f"merges.{stage}.{y}"
-                for x, y in (("norm", "norm"), ("reduction", "reduce"))
-            }
-    source, state = theirs.state_dict(), ours.state_dict()
-    for a, b in names.items():
-        for part in ("weight", "bias"):
-            if f"{b}.{part}" in state:
-                state[f"{b}.{part}"] = source[f"{a}.{part}"]
-    for stage, depth in enumerate(depths):
-        for block in range(depth):
-            table = source[f"features.{2 * stage + 1}.{block}.attn.relative_position_bias_table"]
-            table.normal_()
-            state[f"stages.{stage}.{block}.attention.bias_table"] = table
-    ours.load_state_dict(state)
+    for name, value in theirs.features.state_dict().items():
+        if name.endswith("bias_table"):
+            value.normal_()
+    ours.features.load_state_dict(theirs.features.state_dict())
     image = torch.randn(
         1, 3, 232, 256
     )  # windows of 7 do not divide its maps; torchvision shifts no single window
@@ -113,101 +83,6 @@ def test_swin_is_torchvisions_where_both_pad_alike() -> None:
             close(one, other, 1e-4)
 
 
-def test_the_feature_pyramid_is_torchvisions() -> None:
-    channels = (8, 16, 32, 64)
-    ours, theirs = FeaturePyramidNetwork(channels, 12), TorchvisionFpn(list(channels), 12)
-    state = theirs.state_dict()
-    for name, value in ours.state_dict().items():
-        kind, place, part = name.split(".")
-        block = "inner_blocks" if kind == "lateral" else "layer_blocks"
-        state[f"{block}.{place}.0.{part}"] = value
-    theirs.load_state_dict(state)
-    maps = [torch.randn(2, c, 64 // 2**i, 96 // 2**i) for i, c in enumerate(channels)]
-    expected = theirs(OrderedDict((str(i), each) for i, each in enumerate(maps)))
-    for one, other in zip(ours(maps), expected.values(), strict=True):
-        close(one, other)
-
-
-def pyramid(seed: int = 0, channels: int = 6) -> list[Tensor]:
-    """p2 … p5 of two images of 256 × 320 pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, channels, 256 // s, 320 // s, generator=generator) for s in (4, 8, 16, 32)]
-
-
-BOXES = torch.tensor(
-    [
-        [10.0, 12.0, 60.0, 50.0],
-        [-30.0, 20.0, 150.0, 130.0],
-        [5.0, 5.0, 250.0, 255.0],
-        [0.0, 0.0, 620.0, 500.0],
-        [100.0, 30.0, 104.0, 250.0],  # long and thin: many samples on one axis
-        [50.0, 60.0, 51.0, 61.0],
-        [400.0, 400.0, 500.0, 480.0],  # wholly outside
-    ]
-)
-IMAGE = torch.tensor([0, 1, 0, 1, 1, 0, 1])
-
-
-def test_larger_boxes_read_coarser_levels() -> None:
-    sides = torch.tensor([20.0, 111.9, 112.1, 223.0, 225.0, 447.0, 449.0, 2000.0])
-    boxes = torch.stack((torch.zeros(8), torch.zeros(8), sides, sides), 1)
-    assert box_level(boxes).tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
-
-
-@pytest.mark.parametrize("grid", [28, 56, 112])
-def test_sparse_features_are_those_of_dense_pooling(grid: int) -> None:
-    maps = pyramid()
-    semantic = torch.randn_like(maps[0])
-    regions = Regions.of(feature_table(maps, semantic), BOXES, IMAGE)
-    levels = select_nodes(torch.rand(len(BOXES), 28, 28, generator=torch.Generator().manual_seed(grid)))
-    nodes = next(level for level in levels if level.grid == grid)
-    ours = regions.at(nodes)
-    finer = [maps[0] + semantic, *maps[1:]]
-    for box in range(len(BOXES)):
-        level = max(int(regions.level[box]) - 1 - (28, 56, 112).index(grid), 2)
-        rois = torch.cat((IMAGE[box][None].float(), BOXES[box]))[None]
-        dense = roi_align(finer[level - 2], rois, grid, 0.5**level, 0, aligned=True)[0]
-        mine = nodes.instance == box
-        close(ours[mine], dense[:, nodes.y[mine], nodes.x[mine]].T)
-
-
-def test_context_features_are_those_of_dense_pooling_without_the_residual() -> None:
-    maps = pyramid()
-    regions = Regions.of(feature_table(maps, torch.randn_like(maps[0])), BOXES, IMAGE)
-    for box, ours in enumerate(regions.context()):
-        level = int(regions.level[box])
-        rois = torch.cat((IMAGE[box][None].float(), BOXES[box]))[None]
-        close(ours, roi_align(maps[level - 2], rois, 14, 0.5**level, 0, aligned=True)[0])
-
-
-def test_nodes_of_finer_levels_lie_under_their_parents() -> None:
-    incoherence = torch.rand(3, 28, 28)
-    incoherence[1] = 0
-    levels = select_nodes(incoherence)
-    assert [len(level) for level in levels] == [
-        int((incoherence >= t).sum()) * f for t, f in ((1e-6, 1), (0.125, 4), (0.8, 16))
-    ]
-    for above, level in pairwise(levels):
-        assert torch.equal(above.instance[level.parent], level.instance)
-        assert torch.equal(above.y[level.parent], level.y // 2)
-        assert torch.equal(above.x[level.parent], level.x // 2)
-
-
-def test_the_demo_adds_the_neighbours_of_the_finest_nodes() -> None:
-    incoherence = torch.zeros(1, 28, 28)
-    incoherence[0, 0, 5] = 0.9
-    plain, dilated = (select_nodes(incoherence, dilate_finest=on)[-1] for on in (False, True))
-    assert len(plain) == 4 * 4
-    assert len(dilated) == 5 * 6  # the RoI's edge cuts one row
-
-
-def test_cells_of_disagreement_are_nodes_on_every_level() -> None:
-    always = torch.zeros(1, 28, 28, dtype=torch.bool)
-    always[0, 3, 4] = True
-    levels = select_nodes(torch.zeros(1, 28, 28), always=always)
-    assert [len(level) for level in levels] == [1, 4, 16]
-
-
 class Reference(nn.Module):
     """The encoder as the release states it: PyTorch's own attention module, one box at a time."""
 
@@ -216,8 +91,9 @@ class Reference(nn.Module):
         self.layers = nn.ModuleList()
         for source in ours.layers:
             layer = nn.TransformerEncoderLayer(width, 4, feedforward, 0.0, batch_first=True)
-            layer.self_attn.in_proj_weight.data = source.qkv.weight.data
-            layer.self_attn.in_proj_bias.data = source.qkv.bias.data
+            stacked = (source.q, source.k, source.v)
+            layer.self_attn.in_proj_weight.data = torch.cat([each.weight.data for each in stacked])
+            layer.self_attn.in_proj_bias.data = torch.cat([each.bias.data for each in stacked])
             for theirs, part in (
                 (layer.self_attn.out_proj, source.project),
                 (layer.linear1, source.widen),
@@ -237,45 +113,28 @@ class Reference(nn.Module):
         return x[0]
 
 
-def random_tokens(counts: list[int], width: int, context: int = 4) -> Tokens:
-    """``context`` context tokens of every box, then its nodes, in the order of two levels."""
-    boxes = torch.arange(len(counts))
-    halves = [torch.tensor([c // 2 for c in counts]), torch.tensor([c - c // 2 for c in counts])]
-    instance = torch.cat(
-        [boxes.repeat_interleave(context), *(boxes.repeat_interleave(half) for half in halves)]
-    )
-    size = len(instance)
-    return Tokens(
-        torch.randn(size, width), torch.rand(size), torch.randn(size, width), instance, context * len(counts)
-    )
+def random_tokens(nodes: int, width: int, context: int = 4) -> Tokens:
+    size = context + nodes
+    return Tokens(torch.randn(size, width), torch.rand(size), torch.randn(size, width), context)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("at_once", [1, 20, 10_000])
-def test_boxes_of_different_length_attend_each_to_itself(
-    at_once: int, packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transfiner_refine.official import sequence
-
-    monkeypatch.setattr(sequence, "_TOKENS_AT_ONCE", at_once)
+@pytest.mark.parametrize("nodes", [1, 7, 12])
+def test_the_transformer_is_pytorchs_with_positions_in_queries_and_keys(nodes: int, packed: bool) -> None:
     torch.manual_seed(0)
-    counts = [7, 0, 12, 1, 12]
     transformer = NodeTransformer(16, 24, 3).eval()
-    tokens = random_tokens(counts, 16)
+    reference = Reference(transformer, 16, 24).eval()
+    tokens = random_tokens(nodes, 16)
     with torch.no_grad():
         if packed:
             transformer.pack()
-        ours = transformer(tokens, len(counts))
-        reference = Reference(transformer, 16, 24).eval()
-        for box in range(len(counts)):
-            members = tokens.instance == box
-            fused = transformer.fuse(torch.cat((tokens.features, tokens.coarse[:, None]), 1)[members])
-            expected = transformer.decoded(reference(fused, tokens.position[members]))
-            close(ours[members[tokens.context :]], expected[4:])
+        fused = transformer.fuse(torch.cat((tokens.features, tokens.coarse[:, None]), 1))
+        expected = transformer.decoded(reference(fused, tokens.position))
+        close(transformer(tokens), expected[tokens.context :])
 
 
 def test_without_nodes_there_is_nothing_to_label() -> None:
-    assert NodeTransformer(16, 24, 1)(random_tokens([0, 0], 16), 2).shape == (0,)
+    assert NodeTransformer(16, 24, 1)(random_tokens(0, 16)).shape == (0,)
 
 
 def test_positions_start_one_cell_in_and_end_at_a_full_turn() -> None:
@@ -289,8 +148,8 @@ def test_the_middle_level_is_left_out_for_all_boxes_or_box_by_box() -> None:
     incoherence = torch.zeros(2, 28, 28)
     incoherence[0, 10, 10] = 0.5  # box 0 has nodes on the 56 level, box 1 has none
     coarse = torch.rand(2, 28, 28)
-    levels = select_nodes(incoherence)
-    labels = [torch.rand(len(level)) for level in levels]
+    levels = [select_nodes(each) for each in incoherence]
+    labels = [[torch.rand(len(level)) for level in box] for box in levels]
     together = write_back(coarse, levels, labels, skip_empty_level=True)
     apart = write_back(coarse, levels, labels, skip_empty_level=False)
     assert torch.equal(together[0], apart[0])

@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detector import load_detector
+from faithful import FaithfulOptions, HeadOutput, OfficialPredictor, run_head
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transfiner_refine.official.checkpoint import load_detector, load_official_network
-from transfiner_refine.official.config import FaithfulOptions, Preparation
-from transfiner_refine.official.faithful import HeadOutput, OfficialPredictor, run_head
-from transfiner_refine.official.images import prepare
-from transfiner_refine.official.network import ImageFeatures, OfficialNetwork
-from transfiner_refine.official.quadtree import roots_of
+from transfiner_refine.official import OfficialNetwork, Preparation, load_official_network
+from transfiner_refine.official.network import ImageFeatures, prepare
+from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, box_levels, node_features
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.regions import Regions
-from transfiner_refine.official.sequence import gather_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -67,9 +64,9 @@ class Run:
     arrays: dict[str, Any]
     meta: dict[str, Any]
     network: OfficialNetwork
-    features: ImageFeatures
+    features: list[ImageFeatures]
     padded: tuple[int, ...]
-    regions: Regions
+    boxes: list[Tensor]
     output: HeadOutput
     images: list[NDArray[np.uint8]]
 
@@ -80,6 +77,11 @@ class Run:
     @property
     def logit_tolerance(self) -> float:
         return DEFORMABLE_LOGITS if "dcn" in self.meta["variant"] else TOLERANCE
+
+    def each_box(self) -> list[tuple[ImageFeatures, Tensor]]:
+        """Every box of the batch with the features of its image."""
+        pairs = zip(self.features, self.boxes, strict=True)
+        return [(image, box) for image, boxes in pairs for box in boxes]
 
     @property
     def preparation(self) -> Preparation:
@@ -100,16 +102,14 @@ def run(request: pytest.FixtureRequest, reference: Any) -> Run:
     network = load_official_network(TensorFile(reference.folder, "generated", weights))
     count = sum(name.startswith("boxes_") and name[6:].isdigit() for name in arrays)
     images = [reference.image(arrays, meta, i) for i in range(count)]
-    result = Run(arrays, meta, network, None, (), None, None, images)  # type: ignore[arg-type]
+    result = Run(arrays, meta, network, [], (), [], None, images)  # type: ignore[arg-type]
     with torch.inference_mode():
         batch = prepare(images, result.preparation)
         result.padded = tuple(batch.input.shape)
         result.features = network.features(batch.input)
-        boxes = [torch.from_numpy(arrays[f"boxes_{i}"]) * batch.to_network(i) for i in range(count)]
-        owner = torch.arange(count).repeat_interleave(torch.tensor([len(each) for each in boxes]))
-        result.regions = Regions.of(result.features.table, torch.cat(boxes), owner)
+        result.boxes = [torch.from_numpy(arrays[f"boxes_{i}"]) * batch.scales[i] for i in range(count)]
         classes = torch.cat([torch.from_numpy(arrays[f"classes_{i}"]) for i in range(count)])
-        result.output = run_head(network, result.regions, classes, result.options)
+        result.output = run_head(network, result.features, result.boxes, classes, result.options)
     return result
 
 
@@ -124,28 +124,30 @@ def test_the_images_have_the_same_size(run: Run) -> None:
 def test_features_agree(run: Run) -> None:
     if "p2" not in run.arrays:
         pytest.skip("this run stores no features")
-    for name, ours in zip(("p2", "p3", "p4", "p5"), run.features.maps, strict=True):
-        close(ours[:, ::16, ::4, ::4], run.arrays[name])
-    close(run.features.semantic[:, ::16, ::4, ::4], run.arrays["semantic"])
+    for i, name in enumerate(("p2", "p3", "p4", "p5")):
+        close(torch.cat([image.maps[i] for image in run.features])[:, ::16, ::4, ::4], run.arrays[name])
+    close(torch.cat([image.semantic for image in run.features])[:, ::16, ::4, ::4], run.arrays["semantic"])
     for grid, (channels, step) in ROI_STEPS.items():
         theirs = run.arrays[f"roi{grid}"]
-        regions = run.regions.first(len(theirs))
-        if grid == 14:
-            close(regions.context()[:, ::channels, ::step, ::step], theirs)
-            continue
-        stored = torch.zeros(len(theirs), grid, grid, dtype=torch.bool)
-        stored[:, ::step, ::step] = True
-        side = grid // step
-        rows = regions.at(roots_of(stored)).view(len(theirs), side, side, -1)
-        close(rows.permute(0, 3, 1, 2)[:, ::channels], theirs)
+        stored = torch.zeros(grid, grid, dtype=torch.bool)
+        stored[::step, ::step] = True
+        cells = stored.flatten().nonzero().squeeze(1)
+        ours = []
+        for image, box in run.each_box()[: len(theirs)]:
+            if grid == 14:
+                ours.append(image.context(box[None])[0, ::channels, ::step, ::step])
+                continue
+            rows = node_features(image.tables, box, int(box_levels(box[None])), Nodes(grid, cells, cells))
+            ours.append(rows[:, ::channels].T.unflatten(1, (grid // step, grid // step)))
+        close(torch.stack(ours), theirs)
 
 
 def test_boxes_read_the_same_levels(run: Run) -> None:
     if "level" not in run.arrays:
         pytest.skip("this run stores no levels")
-    assert run.regions.level.tolist() == run.arrays["level"].tolist()
+    assert box_levels(torch.cat(run.boxes)).tolist() == run.arrays["level"].tolist()
     scaled = [run.arrays[name] for name in sorted(run.arrays) if name.startswith("boxes_net_")]
-    close(run.regions.boxes, np.concatenate(scaled), 0)
+    close(torch.cat(run.boxes), np.concatenate(scaled), 0)
 
 
 def test_coarse_masks_and_incoherence_agree(run: Run) -> None:
@@ -154,47 +156,44 @@ def test_coarse_masks_and_incoherence_agree(run: Run) -> None:
 
 
 def test_the_same_cells_are_nodes(run: Run) -> None:
-    for level in run.output.levels:
-        counts = torch.bincount(level.instance, minlength=len(run.output.incoherence))
-        assert counts.tolist() == run.arrays[f"count_{level.grid}"].tolist()
-        if f"nodes_{level.grid}" in run.arrays:
-            ours = torch.stack((level.instance, level.y, level.x), 1)
-            assert ours.tolist() == run.arrays[f"nodes_{level.grid}"].tolist()
+    for i, grid in enumerate(NODE_GRIDS):
+        levels = [levels[i] for levels in run.output.levels]
+        assert [len(level) for level in levels] == run.arrays[f"count_{grid}"].tolist()
+        if f"nodes_{grid}" in run.arrays:
+            ours = [torch.stack((torch.full_like(n.cell, box), n.y, n.x), 1) for box, n in enumerate(levels)]
+            assert torch.cat(ours).tolist() == run.arrays[f"nodes_{grid}"].tolist()
 
 
 def test_tokens_agree_before_and_after_the_encoder(run: Run) -> None:
-    count = len(run.output.incoherence)
-    regions = run.regions.first(count)
-    coarse = torch.sigmoid(run.output.coarse_logits[:count])
-    sequence = run.network.sequence
-    with torch.inference_mode():
-        tokens = gather_tokens(regions, regions.context(), coarse, run.output.levels)
-        for box in range(min(count, len(run.arrays.get("fused_first", run.arrays.get("fused_tokens"))))):
-            members = (tokens.instance == box).nonzero().squeeze(1)
-            place = torch.full((count,), -1)
-            place[box] = 0
-            own = tokens.take(members, place)
-            fused = sequence.fused(own)
-            encoded = sequence.encode(fused, own, 1)
-            if "fused_first" in run.arrays:
-                close(fused[:SHOWN_TOKENS], run.arrays["fused_first"][box])
-                close(encoded[:SHOWN_TOKENS], run.arrays["encoded_first"][box])
-                close(encoded[-2:], run.arrays["encoded_last"][box])
-                continue
-            decoded = torch.sigmoid(sequence.decoded(encoded))
-            close(decoded[:196:14], run.arrays["context_decoded"][box])
-            first = 0
-            for group, size in enumerate([196, *(int((n.instance == box).sum()) for n in run.output.levels)]):
-                shown = slice(first, first + min(size, SHOWN_TOKENS))
-                for ours, name in ((fused, "fused_tokens"), (encoded, "encoded_tokens")):
-                    close(ours[shown], run.arrays[name][box, group, : min(size, SHOWN_TOKENS)])
-                first += size
+    transformer = run.network.transformer
+    stored = len(run.arrays.get("fused_first", run.arrays.get("fused_tokens")))
+    for box, levels in enumerate(run.output.levels[:stored]):
+        image, corners = run.each_box()[box]
+        with torch.inference_mode():
+            context = image.context(corners[None])[0]
+            coarse = torch.sigmoid(run.output.coarse_logits[box])
+            tokens = run.network.tokens(image, corners, context, coarse, levels)
+            fused = transformer.fused(tokens)
+            encoded = transformer.encode(fused, tokens.position)
+            decoded = torch.sigmoid(transformer.decoded(encoded))
+        if "fused_first" in run.arrays:
+            close(fused[:SHOWN_TOKENS], run.arrays["fused_first"][box])
+            close(encoded[:SHOWN_TOKENS], run.arrays["encoded_first"][box])
+            close(encoded[-2:], run.arrays["encoded_last"][box])
+            continue
+        close(decoded[:196:14], run.arrays["context_decoded"][box])
+        first = 0
+        for group, size in enumerate([196, *(len(level) for level in levels)]):
+            shown = slice(first, first + min(size, SHOWN_TOKENS))
+            for ours, name in ((fused, "fused_tokens"), (encoded, "encoded_tokens")):
+                close(ours[shown], run.arrays[name][box, group, : min(size, SHOWN_TOKENS)])
+            first += size
 
 
 def test_labels_and_probabilities_agree(run: Run) -> None:
     stored = len(run.arrays["roi28"] if "roi28" in run.arrays else run.arrays["fused_tokens"])
-    for level, labels in zip(run.output.levels, run.output.labels, strict=True):
-        close(labels[level.instance < stored], run.arrays[f"refined_{level.grid}"])
+    for i, grid in enumerate(NODE_GRIDS):
+        close(torch.cat([labels[i] for labels in run.output.labels[:stored]]), run.arrays[f"refined_{grid}"])
     close(run.output.probability[torch.from_numpy(run.arrays["prob_index"])], run.arrays["prob"])
     if "prob_sparse" in run.arrays:
         close(run.output.probability[:, ::7, ::7], run.arrays["prob_sparse"])
@@ -223,7 +222,7 @@ def test_boxes_classes_and_masks_from_the_image_alone(reference: Any) -> None:
     image = reference.image(arrays, meta, 0)
     with torch.inference_mode():
         batch = prepare([image], preparation)
-        features = network.features(batch.input)
+        (features,) = network.features(batch.input)
         logits, deltas = detector.rpn(features.maps)
         for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True), 2):
             close(logit[:, :, ::4, ::4], arrays[f"rpn_logits_p{level}"])
@@ -232,13 +231,11 @@ def test_boxes_classes_and_masks_from_the_image_alone(reference: Any) -> None:
         assert len(proposals.boxes) == int(arrays["proposal_count"])
         close(proposals.boxes[:100], arrays["proposals"], BOX_PIXELS)
         close(proposals.logits[:100], arrays["proposal_logits"])
-        owner = torch.zeros(len(proposals.boxes), dtype=torch.long)
-        regions = Regions.of(features.table, proposals.boxes, owner)
-        hidden, scores, steps = detector.box(regions.first(50))
+        hidden, scores, steps = detector.box(features, proposals.boxes[:50])
         close(hidden[:4], arrays["box_feature"])
         close(scores, arrays["class_logits"])
         close(steps.flatten(1)[:8], arrays["box_deltas"])
-        found = detector.box.detect(regions, batch.sizes[0])
+        found = detector.box.detect(features, proposals.boxes, batch.sizes[0])
     # two late detections score within 7e-7 of each other, so the order beyond the first 20 is not compared
     close(found.scores, arrays["det_scores"], 1e-5)
     close(found.boxes[:20], arrays["det_boxes_net"][:20], BOX_PIXELS)

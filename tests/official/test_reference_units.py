@@ -10,21 +10,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-
-from transfiner_refine.official.checkpoint import fill, load_official_network
-from transfiner_refine.official.config import Preparation
-from transfiner_refine.official.images import prepare
-from transfiner_refine.official.keys import training_keys
-from transfiner_refine.official.losses import (
+from training_losses import (
+    TRAINING_NAMES,
     TrainingHeads,
     TrainingTargets,
     dice_loss,
     training_losses,
 )
-from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.regions import Regions
-from transfiner_refine.official.sequence import axis_embedding
-from transfiner_refine.official.targets import (
+from training_targets import (
     boundary_target,
     half_size_incoherence,
     incoherence_target,
@@ -32,7 +25,14 @@ from transfiner_refine.official.targets import (
     truth_from_bitmaps,
     truth_from_polygons,
 )
-from transfiner_refine.official.writing import paste_masks
+from writing import paste_masks
+
+from transfiner_refine.official import Preparation, load_official_network
+from transfiner_refine.official.checkpoint import fill
+from transfiner_refine.official.network import prepare
+from transfiner_refine.official.nodes import NODE_GRIDS
+from transfiner_refine.official.read import TensorFile
+from transfiner_refine.official.transformer import axis_embedding
 
 GRIDS = (14, 28, 56, 112)
 
@@ -133,17 +133,15 @@ def test_training_losses(
     bias = "roi_heads.mask_head.predictor_uncertain.bias"
     weights[bias] = weights[bias] + np.float32(losses[f"bias{suffix}"])
     network = load_official_network(TensorFile(reference.folder, "generated", weights))
-    heads = TrainingHeads(network.architecture)
-    fill(heads, weights, training_keys())
+    heads = TrainingHeads(network.architecture.fpn_width)
+    fill(heads, weights, TRAINING_NAMES)
     preparation = replace(
         Preparation.of(network.architecture), short_side=meta["short_side"], max_side=meta["max_side"]
     )
     with torch.inference_mode():
-        features = network.features(prepare([reference.image(losses, meta, 0)], preparation).input)
-        boxes = torch.from_numpy(losses["proposals"])
-        regions = Regions.of(features.table, boxes, torch.zeros(len(boxes), dtype=torch.long))
-        classes = torch.from_numpy(losses["classes"])
-        output = training_losses(network, heads, features, regions, classes, targets, torch.arange)
+        (features,) = network.features(prepare([reference.image(losses, meta, 0)], preparation).input)
+        boxes, classes = (torch.from_numpy(losses[name]) for name in ("proposals", "classes"))
+        output = training_losses(network, heads, features, boxes, classes, targets, torch.arange)
 
     def close(ours: torch.Tensor, name: str) -> None:
         torch.testing.assert_close(ours, torch.from_numpy(losses[name]), atol=1e-4, rtol=0)
@@ -157,6 +155,5 @@ def test_training_losses(
     close(output.boundary_logits, "boundary_logits")
     close(output.semantic_logits[:, None], "semantic_logits")
     close(output.refined[:, ::5], "refined_tokens")
-    for level in output.levels:
-        counts = torch.bincount(level.instance, minlength=len(boxes))
-        assert counts.tolist() == losses[f"count_{level.grid}"].tolist()
+    for i, grid in enumerate(NODE_GRIDS):
+        assert [len(levels[i]) for levels in output.levels] == losses[f"count_{grid}"].tolist()

@@ -28,10 +28,10 @@ def command(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output} must end in .safetensors")
-    from transfiner_refine.official import convert_official
+    from transfiner_refine.official import convert_weights
     from transfiner_refine.output import check_output_file
 
     check_output_file(output, [source], overwrite=overwrite)
-    found = convert_official(source, output)
+    found = convert_weights(source, output)
     if not quiet:
         click.echo("\n".join((f"{output}: {found.architecture.name}", *found.lines())))

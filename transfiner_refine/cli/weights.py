@@ -26,7 +26,7 @@ def command(ctx: click.Context, files: tuple[Path, ...]) -> None:
     transfiner-refine weights
     transfiner-refine weights transfiner_r101_3x.pth
     """
-    from transfiner_refine.model.describe import describe
+    from transfiner_refine.describe import describe
     from transfiner_refine.model.weights import built_in_weights, find_weights
 
     known = built_in_weights()

@@ -1,8 +1,9 @@
-"""The authors' checkpoints: recognised by their tensors, checked, loaded and converted (§1, §11)."""
+"""The authors' checkpoints: compared with the network they belong to, loaded and converted (§11)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,27 +12,90 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.official.config import Architecture
-from transfiner_refine.official.detector import Detector
-from transfiner_refine.official.keys import (
-    DETECTOR_PREFIXES,
-    constants,
-    detector_keys,
-    inference_keys,
-    training_keys,
-)
+from transfiner_refine.model.checkpoint import check_numbers
+from transfiner_refine.official.architecture import Architecture, recognise
 from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.read import TensorFile, read_tensors
-from transfiner_refine.official.recognise import recognise
 from transfiner_refine.output import atomic_binary_file
 
-__all__ = ["KIND", "Fit", "convert_official", "fit", "groups", "load_detector", "load_official_network"]
+__all__ = [
+    "KIND",
+    "Fit",
+    "convert_weights",
+    "fill",
+    "fit",
+    "groups",
+    "load_official_network",
+    "release_names",
+]
 
 #: Written to converted files.
 KIND = "transfiner-refine/official"
-_CONVOLUTIONS = (".encoder.conv_fuse.weight", ".encoder.conv_r1.0.weight", ".encoder.conv_r1.2.weight")
-_IGNORED = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.")  # settings of older detectron2
+
+_CONSTANT = "relative_position_index"
+_ONE_BY_ONE = (".encoder.conv_fuse.weight", ".encoder.conv_r1.0.weight", ".encoder.conv_r1.2.weight")
+#: The part of the network, for people, that tensors which refining does not read belong to.
+_UNUSED = {
+    r"proposal_generator\.": "RPN",
+    r"roi_heads\.box_(head|predictor)\.": "box head",
+    rf"backbone\.bottom_up\.layers\..*\.{_CONSTANT}$": "constants",
+    r"roi_heads\.mask_head\.(deconv|predictor)_bo\.": "boundary predictor",
+    r"roi_heads\.mask_head\.predictor_semantic_s\.": "semantic predictor",
+    r"pixel_(mean|std)$": "other",  # settings of older detectron2
+}
 _SHOWN = 3  # names in a message
+
+
+def _shifted(text: str, by: int, step: int = 1) -> Callable[[re.Match[str]], str]:
+    return lambda match: text.format((int(match[1]) + by) // step)
+
+
+#: Pattern in our name → what the release has in its place; all that fit, in order.
+_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^backbone\.(conv1|bn1)", r"backbone.stem.\1"),
+    (r"^backbone\.stages", "backbone"),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"\.conv2\.offset\.", ".conv2_offset."),
+    (r"^backbone\.features\.0\.0\.", "backbone.patch_embed.proj."),
+    (r"^backbone\.features\.0\.2\.", "backbone.patch_embed.norm."),
+    (r"^backbone\.features\.([1357])\.", _shifted("backbone.layers.{}.blocks.", -1, 2)),
+    (r"^backbone\.features\.([246])\.", _shifted("backbone.layers.{}.downsample.", -2, 2)),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+    (r"^backbone\.norms\.", "backbone.norm"),
+    (r"^backbone\.", "backbone.bottom_up."),
+    (r"^fpn\.inner_blocks\.(\d)\.0", _shifted("backbone.fpn_lateral{}", 2)),
+    (r"^fpn\.layer_blocks\.(\d)\.0", _shifted("backbone.fpn_output{}", 2)),
+    (r"^semantic\.", "roi_heads.mask_pooler.conv_norm_relus_semantic."),
+    (r"^coarse\.trunk\.(\d)", _shifted("mask_fcn{}", 2, 2)),
+    (r"^incoherence\.trunk\.(\d)", _shifted("mask_fcn_uncertain{}", 2, 2)),
+    (r"^coarse\.upsample", "deconv"),
+    (r"^coarse\.classify", "predictor"),
+    (r"^incoherence\.upsample", "deconv_uncertain"),
+    (r"^incoherence\.classify", "predictor_uncertain"),
+    (r"^transformer\.fuse", "encoder.conv_fuse"),
+    (r"^transformer\.decode", "encoder.conv_r1"),
+    (r"^transformer\.", "encoder."),
+    (r"\.[qkv]\.(weight|bias)", r".self_attn.in_proj_\1"),
+    (r"\.project\.", ".self_attn.out_proj."),
+    (r"\.widen\.", ".linear1."),
+    (r"\.narrow\.", ".linear2."),
+    (r"^(mask_fcn|deconv|predictor|encoder)", r"roi_heads.mask_head.\1"),
+)
+
+
+def release_names(network: nn.Module) -> dict[str, list[str]]:
+    """The release's name → ours, of every tensor that refining reads; several of ours are stacked in one of theirs."""
+    names: dict[str, list[str]] = {}
+    for ours in network.state_dict():
+        theirs = ours
+        for pattern, replacement in _NAMES:
+            theirs = re.sub(pattern, replacement, theirs)
+        if not ours.endswith(_CONSTANT):
+            names.setdefault(theirs, []).append(ours)
+    return names
 
 
 @dataclass(frozen=True)
@@ -59,29 +123,31 @@ class Fit:
         left_out = ", ".join(f"{part} {count}" for part, count in groups(self.unused).items())
         return [f"  {len(self.used)} tensors kept", f"  {len(self.unused)} left out: {left_out or 'none'}"]
 
-    def check(self, path: Path) -> None:
+    def check(self, file: TensorFile) -> None:
         """Raises where the network cannot be filled.
 
         Raises:
-            CheckpointError: tensors are missing, unknown or of another shape.
+            CheckpointError: tensors are missing, unknown, of another shape, or hold no weights.
         """
         name = f"an official {self.architecture.name} checkpoint"
         if self.missing:
             raise CheckpointError(
-                f"{name} that lacks {_some(self.missing)}", file=path, remedy="the file is incomplete"
+                f"{name} that lacks {_some(self.missing)}", file=file.path, remedy="the file is incomplete"
             )
         if self.misshapen:
             key, found, expected = self.misshapen[0]
             more = f" (and {len(self.misshapen) - 1} more)" if len(self.misshapen) > 1 else ""
             raise CheckpointError(
-                f"{name} whose {key} has shape {found}, expected {expected}{more}", file=path
+                f"{name} whose {key} has shape {found}, expected {expected}{more}", file=file.path
             )
         if self.unknown:
             raise CheckpointError(
                 f"{name} with unknown tensors: {_some(self.unknown)}",
-                file=path,
+                file=file.path,
                 remedy="it belongs to a changed network, whose results would differ",
             )
+        for used in self.used:
+            check_numbers(used, file.tensors[used], file.path)
 
 
 def _some(names: list[str]) -> str:
@@ -95,49 +161,47 @@ def fit(file: TensorFile) -> Fit:
     Raises:
         CheckpointError: they belong to no official Mask Transfiner.
     """
+    return _fit(file)[0]
+
+
+def _fit(file: TensorFile) -> tuple[Fit, OfficialNetwork]:
+    """``fit``, and the network on the meta device."""
     if file.kind not in ("", KIND):
         raise CheckpointError(
             f"a checkpoint of another kind ({file.kind})",
             file=file.path,
             remedy=f"expected a file of this package ({KIND}) or of the authors",
         )
-    tensors = file.tensors
-    architecture = recognise({name: tuple(tensor.shape) for name, tensor in tensors.items()}, file.path)
-    names = inference_keys(architecture)
-    expected = _expected_shapes(architecture, names)
-    idle = constants(architecture) | set(training_keys())
-
-    def unused(name: str) -> bool:
-        return name in idle or name.startswith((*DETECTOR_PREFIXES, *_IGNORED))
-
-    others = [name for name in tensors if name not in names]
-    return Fit(
+    shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
+    architecture = recognise(shapes, file.path)
+    with torch.device("meta"):
+        network = OfficialNetwork(architecture)
+    state, expected = network.state_dict(), {}
+    for name, ours in release_names(network).items():
+        rows, *rest = state[ours[0]].shape
+        expected[name] = (rows * len(ours), *rest, *((1, 1) if name.endswith(_ONE_BY_ONE) else ()))
+    others = [name for name in shapes if name not in expected]
+    found = Fit(
         architecture,
-        used=[name for name in names if name in tensors],
-        unused=[name for name in others if unused(name)],
-        missing=[name for name in names if name not in tensors],
-        unknown=[name for name in others if not unused(name)],
+        used=[name for name in expected if name in shapes],
+        unused=[name for name in others if _part(name)],
+        missing=[name for name in expected if name not in shapes],
+        unknown=[name for name in others if not _part(name)],
         misshapen=[
-            (name, tuple(tensors[name].shape), shape)
+            (name, shapes[name], shape)
             for name, shape in expected.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
+            if name in shapes and shapes[name] != shape
         ],
     )
+    return found, network
 
 
-def _expected_shapes(architecture: Architecture, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor under the release's name."""
-    with torch.device("meta"):
-        state = OfficialNetwork(architecture).state_dict()
-    shapes = {name: tuple(state[ours].shape) for name, ours in names.items()}
-    return {n: (*s, 1, 1) if n.endswith(_CONVOLUTIONS) else s for n, s in shapes.items()}
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, list[str]]) -> None:
     """Puts tensors under the release's names into a module; the 1×1 convolutions among them are linear here."""
     state = module.state_dict()
     for name, ours in names.items():
-        state[ours] = tensors[name].to(torch.float32).reshape(state[ours].shape)
+        parts = tensors[name].to(torch.float32).chunk(len(ours))
+        state |= {own: part.reshape(state[own].shape) for own, part in zip(ours, parts, strict=True)}
     module.load_state_dict(state, assign=True)
 
 
@@ -147,51 +211,30 @@ def load_official_network(file: TensorFile) -> OfficialNetwork:
     Raises:
         CheckpointError: the tensors do not make up an official network.
     """
-    found = fit(file)
-    found.check(file.path)
-    with torch.device("meta"):
-        network = OfficialNetwork(found.architecture)
-    fill(network, file.tensors, inference_keys(found.architecture))
+    found, network = _fit(file)
+    found.check(file)
+    fill(network, file.tensors, release_names(network))
     network.backbone.fuse()
     return network.eval()
 
 
-def load_detector(file: TensorFile) -> Detector:
-    """RPN and box head of a checkpoint, in float32 on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: the file does not hold them, as converted files do not.
-    """
-    names = detector_keys()
-    missing = [name for name in names if name not in file.tensors]
-    if missing:
-        raise CheckpointError(
-            f"the file lacks {_some(missing)}",
-            file=file.path,
-            remedy="finding boxes needs the authors' original file; a converted one refines given boxes only",
-        )
-    with torch.device("meta"):
-        detector = Detector(fit(file).architecture)
-    fill(detector, file.tensors, names)
-    return detector.eval()
-
-
-def convert_official(source: Path, target: Path) -> Fit:
+def convert_weights(source: Path, target: Path) -> Fit:
     """Writes the tensors that refining reads to a safetensors file, under the release's names.
 
     Args:
         source: the authors' ``.pth`` or ``.pkl``.
-        target: ends in ``.safetensors``; written whole or not at all.
+        target: ends in ``.safetensors``; nothing is there unless it is whole.
 
     Returns:
         what the file was and what was left out.
 
     Raises:
         CheckpointError: the source cannot be used.
+        OutputError: the disk refused.
     """
     file = read_tensors(source)
     found = fit(file)
-    found.check(source)
+    found.check(file)
     tensors = {name: file.tensors[name].to(torch.float32).contiguous() for name in found.used}
     with atomic_binary_file(target) as output:
         output.write(save(tensors, {"kind": KIND, "variant": found.architecture.name}))
@@ -199,7 +242,7 @@ def convert_official(source: Path, target: Path) -> Fit:
 
 
 def groups(names: Iterable[str]) -> dict[str, int]:
-    """Names counted by the part of the network they belong to, for people."""
+    """Unused names counted by the part of the network they belong to, for people."""
     counts: dict[str, int] = {}
     for name in names:
         part = _part(name)
@@ -208,12 +251,5 @@ def groups(names: Iterable[str]) -> dict[str, int]:
 
 
 def _part(name: str) -> str:
-    if name.startswith("proposal_generator."):
-        return "RPN"
-    if name.startswith(("roi_heads.box_head.", "roi_heads.box_predictor.")):
-        return "box head"
-    if name.endswith("relative_position_index"):
-        return "constants"
-    if name in training_keys():
-        return "semantic predictor" if "semantic" in name else "boundary predictor"
-    return "other"
+    """The part that an unused tensor belongs to, empty if refining reads it or nobody knows it."""
+    return next((part for pattern, part in _UNUSED.items() if re.match(pattern, name)), "")

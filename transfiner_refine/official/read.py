@@ -1,21 +1,28 @@
-"""Tensors from a weights file of any kind, told apart by content; never runs code from it (``docs/official.md``)."""
+"""Tensors from a weights file of any kind, told apart by content; never runs code from it (``docs/official.md``).
+
+A pickle is a program. PyTorch's ``weights_only`` reader takes ``.pth`` files. For detectron2's ``.pkl`` this module
+knows the handful of names that a dictionary of NumPy arrays needs and puts its own plain stand-ins in their place, so
+not even NumPy's unpickling code runs on what the file says.
+"""
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.official.unpickle import UnsafePickleError, read_pickle
 
 __all__ = ["TensorFile", "read_tensors"]
 
@@ -45,11 +52,6 @@ class TensorFile:
     tensors: dict[str, Tensor]
     kind: str = ""
 
-    @property
-    def parameters(self) -> int:
-        """Numbers in all tensors."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
-
 
 def read_tensors(path: Path) -> TensorFile:
     """All tensors of a ``.pth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
@@ -67,23 +69,20 @@ def read_tensors(path: Path) -> TensorFile:
         if head.lstrip().startswith(start):
             raise CheckpointError(what, file=path, remedy=remedy)
     if head.startswith(_ZIP):
-        return _of_state(path, "PyTorch checkpoint", _read_torch(path))
+        _check_archive(path)
+        return _of_state(path, "PyTorch checkpoint", _unpickled(path, _load_torch, "PyTorch file"))
+    if head.startswith(_PICKLE) and _TORCH_MAGIC in head:
+        content = _unpickled(path, _load_torch, "PyTorch file")
+        return _of_state(path, "PyTorch checkpoint (before 1.6)", content)
     if head.startswith(_PICKLE):
-        if _TORCH_MAGIC in head:
-            return _of_state(path, "PyTorch checkpoint (before 1.6)", _read_torch(path))
-        return _of_state(path, "detectron2 pickle", _read_pickle(path))
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    raise CheckpointError(
-        "not a weights file", file=path, remedy="expected a .pth, a detectron2 .pkl or a .safetensors file"
-    )
-
-
-def _read_safetensors(path: Path) -> TensorFile:
+        return _of_state(path, "detectron2 pickle", _unpickled(path, _load_pickle, "pickle"))
+    if head[8:9] != b"{" and path.suffix != ".safetensors":
+        remedy = "expected a .pth, a detectron2 .pkl or a .safetensors file"
+        raise CheckpointError("not a weights file", file=path, remedy=remedy)
     try:
-        with safe_open(path, framework="pt") as file:
-            kind = (file.metadata() or {}).get("kind", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        with safe_open(path, framework="pt") as opened:
+            kind = (opened.metadata() or {}).get("kind", "")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
@@ -91,42 +90,53 @@ def _read_safetensors(path: Path) -> TensorFile:
     return TensorFile(path, "safetensors", tensors, kind)
 
 
-def _read_torch(path: Path) -> Any:
+def _check_archive(path: Path) -> None:
+    """Refuses an archive that would unpack to more than the file: PyTorch stores its records and compresses none."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises almost anything: RuntimeError, EOFError, KeyError …
-        if isinstance(error, UnpicklingError) and (asked := re.search(r"GLOBAL ([\w.]+)", str(error))):
-            raise _would_run_code(path, f"it asks for {asked[1]}") from error
+        with ZipFile(path) as archive:
+            records = archive.infolist()
+    except (BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # PyTorch's reader says what is wrong with it
+    compressed = any(record.compress_type != ZIP_STORED for record in records)
+    size = sum(record.file_size for record in records)
+    if compressed or size > path.stat().st_size:
         raise CheckpointError(
-            f"a damaged or cut off PyTorch file ({_first_sentence(error)})",
+            f"an archive whose records are compressed or overlap, {size} bytes when unpacked",
+            file=path,
+            remedy="PyTorch writes no such file; save the weights again with torch.save",
+        )
+
+
+def _unpickled(path: Path, load: Callable[[Path], Any], what: str) -> Any:
+    """What ``load`` returns of the file."""
+    try:
+        return load(path)
+    except Exception as error:  # a damaged file raises almost anything: RuntimeError, EOFError, KeyError …
+        asked = (
+            re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        )
+        if asked or isinstance(error, _UnsafePickleError):
+            why = f"it asks for {asked[1]}" if asked else str(error)
+            raise CheckpointError(
+                f"refused, because loading it could run code from the file: {why}",
+                file=path,
+                remedy="if you trust it, save its state dict alone with torch.save and use that",
+            ) from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"a damaged or cut off {what} ({text if len(text) <= 100 else f'{text[:100]}…'})",
             file=path,
             remedy="download it again",
         ) from error
 
 
-def _read_pickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return read_pickle(file)
-    except UnsafePickleError as error:
-        raise _would_run_code(path, str(error)) from error
-    except Exception as error:  # likewise
-        raise CheckpointError(
-            f"a damaged or cut off pickle ({_first_sentence(error)})", file=path, remedy="download it again"
-        ) from error
+def _load_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _would_run_code(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"refused, because loading it could run code from the file: {why}",
-        file=path,
-        remedy="if you trust it, save its state dict alone with torch.save and use that",
-    )
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 100 else f"{text[:100]}…"
+def _load_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _Unpickler(file, encoding="latin1").load()
 
 
 def _of_state(path: Path, kind: str, content: Any) -> TensorFile:
@@ -135,14 +145,105 @@ def _of_state(path: Path, kind: str, content: Any) -> TensorFile:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     tensors: dict[str, Tensor] = {}
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            if isinstance(value, np.ndarray):
-                value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
-            if isinstance(value, Tensor) and isinstance(name, str):
-                tensors[name.removeprefix(_WRAPPER)] = value.detach()
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, _Array):
+            array = value.value
+            value = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+        if isinstance(value, Tensor) and isinstance(name, str):
+            if value.is_sparse or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(f"tensor {name} claims more numbers than the file holds", file=path)
+            tensors[name.removeprefix(_WRAPPER)] = value.detach()
     if not tensors:
         raise CheckpointError(
             f"a {kind} without tensors", file=path, remedy='expected a state dict, by itself or under "model"'
         )
     return TensorFile(path, kind, tensors)
+
+
+class _UnsafePickleError(pickle.UnpicklingError):
+    """The pickle names something that weights do not need."""
+
+
+class _Ndarray:
+    """Stands for the class ``numpy.ndarray``, which pickles name but need not call."""
+
+
+class _Dtype:
+    """Stands for ``numpy.dtype``."""
+
+    def __init__(self, code: str | bytes = "", *_: Any) -> None:
+        self.code, self.order = _text(code), "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = _text(state[1])
+
+    def resolve(self) -> np.dtype[Any]:
+        if len(self.code) > 3 or self.code[:1] not in "biuf":  # no objects, no strings, no structures
+            raise _UnsafePickleError(f"it holds an array of type {self.code[:20]!r}")
+        dtype = np.dtype(self.code)
+        return dtype.newbyteorder(">") if self.order == ">" else dtype
+
+
+class _Array:
+    """Stands for an array that is being read; ``value`` once it has been."""
+
+    value: NDArray[Any]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.fill(data, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
+        if not isinstance(dtype, _Dtype):
+            raise _UnsafePickleError("it holds an array of no known type")
+        kind = dtype.resolve()
+        if isinstance(data, str):
+            data = data.encode("latin1")  # Python 2 wrote bytes as text
+        if not isinstance(data, (bytes, bytearray)):
+            raise _UnsafePickleError("it holds an array without data")
+        self.value = np.frombuffer(data, kind).reshape(tuple(shape), order="F" if order == "F" else "C")
+        return self
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise _UnsafePickleError(f"it encodes text as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes(*given: Any) -> bytes:
+    """Stands for ``bytes``, which old protocols call for an empty array."""
+    if given:
+        raise _UnsafePickleError("it calls bytes")
+    return b""
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Ndarray,
+    ("numpy", "dtype"): _Dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
+    _KNOWN[f"{_core}.multiarray", "scalar"] = lambda dtype, data: _Array().fill(data, dtype, ())
+    _KNOWN[f"{_core}.numeric", "_frombuffer"] = lambda *given: _Array().fill(*given)
+
+
+class _Unpickler(pickle._Unpickler):
+    """In Python, because the one in C makes room for as many stored objects as the file claims."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _KNOWN.get((module, name))
+        if known is None:
+            raise _UnsafePickleError(f"it asks for {module}.{name}")
+        return known
+
+    def persistent_load(self, pid: Any) -> Any:  # noqa: ARG002
+        raise _UnsafePickleError("it refers to data outside the file")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 from transfiner_refine.model.checkpoint import load_network
-from transfiner_refine.model.weights import is_native
+from transfiner_refine.model.weights import is_native, weights_digest
 from transfiner_refine.official.checkpoint import fit, groups
 from transfiner_refine.official.read import read_tensors
 
 __all__ = ["Description", "describe"]
-
-_CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -88,27 +85,21 @@ def describe(path: Path) -> Description:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         tensors = len(read_tensors(path).tensors)
         variant = f"transfiner-refine native, backbone {network.config.backbone}"
-        return Description(path, variant, "safetensors", parameters, None, _checksum(path), tensors)
+        return Description(path, variant, "safetensors", parameters, None, weights_digest(path), tensors)
     file = read_tensors(path)
     found = fit(file)
+    if not (found.missing or found.unknown or found.misshapen):
+        found.check(file)  # are its numbers weights?
     return Description(
         path,
         variant=f"official Mask Transfiner {found.architecture.name}",
         format=file.format,
         parameters=sum(file.tensors[name].numel() for name in found.used),
         classes=found.architecture.classes,
-        checksum=_checksum(path),
+        checksum=weights_digest(path),
         tensors=len(file.tensors),
         unused=groups(found.unused),
         missing=found.missing,
         unknown=found.unknown,
         misshapen=[f"{name}: {shape}, expected {expected}" for name, shape, expected in found.misshapen],
     )
-
-
-def _checksum(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,12 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
+from writing import clip_boxes
 
-from transfiner_refine.official.config import Architecture
-from transfiner_refine.official.regions import Regions
-from transfiner_refine.official.writing import clip_boxes
+from transfiner_refine.errors import CheckpointError
+from transfiner_refine.official.checkpoint import fill, fit
+from transfiner_refine.official.network import ImageFeatures
+from transfiner_refine.official.read import TensorFile
 
-__all__ = ["BoxHead", "Detections", "Detector", "ProposalNetwork", "Proposals", "decode_boxes"]
+__all__ = [
+    "DETECTOR_NAMES",
+    "BoxHead",
+    "Detections",
+    "Detector",
+    "ProposalNetwork",
+    "Proposals",
+    "decode_boxes",
+    "load_detector",
+]
 
 _SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)  # sides of the anchors on p2 … p6, pixels
 _STRIDES = (4, 8, 16, 32, 64)
@@ -126,29 +137,30 @@ class BoxHead(nn.Module):
     """Fast R-CNN's head: class and class-specific box from a box's features.
 
     Args:
-        architecture: widths and number of classes.
+        inputs: channels of the features.
+        width: hidden channels.
+        classes: number of classes K.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, inputs: int, width: int, classes: int) -> None:
         super().__init__()
-        inputs, width = architecture.fpn_width * _BOX_GRID**2, architecture.box_width
-        self.hidden = nn.ModuleList((nn.Linear(inputs, width), nn.Linear(width, width)))
-        self.classify = nn.Linear(width, architecture.classes + 1)
-        self.deltas = nn.Linear(width, 4 * architecture.classes)
+        self.hidden = nn.ModuleList((nn.Linear(inputs * _BOX_GRID**2, width), nn.Linear(width, width)))
+        self.classify = nn.Linear(width, classes + 1)
+        self.deltas = nn.Linear(width, 4 * classes)
 
-    def forward(self, regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: ImageFeatures, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """N boxes → features [N, width], class logits [N, K + 1], background last, and deltas [N, K, 4]."""
-        hidden = regions.dense(_BOX_GRID).flatten(1)
+        hidden = image.pooled(boxes, _BOX_GRID).flatten(1)
         for layer in self.hidden:
             hidden = F.relu(layer(hidden))
         deltas = self.deltas(hidden)
         return hidden, self.classify(hidden).float(), deltas.float().view(len(hidden), -1, 4)
 
-    def detect(self, regions: Regions, size: tuple[int, int]) -> Detections:
-        """The best detections of one image of ``size`` (height, width), from its proposals."""
-        _, logits, deltas = self(regions)
+    def detect(self, image: ImageFeatures, proposals: Tensor, size: tuple[int, int]) -> Detections:
+        """The best detections of one image of ``size`` (height, width), from its proposals [N, 4]."""
+        _, logits, deltas = self(image, proposals)
         scores = logits.softmax(1)[:, :-1]  # [N, K]
-        boxes = decode_boxes(regions.boxes, deltas, _BOX_WEIGHTS)  # [N, K, 4]
+        boxes = decode_boxes(proposals, deltas, _BOX_WEIGHTS)  # [N, K, 4]
         proposal, classes = (scores > _LEAST_SCORE).nonzero(as_tuple=True)
         scores = scores[proposal, classes]
         boxes, _ = clip_boxes(boxes[proposal, classes], *size)
@@ -156,9 +168,44 @@ class BoxHead(nn.Module):
         return Detections(boxes[best], scores[best], classes[best])
 
 
-class Detector(nn.Module):
-    """Both together."""
+#: The release's name of each layer → ours.
+_LAYERS = {
+    "proposal_generator.rpn_head.conv": "rpn.hidden",
+    "proposal_generator.rpn_head.objectness_logits": "rpn.objectness",
+    "proposal_generator.rpn_head.anchor_deltas": "rpn.deltas",
+    "roi_heads.box_head.fc1": "box.hidden.0",
+    "roi_heads.box_head.fc2": "box.hidden.1",
+    "roi_heads.box_predictor.cls_score": "box.classify",
+    "roi_heads.box_predictor.bbox_pred": "box.deltas",
+}
+#: The release's name of each tensor → ours, as ``fill`` takes them.
+DETECTOR_NAMES = {f"{a}.{part}": [f"{b}.{part}"] for a, b in _LAYERS.items() for part in ("weight", "bias")}
 
-    def __init__(self, architecture: Architecture) -> None:
+
+class Detector(nn.Module):
+    """Both together: ``width`` channels of features, ``hidden`` of the box head, number of classes."""
+
+    def __init__(self, width: int, hidden: int, classes: int) -> None:
         super().__init__()
-        self.rpn, self.box = ProposalNetwork(architecture.fpn_width), BoxHead(architecture)
+        self.rpn, self.box = ProposalNetwork(width), BoxHead(width, hidden, classes)
+
+
+def load_detector(file: TensorFile) -> Detector:
+    """RPN and box head of a checkpoint, in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file does not hold them, as converted files do not.
+    """
+    missing = [name for name in DETECTOR_NAMES if name not in file.tensors]
+    if missing:
+        raise CheckpointError(
+            f"the file lacks {missing[0]}",
+            file=file.path,
+            remedy="finding boxes needs the authors' original file; a converted one refines given boxes only",
+        )
+    architecture = fit(file).architecture
+    with torch.device("meta"):
+        hidden = len(file.tensors["roi_heads.box_head.fc1.weight"])
+        detector = Detector(architecture.fpn_width, hidden, architecture.classes)
+    fill(detector, file.tensors, DETECTOR_NAMES)
+    return detector.eval()

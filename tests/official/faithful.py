@@ -1,4 +1,7 @@
-"""Faithful mode: the release's masks from given boxes and classes, or from the image alone."""
+"""Faithful mode: the release's masks from given boxes and classes, or from the image alone.
+
+No command does this; it is what the reference runs are compared with.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,38 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from detector import Detections, Detector
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from writing import blur, clip_boxes, paste_masks, write_back
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.official.config import NODE_GRIDS, FaithfulOptions, Preparation
-from transfiner_refine.official.detector import Detections, Detector
-from transfiner_refine.official.images import prepare
-from transfiner_refine.official.network import ImageFeatures, OfficialNetwork
-from transfiner_refine.official.nodes import select_nodes
-from transfiner_refine.official.quadtree import QuadtreeLevel
-from transfiner_refine.official.regions import Regions
-from transfiner_refine.official.writing import blur, clip_boxes, paste_masks, write_back
+from transfiner_refine.official.network import ImageFeatures, OfficialNetwork, Preparation, prepare
+from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
 
-__all__ = ["FaithfulMasks", "HeadOutput", "OfficialPredictor", "run_head"]
+__all__ = ["LIMIT", "FaithfulMasks", "FaithfulOptions", "HeadOutput", "OfficialPredictor", "run_head"]
+
+#: Boxes of a batch that the release refines at inference; the others keep their coarse mask.
+LIMIT = 10
+
+
+@dataclass(frozen=True)
+class FaithfulOptions:
+    """Peculiarities of the release that change masks; all off is the method itself.
+
+    Attributes:
+        limit: boxes of the batch that are refined, the rest keep their coarse mask; None for all
+            (the release: ``LIMIT``).
+        skip_empty_level: leave out the step at the 56 level if no box of the batch has a node there. In the
+            release a box without such nodes gets other values when a neighbour has one; off, every box takes
+            its own decision, so it does not depend on its neighbours.
+        demo: the demo's dilation of the 112-level nodes and its blur, which darkens the RoI's border.
+    """
+
+    limit: int | None = None
+    skip_empty_level: bool = False
+    demo: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,15 +51,15 @@ class HeadOutput:
     Attributes:
         coarse_logits: [N, 28, 28] of each box's class.
         incoherence: [n, 28, 28] probabilities.
-        levels: the nodes of the n boxes.
-        labels: [m] foreground probability of each level's nodes.
+        levels: the nodes of each of the n boxes on each level.
+        labels: [m] foreground probability of each level's nodes, likewise.
         probability: [N, 112, 112], final.
     """
 
     coarse_logits: Tensor
     incoherence: Tensor
-    levels: list[QuadtreeLevel]
-    labels: list[Tensor]
+    levels: list[list[Nodes]]
+    labels: list[list[Tensor]]
     probability: Tensor
 
 
@@ -63,51 +83,49 @@ class FaithfulMasks:
 
 
 def run_head(
-    network: OfficialNetwork, regions: Regions, classes: Tensor, options: FaithfulOptions
+    network: OfficialNetwork,
+    images: Sequence[ImageFeatures],
+    boxes: Sequence[Tensor],
+    classes: Tensor,
+    options: FaithfulOptions,
 ) -> HeadOutput:
     """The mask branch on boxes of a batch, image after image.
 
     Args:
         network: the network.
-        regions: N boxes.
-        classes: [N] int64, class index of each box.
+        images: features of each image.
+        boxes: of each image [n, 4] XYXY, pixels of the resized image.
+        classes: [N] int64, class index of each box of all images.
         options: the release's peculiarities.
     """
-    if len(regions) == 0:
-        return _nothing(regions.boxes)
-    context = regions.context()
+    owners = [image for image, own in zip(images, boxes, strict=True) for _ in range(len(own))]
+    flat = torch.cat(list(boxes))
+    context = torch.cat([image.context(own) for image, own in zip(images, boxes, strict=True)])
     hidden = network.coarse.hidden(context)
-    logits = network.coarse.logits(hidden, classes)
-    count = len(regions) if options.limit is None else min(options.limit, len(regions))
+    logits = network.coarse(hidden)[torch.arange(len(classes)), classes]
+    count = len(flat) if options.limit is None else min(options.limit, len(flat))
     u = torch.sigmoid(network.incoherence(context[:count], hidden[:count]))
-    levels = select_nodes(u, dilate_finest=options.demo)
     coarse = torch.sigmoid(logits)
-    labels = network.label(regions.first(count), context[:count], coarse[:count], levels)
+    levels, labels = [], []
+    for i in range(count):
+        levels.append(select_nodes(u[i], dilate_finest=options.demo))
+        labels.append(network.label(owners[i], flat[i], context[i], coarse[i], levels[i]))
     refined = write_back(coarse[:count], levels, labels, skip_empty_level=options.skip_empty_level)
     if options.demo:
         refined = blur(refined)
-    rest = F.interpolate(coarse[count:, None], refined.shape[-2:], mode="bilinear", align_corners=False)
+    size = (NODE_GRIDS[-1], NODE_GRIDS[-1])
+    rest = coarse[count:, None]
+    rest = F.interpolate(rest, size, mode="bilinear") if len(rest) else rest.new_zeros(0, 1, *size)
     return HeadOutput(logits, u, levels, labels, torch.cat((refined, rest[:, 0])))
-
-
-def _nothing(like: Tensor) -> HeadOutput:
-    """The output for a batch without boxes."""
-    coarse, finest = (
-        like.new_zeros(0, NODE_GRIDS[0], NODE_GRIDS[0]),
-        like.new_zeros(0, NODE_GRIDS[-1], NODE_GRIDS[-1]),
-    )
-    levels = select_nodes(coarse)
-    return HeadOutput(coarse, coarse, levels, [like.new_zeros(0) for _ in levels], finest)
 
 
 class OfficialPredictor:
     """The release's inference.
 
     Args:
-        network: from ``load_official_network``.
+        network: from ``load_official_network``; it is packed for a CPU.
         detector: from ``load_detector``; needed only where no boxes are given.
-        options: peculiarities of the release, all off by default (``FaithfulOptions.evaluation()`` for its
-            published numbers).
+        options: peculiarities of the release, all off by default.
         preparation: size and colours of the input, None for the release's.
     """
 
@@ -122,7 +140,7 @@ class OfficialPredictor:
         self.network, self.detector = network, detector
         self.options = options or FaithfulOptions()
         self.preparation = preparation or Preparation.of(network.architecture)
-        network.sequence.pack()
+        network.transformer.pack()
 
     @torch.inference_mode()
     def masks(
@@ -141,12 +159,12 @@ class OfficialPredictor:
         batch = prepare(images, self.preparation, self.device)
         features = self.network.features(batch.input)
         scaled = [
-            torch.as_tensor(each, dtype=torch.float32).reshape(-1, 4) * batch.to_network(i)
-            for i, each in enumerate(boxes)
+            torch.as_tensor(each, dtype=torch.float32).reshape(-1, 4) * scale
+            for each, scale in zip(boxes, batch.scales, strict=True)
         ]
         labels = [torch.as_tensor(each, dtype=torch.int64).reshape(-1) for each in classes]
         found = [Detections(box, box.new_zeros(0), label) for box, label in zip(scaled, labels, strict=True)]
-        return self._paste(features, found, batch.sizes, batch.originals, scored=False)
+        return self._paste(features, found, batch.sizes, images, scored=False)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[FaithfulMasks]:
@@ -160,11 +178,10 @@ class OfficialPredictor:
         batch = prepare(images, self.preparation, self.device)
         features = self.network.features(batch.input)
         found = []
-        for i, proposals in enumerate(self.detector.rpn.propose(features.maps, batch.sizes)):
-            image = torch.full((len(proposals.boxes),), i, device=self.device)
-            regions = Regions.of(features.table, proposals.boxes, image)
-            found.append(self.detector.box.detect(regions, batch.sizes[i]))
-        return self._paste(features, found, batch.sizes, batch.originals, scored=True)
+        for each, size in zip(features, batch.sizes, strict=True):
+            (proposals,) = self.detector.rpn.propose(each.maps, [size])
+            found.append(self.detector.box.detect(each, proposals.boxes, size))
+        return self._paste(features, found, batch.sizes, images, scored=True)
 
     @property
     def device(self) -> torch.device:
@@ -173,25 +190,24 @@ class OfficialPredictor:
 
     def _paste(
         self,
-        features: ImageFeatures,
+        features: list[ImageFeatures],
         found: list[Detections],
         sizes: list[tuple[int, int]],
-        originals: list[tuple[int, int]],
+        images: Sequence[NDArray[np.uint8]],
         *,
         scored: bool,
     ) -> list[FaithfulMasks]:
         """Runs the mask branch on all images' boxes in one row and pastes image by image."""
-        counts = [len(each.boxes) for each in found]
-        image = torch.arange(len(found)).repeat_interleave(torch.tensor(counts)).to(self.device)
-        boxes = torch.cat([each.boxes for each in found]).to(self.device)
+        boxes = [each.boxes.to(self.device) for each in found]
         classes = torch.cat([each.classes for each in found]).to(self.device)
-        output = run_head(self.network, Regions.of(features.table, boxes, image), classes, self.options)
+        output = run_head(self.network, features, boxes, classes, self.options)
         result = []
-        probabilities = torch.split(output.probability, counts)
-        for each, probability, size, original in zip(found, probabilities, sizes, originals, strict=True):
-            factor = torch.tensor([original[1] / size[1], original[0] / size[0]] * 2, device=self.device)
-            clipped, kept = clip_boxes(each.boxes.to(self.device) * factor, *original)
-            masks = paste_masks(probability[kept], clipped[kept], *original)
+        probabilities = torch.split(output.probability, [len(each) for each in boxes])
+        for each, probability, size, image in zip(found, probabilities, sizes, images, strict=True):
+            height, width = image.shape[:2]
+            factor = torch.tensor([width / size[1], height / size[0]] * 2, device=self.device)
+            clipped, kept = clip_boxes(each.boxes.to(self.device) * factor, height, width)
+            masks = paste_masks(probability[kept], clipped[kept], height, width)
             kept = kept.cpu()
             result.append(
                 FaithfulMasks(

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfiner_refine.official.config import CONTEXT_GRID, NODE_GRIDS, Architecture
 from transfiner_refine.official.network import ImageFeatures, OfficialNetwork
-from transfiner_refine.official.nodes import select_nodes
-from transfiner_refine.official.quadtree import QuadtreeLevel
-from transfiner_refine.official.regions import Regions
-from transfiner_refine.official.sequence import gather_tokens
+from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
 
-__all__ = ["TrainingHeads", "TrainingOutput", "TrainingTargets", "dice_loss", "training_losses"]
+__all__ = [
+    "TRAINING_NAMES",
+    "TrainingHeads",
+    "TrainingOutput",
+    "TrainingTargets",
+    "dice_loss",
+    "training_losses",
+]
 
 _LIMIT = 30  # boxes of a batch whose nodes are trained
 _THRESHOLDS = (0.125, 0.5, 0.5)  # of the nodes, in training
@@ -31,9 +34,8 @@ _REPEATS = 15  # so that the fewest nodes still give as many
 class TrainingHeads(nn.Module):
     """The boundary and the semantic predictor, which no inference reads."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        width = architecture.fpn_width
         self.upsample_boundary = nn.ConvTranspose2d(width, width, 2, 2)
         self.classify_boundary = nn.Conv2d(width, 1, 1)
         self.classify_semantic = nn.Conv2d(width, 1, 1)
@@ -42,6 +44,19 @@ class TrainingHeads(nn.Module):
         """h [N, C, 14, 14] → logits [N, 28, 28]."""
         logits: Tensor = self.classify_boundary(F.relu(self.upsample_boundary(hidden)))
         return logits[:, 0]
+
+
+_LAYERS = {
+    "deconv_bo": "upsample_boundary",
+    "predictor_bo": "classify_boundary",
+    "predictor_semantic_s": "classify_semantic",
+}
+#: The release's name of each tensor → ours, as ``fill`` takes them.
+TRAINING_NAMES = {
+    f"roi_heads.mask_head.{a}.{part}": [f"{b}.{part}"]
+    for a, b in _LAYERS.items()
+    for part in ("weight", "bias")
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class TrainingOutput:
         incoherence: [N, 28, 28] probabilities.
         boundary_logits: [N, 28, 28].
         semantic_logits: [B, H/4, W/4].
-        levels: all nodes, before sampling.
+        levels: all nodes of each box, before sampling.
         refined: [M, tokens] probabilities of the sampled tokens of M boxes.
         losses: scalars.
     """
@@ -79,7 +94,7 @@ class TrainingOutput:
     incoherence: Tensor
     boundary_logits: Tensor
     semantic_logits: Tensor
-    levels: list[QuadtreeLevel]
+    levels: list[list[Nodes]]
     refined: Tensor
     losses: dict[str, Tensor]
 
@@ -93,8 +108,8 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 def training_losses(
     network: OfficialNetwork,
     heads: TrainingHeads,
-    features: ImageFeatures,
-    regions: Regions,
+    image: ImageFeatures,
+    boxes: Tensor,
     classes: Tensor,
     targets: TrainingTargets,
     permutation: Callable[[int], Tensor] = torch.randperm,
@@ -103,71 +118,52 @@ def training_losses(
 
     Args:
         network, heads: the network.
-        features: of the batch's images.
-        regions: N positive proposals.
+        image: features of the one image of the batch.
+        boxes: [N, 4] XYXY of positive proposals, pixels of the resized image.
         classes: [N] int64, their true classes.
         targets: their truth.
         permutation: draws the order in which a level's nodes are sampled.
     """
-    context = regions.context()
+    context = image.context(boxes)
     hidden = network.coarse.hidden(context)
-    mask_logits = network.coarse.logits(hidden, classes)
+    mask_logits = network.coarse(hidden)[torch.arange(len(classes)), classes]
     incoherence = torch.sigmoid(network.incoherence(context.detach(), hidden))
     boundary_logits = heads.boundary(hidden)
-    semantic_logits = heads.classify_semantic(features.semantic)[:, 0]
+    semantic_logits = heads.classify_semantic(image.semantic)[:, 0]
 
-    count = min(_LIMIT, len(regions))
-    levels = select_nodes(incoherence[:count].detach(), thresholds=_THRESHOLDS)
-    boxes, sampled = _sample(levels, count, permutation)
-    chosen = Regions(regions.table, regions.boxes[boxes], regions.image[boxes], regions.level[boxes])
-    coarse = torch.sigmoid(mask_logits[boxes]).detach()
-    tokens = gather_tokens(chosen, context[boxes], coarse, sampled)
-    encoded = network.sequence.encode(network.sequence.fused(tokens), tokens, len(boxes))
-    refined = torch.sigmoid(network.sequence.decoded(encoded))
-    truth = [targets.truth[CONTEXT_GRID][boxes].flatten()]
-    truth += [targets.truth[level.grid][boxes].flatten()[level.cell] for level in sampled]
+    trained = range(min(_LIMIT, len(boxes)))
+    levels = [select_nodes(incoherence[i].detach(), thresholds=_THRESHOLDS) for i in trained]
+    chosen = [i for i in trained if all(len(level) >= _LEAST_NODES for level in levels[i])]
+    refined, truth = [], []
+    for i in chosen or trained:
+        sampled = [_sample(level, permutation) for level in levels[i]] if chosen else []
+        coarse = torch.sigmoid(mask_logits[i]).detach()
+        tokens = network.tokens(image, boxes[i], context[i], coarse, sampled)
+        encoded = network.transformer.encode(network.transformer.fused(tokens), tokens.position)
+        refined.append(torch.sigmoid(network.transformer.decoded(encoded)))
+        own = [targets.truth[14][i].flatten()]
+        truth.append(
+            torch.cat(own + [targets.truth[level.grid][i].flatten()[level.cell] for level in sampled])
+        )
+    by_box = torch.stack(refined)
 
     bce = F.binary_cross_entropy_with_logits
+    uncertain = F.binary_cross_entropy(incoherence, targets.incoherence)
     losses = {
         "loss_mask": bce(mask_logits, targets.truth[NODE_GRIDS[0]]),
-        "loss_mask_uncertain": 0.5
-        * (
-            dice_loss(incoherence, targets.incoherence)
-            + F.binary_cross_entropy(incoherence, targets.incoherence)
-        ),
-        "loss_mask_refine": (refined - torch.cat(truth)).abs().mean(),
+        "loss_mask_uncertain": 0.5 * (dice_loss(incoherence, targets.incoherence) + uncertain),
+        "loss_mask_refine": (by_box - torch.stack(truth)).abs().mean(),
         "loss_semantic": 0.25 * bce(semantic_logits, targets.semantic),
-        "loss_bound": bce(
-            boundary_logits, targets.boundary
-        ),  # the release adds it up twice, each with half weight
+        # the release adds it up twice, each with half weight
+        "loss_bound": bce(boundary_logits, targets.boundary),
     }
-    order = torch.argsort(tokens.instance, stable=True)
-    by_box = refined[order].view(len(boxes), -1)
     return TrainingOutput(mask_logits, incoherence, boundary_logits, semantic_logits, levels, by_box, losses)
 
 
-def _sample(
-    levels: list[QuadtreeLevel], count: int, permutation: Callable[[int], Tensor]
-) -> tuple[Tensor, list[QuadtreeLevel]]:
-    """The boxes with enough nodes [M] int64, and 150 nodes of each on every level, boxes renumbered.
-
-    If there is no such box: all boxes, and no nodes.
-    """
-    counts = torch.stack([torch.bincount(level.instance, minlength=count) for level in levels])
-    boxes = (counts >= _LEAST_NODES).all(0).nonzero().squeeze(1)
-    if len(boxes) == 0:
-        empty = torch.zeros(0, dtype=torch.long, device=boxes.device)
-        return torch.arange(count, device=boxes.device), [level.take(empty) for level in levels]
-    sampled = []
-    for level in levels:
-        picked = []
-        for box in boxes.tolist():
-            nodes = (level.instance == box).nonzero().squeeze(1)
-            order = permutation(len(nodes)).to(nodes.device)
-            if len(order) < _SAMPLED:
-                order = order.repeat(_REPEATS)
-            picked.append(nodes[order[:_SAMPLED]])
-        chosen = level.take(torch.cat(picked))
-        renumbered = torch.arange(len(boxes), device=boxes.device).repeat_interleave(_SAMPLED)
-        sampled.append(QuadtreeLevel(chosen.grid, renumbered, chosen.y, chosen.x, chosen.parent))
-    return boxes, sampled
+def _sample(level: Nodes, permutation: Callable[[int], Tensor]) -> Nodes:
+    """150 nodes of a box's level, or as many with repeats."""
+    order = permutation(len(level)).to(level.cell.device)
+    if len(order) < _SAMPLED:
+        order = order.repeat(_REPEATS)
+    order = order[:_SAMPLED]
+    return Nodes(level.grid, level.cell[order], level.parent[order])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transfiner_refine.official.quadtree import QuadtreeLevel
+from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
 
 __all__ = ["BLUR", "blur", "clip_boxes", "paste_masks", "write_back"]
 
@@ -18,34 +18,40 @@ BLUR = torch.outer(torch.tensor(_BINOMIAL), torch.tensor(_BINOMIAL)) / sum(_BINO
 
 
 def write_back(
-    coarse: Tensor, levels: Sequence[QuadtreeLevel], labels: Sequence[Tensor], *, skip_empty_level: bool
+    coarse: Tensor,
+    boxes: Sequence[Sequence[Nodes]],
+    labels: Sequence[Sequence[Tensor]],
+    *,
+    skip_empty_level: bool,
 ) -> Tensor:
-    """The refined mask on the finest grid.
+    """The refined masks on the finest grid.
 
-    The release's propagation: upsample, write, upsample, write. It differs from ``model/propagate.py`` in that
+    The release's propagation: upsample, write, upsample, write. It differs from ``propagate`` of the package in that
     every value on a finer level comes from the level above (corners aligned), never from the coarse mask again.
 
     Args:
         coarse: [n, 28, 28] probabilities before refining.
-        levels: the nodes of the levels 28, 56 and 112.
-        labels: [m] probability of each level's nodes.
+        boxes: the nodes of each box on the levels 28, 56 and 112.
+        labels: [m] probability of each level's nodes, likewise.
         skip_empty_level: whether a box goes through the 56 level depends on all boxes (True: the step is left
             out if no box has a node there) or on itself alone.
 
     Returns:
         [n, 112, 112] probabilities.
     """
-    first, middle, last = levels
-    start = coarse.clone()
-    start.view(-1)[first.cell] = labels[0]
-    through = _upsample(start, middle.grid)
-    through.view(-1)[middle.cell] = labels[1]
-    has_nodes = torch.zeros(len(coarse), dtype=torch.bool, device=coarse.device)
-    has_nodes[middle.instance] = True
+    has_nodes = [len(middle) > 0 for _, middle, _ in boxes]
     if skip_empty_level:
-        has_nodes = has_nodes.any().expand(len(coarse))
-    result = torch.where(has_nodes[:, None, None], _upsample(through, last.grid), _upsample(start, last.grid))
-    result.view(-1)[last.cell] = labels[2]
+        has_nodes = [any(has_nodes)] * len(boxes)
+    result = coarse.new_zeros(len(coarse), NODE_GRIDS[-1], NODE_GRIDS[-1])
+    for i, (nodes, label) in enumerate(zip(boxes, labels, strict=True)):
+        mask = coarse[i].clone()
+        for level, values in zip(nodes, label, strict=True):
+            if level.grid == NODE_GRIDS[1] and not has_nodes[i]:
+                continue
+            if level.grid != mask.shape[0]:
+                mask = _upsample(mask[None], level.grid)[0]
+            mask.view(-1)[level.cell] = values
+        result[i] = mask
     return result
 
 
