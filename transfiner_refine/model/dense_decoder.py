@@ -1,35 +1,20 @@
 """The dense decoder: fine features for the nodes, and a first label for every cell of the levels 28 to 224.
 
 In the paper the mask head gives each RoI a coarse mask and the quadtree corrects it where it is incoherent. Post hoc
-the given mask may be wrong far from any outline, where no quadtree would look; so the mask head's part is done anew,
-from the image and the given mask together. Its features, fused from coarse to fine, are what the nodes read.
+the given mask may be wrong far from any outline, where no quadtree would look. So every cell gets a label from the
+image and the given mask together; the nodes read the features that it is made of.
 
-The backbone's maps end at the 112 level. For large objects, whose 112 cells are several pixels wide, a small stem
-reads the RoI at twice the backbone's resolution and gives the 224 level a map of its own.
+The backbone's maps end at the 112 level. For large objects a small stem reads the RoI at twice the backbone's
+resolution and gives the 224 level a map of its own.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DenseDecoder", "DenseLevel"]
-
-
-@dataclass(frozen=True)
-class DenseLevel:
-    """One level of the decoder.
-
-    Attributes:
-        features: [B, C, grid, grid].
-        logit: [B, grid, grid], foreground logit of every cell.
-    """
-
-    features: Tensor
-    logit: Tensor
+__all__ = ["DenseDecoder"]
 
 
 class DenseDecoder(nn.Module):
@@ -57,8 +42,8 @@ class DenseDecoder(nn.Module):
 
     def forward(
         self, base: Tensor, finer: tuple[Tensor, Tensor], pixels: Tensor | None, masks: dict[int, Tensor]
-    ) -> list[DenseLevel]:
-        """The finer levels.
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each finer level features [B, C, grid, grid] and foreground logits [B, grid, grid].
 
         Args:
             base: [B, C, 28, 28], the 28 level's features.
@@ -69,13 +54,12 @@ class DenseDecoder(nn.Module):
         maps: list[Tensor] = [*finer]
         if pixels is not None:
             maps.append(self.detail(torch.cat((pixels, masks[pixels.shape[-1]] * 2 - 1), 1)))
-        levels: list[DenseLevel] = []
-        x = base
+        levels, x = [], base
         for i, own in enumerate(maps):
             above = F.interpolate(self.reduce[i](x), scale_factor=2, mode="bilinear")
             given = self.given[i](masks[own.shape[-1]] * 2 - 1)
             x = self.smooth[i](F.relu(above + self.lateral[i](own) + given))
-            levels.append(DenseLevel(x, self.classify[i](x).squeeze(1)))
+            levels.append((x, self.classify[i](x).squeeze(1)))
         return levels
 
 

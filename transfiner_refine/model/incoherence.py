@@ -1,9 +1,8 @@
-"""The incoherence detector: finds the cells whose label must be predicted anew.
+"""The incoherence detector: finds the cells that must be relabelled.
 
 Ke et al. 2022, §3.2 and fig. 4: an FCN on the coarsest RoI features joined with the coarse mask, then a cascade
 that joins its upsampled output with the next finer features and classifies again, under marked parents only.
-Post hoc the detector also learns where the given mask is *wrong*, because a foreign mask errs in more places
-than along the outline of the truth.
+Post hoc it also learns where the given mask is *wrong*: a foreign mask errs in more places than along the true outline.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["IncoherenceDetector", "RootMaps"]
 
 @dataclass(frozen=True)
 class RootMaps:
-    """What the detector says on the 28 level; logits, [B, 28, 28] each.
+    """The detector's output on the 28 level; logits, [B, 28, 28] each.
 
     Attributes:
         incoherent: the truth changes inside the cell.
@@ -34,7 +33,7 @@ class RootMaps:
     hidden: Tensor
 
     def wrong_probability(self) -> Tensor:
-        """[B, 28, 28]: probability that the cell has to be labelled anew."""
+        """[B, 28, 28]: probability that the cell must be relabelled."""
         return torch.sigmoid(self.wrong.float())
 
     def incoherent_probability(self) -> Tensor:

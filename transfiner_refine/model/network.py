@@ -13,19 +13,28 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.backbone import build_backbone
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
-from transfiner_refine.model.decoder import Inheritance, PixelDecoder
 from transfiner_refine.model.dense_decoder import DenseDecoder
 from transfiner_refine.model.incoherence import IncoherenceDetector, RootMaps
-from transfiner_refine.model.node_encoder import NodeEncoder, axis_position
-from transfiner_refine.model.propagate import LevelMap, corrected_labels, halvings, propagate_corrections
+from transfiner_refine.model.node_transformer import (
+    Inheritance,
+    NodeEncoder,
+    PixelDecoder,
+    SequenceEncoder,
+    axis_position,
+)
+from transfiner_refine.model.propagate import (
+    LevelMap,
+    area_pyramid,
+    corrected_labels,
+    propagate_corrections,
+)
 from transfiner_refine.model.pyramid import FeatureMap, TopDown
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, children_of
-from transfiner_refine.model.sequence_encoder import SequenceEncoder
 
 __all__ = ["MaskTransfiner", "TreeOutput"]
 
 _PIXEL_LEVEL = 4  # from this level on (448) a node's own map is the pixels
-_DROPOUT = 0.1  # share of the 28 level's channels that training blanks: there are few photos to learn from
+_DROPOUT = 0.1  # share of the 28 level's channels that training blanks: there are few images to learn from
 _LABELS = 3  # channels of a table after its features, see ``_table``
 _CENTRE = 4  # of the 3×3 cells around a node
 _CONTEXT_GRID = 7  # tokens of the whole RoI beside the nodes; the official code has 14 × 14
@@ -33,7 +42,7 @@ _CONTEXT_GRID = 7  # tokens of the whole RoI beside the nodes; the official code
 
 @dataclass(frozen=True)
 class TreeOutput:
-    """What one pass over a batch of RoIs yields.
+    """The result of one pass over a batch of RoIs.
 
     Attributes:
         levels: the quadtree's nodes, coarse to fine; none without a selector.
@@ -41,7 +50,7 @@ class TreeOutput:
         dense: grid → [B, grid, grid], foreground logit of every cell of the levels 28 to 112, and of 224 if the
             quadtree goes that deep.
         roots: the detector's maps on the 28 level.
-        candidates: the children the detector judged, one entry per level below the first.
+        candidates: the children that the detector judged, one entry per level below the first.
         candidate_logits: [B, 4 K] its incoherence logit for each of them.
     """
 
@@ -95,40 +104,21 @@ class MaskTransfiner(nn.Module):
             selector: chooses the nodes; None for dense labels alone.
             depth: levels of the quadtree.
         """
-        pixels = halvings(image, self.config.crop_side)
-        masks = halvings(coarse, _CONTEXT_GRID)
+        pixels = area_pyramid(image, self.config.crop_side)  # side → [B, 3, side, side]
+        masks = area_pyramid(coarse, _CONTEXT_GRID)
         maps = self.backbone(pixels[self.config.crop_side], masks[self.config.crop_side])
-        return self.label(self.top_down(maps[2:]), (maps[1], maps[0]), pixels, masks, selector, depth)
-
-    def label(
-        self,
-        base: Tensor,
-        finer: tuple[Tensor, Tensor],
-        pixels: dict[int, Tensor],
-        masks: dict[int, Tensor],
-        selector: NodeSelector | None,
-        depth: int,
-    ) -> TreeOutput:
-        """All that comes after the features.
-
-        Args:
-            base: [B, C, 28, 28].
-            finer: the backbone's maps on the 56 and 112 levels.
-            pixels: side → [B, 3, side, side] in [0, 255], the RoIs' pixels at several resolutions.
-            masks: side → [B, 1, side, side] in [0, 1], the coarse masks.
-            selector, depth: as for ``forward``.
-        """
+        base = self.top_down(maps[2:])  # [B, C, 28, 28]
         roots = self.detector.roots(base, masks[base.shape[-1]])
         base = F.dropout2d(torch.cat((base, roots.hidden), 1), _DROPOUT, self.training)
         detail = _normalised(pixels[self.config.detail_side]) if depth > len(ATTENTION_GRIDS) else None
-        decoded = self.dense(base, finer, detail, masks)
-        dense = [roots.mask, *(level.logit for level in decoded)]
+        decoded = self.dense(base, (maps[1], maps[0]), detail, masks)
+        dense = [roots.mask, *(logit for _, logit in decoded)]
         output = TreeOutput([], [], {logit.shape[-1]: logit for logit in dense}, roots, [], [])
         if selector is None:
             return output
         tables = [
             _table(each, logit, masks)
-            for each, logit in zip((base, *(level.features for level in decoded)), dense, strict=True)
+            for each, logit in zip((base, *(features for features, _ in decoded)), dense, strict=True)
         ]
         for level in range(len(tables), depth):  # beyond the dense labels there are the pixels
             grid = ATTENTION_GRIDS[0] << level
@@ -169,7 +159,7 @@ class MaskTransfiner(nn.Module):
         else:
             labels = [logit.float() for logit in output.dense.values()]
         return propagate_corrections(
-            halvings(coarse, ATTENTION_GRIDS[0]),
+            area_pyramid(coarse, ATTENTION_GRIDS[0]),
             labels,
             output.roots.wrong_probability() >= config.relabel_threshold,
             config.trust if output.levels else config.repeat_trust,
@@ -197,8 +187,8 @@ class MaskTransfiner(nn.Module):
         else:
             features = tables[level].read(around[:, :, _CENTRE])[:, :, :-_LABELS]
         coarse = FeatureMap.of(masks[nodes.grid]).read(around).squeeze(3)
-        logit, hidden = self.detector.finer(level, inherited, features, coarse)
-        return logit, hidden
+        judged: tuple[Tensor, Tensor] = self.detector.finer(level, inherited, features, coarse)
+        return judged
 
     def _encode(
         self, level: int, nodes: QuadtreeNodes, around: Tensor, tables: list[FeatureMap]
@@ -241,7 +231,7 @@ class MaskTransfiner(nn.Module):
 
 
 def _table(features: Tensor, logit: Tensor, masks: dict[int, Tensor]) -> FeatureMap:
-    """What nodes read of a level: features, dense label in [-1, 1], its logit, coarse mask."""
+    """What nodes read of a level: features, dense label in [-1, 1], its logit, coarse mask; the last ``_LABELS``."""
     label = logit[:, None].to(features.dtype)
     squashed = torch.tanh(label.detach() / 2)
     return FeatureMap.of(torch.cat((features, squashed, label, masks[logit.shape[-1]].to(features.dtype)), 1))

@@ -1,12 +1,11 @@
-"""The RoI pyramid: features of an RoI at the cells of grids 28, 56, 112, …, sampled only where a node lies.
+"""The RoI pyramid: features of an RoI at the cells of grids 28, 56, 112, …, read only where a node lies.
 
-Ke et al. 2022, §3.2. The dense [channels, 112, 112] tensors of the paper are never built: a node reads the
-rows of the feature map under it. A feature map is kept as a table of rows, one row per position.
+Ke et al. 2022, §3.2, without the paper's dense [channels, 112, 112] tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,8 @@ from torch.nn import functional as F
 __all__ = ["FeatureMap", "TopDown", "first_rows"]
 
 
-@dataclass(frozen=True)
-class FeatureMap:
-    """Square feature maps of a batch as a table of rows.
-
-    Attributes:
-        rows: [batch · grid · grid, channels].
-        grid: cells a side of each map.
-    """
+class FeatureMap(NamedTuple):
+    """Square feature maps of a batch, ``grid`` cells a side, as a table of rows [batch · grid · grid, channels]."""
 
     rows: Tensor
     grid: int

@@ -1,9 +1,9 @@
 """The quadtree over the incoherent regions, with a fixed number of places for nodes on every level.
 
 Ke et al. 2022, §3.1: roots are incoherent cells of the 28 level; each splits in four quadrants on the next level,
-kept where that level's detector fires. A level has room for as many nodes as its budget says; where fewer cells reach
-the threshold the rest of the places is marked as not valid, and where more do the least probable are left out. So no
-shape depends on data, and the whole step is one program (``torch.export``, ONNX, CUDA graphs).
+kept where that level's detector fires. Where fewer cells reach the threshold than a level has places, the rest are
+marked as not valid; where more do, the least probable are left out. So no shape depends on data, and the whole step is
+one program (``torch.export``, ONNX, CUDA graphs).
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ class QuadtreeNodes:
 def root_cells(grid: int, instances: Tensor) -> QuadtreeNodes:
     """All cells of the first level as candidates, row by row, for as many instances as ``instances`` is long."""
     cell = torch.arange(grid * grid, device=instances.device).expand(instances.shape[0], -1)
-    return QuadtreeNodes(
-        grid, cell.div(grid, rounding_mode="floor"), cell.remainder(grid), torch.full_like(cell, -1)
-    )
+    y, x = cell.div(grid, rounding_mode="floor"), cell.remainder(grid)
+    return QuadtreeNodes(grid, y, x, torch.full_like(cell, -1))
 
 
 def children_of(level: QuadtreeNodes) -> QuadtreeNodes:
@@ -91,19 +90,11 @@ class NodeSelector(Protocol):
         """The roots, from the detector's two [B, grid, grid] probabilities."""
 
     def keep(self, candidates: QuadtreeNodes, probability: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Which candidates become nodes, from the detector's [B, K] probabilities.
-
-        Returns:
-            their indices [B, K'], and [B, K'] bool, which of these exist; None if all do.
-        """
+        """From the detector's [B, K] probabilities: indices [B, K'] of nodes, and which exist [B, K']; None if all."""
 
 
 class BudgetSelector(NodeSelector):
-    """Takes the most probable cells of each level, of those that reach the threshold.
-
-    Args:
-        config: with the thresholds and the budgets.
-    """
+    """Takes the most probable cells of each level, of those that reach the threshold."""
 
     def __init__(self, config: RefinerConfig) -> None:
         self.config = config

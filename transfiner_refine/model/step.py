@@ -22,7 +22,7 @@ class StepOutput(NamedTuple):
 
     Attributes:
         probability: [B, G, G] float32, foreground probability of each cell of the finest grid.
-        relabelled: [B, 28, 28] bool, cells that were labelled anew; all others keep the coarse mask.
+        relabelled: [B, 28, 28] bool, cells that were relabelled; all others keep the coarse mask.
         cells: [B, N] int64, row · grid + column of the nodes, level after level, each with its budget of places.
         valid: [B, N] bool, the places that hold a node. N is 0 for a step without nodes.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transfiner_refine.model.sequence_encoder import SequenceEncoder
+from transfiner_refine.model.node_transformer import SequenceEncoder
 
 
 @pytest.fixture
