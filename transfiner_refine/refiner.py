@@ -1,4 +1,4 @@
-"""The public API: load a refiner, hand it an image and coarse masks, get sharp masks back."""
+"""The public API: load a refiner, give it an image and coarse masks, get sharp masks back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
 from transfiner_refine.refine.base import BaseRefiner, check_masks, window_of
 from transfiner_refine.refine.engine import Engine, engine_name, require_torch
-from transfiner_refine.refine.instance import Look, harden, refine_instance
+from transfiner_refine.refine.instance import harden, refine_instance
 
 if TYPE_CHECKING:
     from transfiner_refine.refine.device_queue import BatchedPasses
@@ -48,8 +48,8 @@ def load_refiner(
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``. ``auto`` is ``int8`` on the ``onnx`` engine where
             the processor has instructions for it, half precision on a GPU that has it, and ``fp32`` elsewhere.
         batch_size: instances handed to the device at once; masks do not depend on it.
-        close_ups: look at large objects once more, part by part. Sharper, and they take about two and a half times
-            as long. The authors' networks have no close-ups.
+        close_ups: refine large objects once more in tiles. Sharper, and they take about two and a half times as
+            long. The authors' networks have no close-ups.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another kind.
@@ -63,9 +63,8 @@ def load_refiner(
         return load_official_refiner(
             path, device=device, engine=engine, precision=precision, batch_size=batch_size
         )
-    chosen = engine_name(engine, device, precision, path)
     runs: Engine
-    if chosen == "onnx":
+    if engine_name(engine, device, precision, path) == "onnx":
         from transfiner_refine.refine.onnx_engine import OnnxEngine  # without PyTorch
 
         runs = OnnxEngine(path, read_config(path), precision)
@@ -90,14 +89,10 @@ class Refiner(BaseRefiner):
             raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
         self.device, self.engine, self.precision = engine.device, engine.name, engine.precision
         self.close_ups, self.config, self.runs = close_ups, engine.config, engine
+        self.batch_size = batch_size or _CPU_BATCH
         self._batched: BatchedPasses | None = None
-        if engine.device == "cpu":
-            self.batch_size = batch_size or _CPU_BATCH
-        else:
-            from transfiner_refine.refine.device_queue import (
-                BatchedPasses,
-                fitting_batch,
-            )  # here, because it imports torch
+        if engine.device != "cpu":
+            from transfiner_refine.refine.device_queue import BatchedPasses, fitting_batch  # imports torch
             from transfiner_refine.refine.torch_engine import TorchEngine
 
             assert isinstance(engine, TorchEngine)
@@ -117,8 +112,8 @@ class Refiner(BaseRefiner):
         if self._batched is None:
             refined = list(self._one_by_one(images, masks, image_index))
         else:
-            given = [mask if _is_soft(mask) else Mask.from_window(mask) for mask in masks]
-            refined = [_window(mask) for mask in self._in_batches(images, given, image_index, soft=soft)]
+            given = [Mask.from_window(mask) if mask.values.dtype == bool else mask for mask in masks]
+            refined = [_window(mask) for mask in self._batched.refine(images, given, image_index, soft=soft)]
         return refined if soft else [harden(mask) for mask in refined]
 
     def refine_masks(
@@ -127,26 +122,15 @@ class Refiner(BaseRefiner):
         masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
     ) -> Iterator[Mask]:
-        """The same with encoded masks, as the pipeline has them.
-
-        Args:
-            images: H×W×3 uint8 RGB each.
-            masks: coarse masks; a window where it is soft.
-            image_index: for each mask, the image it belongs to.
-
-        Yields:
-            refined masks of the size of their images, in order; on a CPU each as soon as it is there.
-        """
-        if self._batched is None:
-            windows = [_window(mask) for mask in masks]
-            for given, window, refined in zip(
-                masks, windows, self._one_by_one(images, windows, image_index), strict=True
-            ):
-                is_given = refined is window and isinstance(given, Mask)
-                yield given if is_given else Mask.from_window(refined)  # type: ignore[misc]
-        else:
-            for mask in self._in_batches(images, masks, image_index, soft=False):
+        """See ``MaskRefiner``; on a CPU each mask comes as soon as it is there."""
+        if self._batched is not None:
+            for mask in self._batched.refine(images, masks, image_index):
                 yield mask if isinstance(mask, Mask) else Mask.from_window(mask)
+            return
+        windows = [_window(mask) for mask in masks]
+        found = self._one_by_one(images, windows, image_index)
+        for given, window, refined in zip(masks, windows, found, strict=True):
+            yield given if refined is window and isinstance(given, Mask) else Mask.from_window(refined)
 
     def _one_by_one(
         self,
@@ -169,36 +153,11 @@ class Refiner(BaseRefiner):
             for each in waiting:
                 each.cancel()
 
-    def _in_batches(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[Mask | MaskWindow],
-        image_index: Sequence[int],
-        *,
-        soft: bool,
-    ) -> list[Mask | MaskWindow]:
-        """Refined masks, or given ones that stay, many at a time on the device."""
-        assert self._batched is not None
-        result = list(masks)
-        chosen = [i for i, mask in enumerate(masks) if mask.area]
-        refined = self._batched.refine(
-            images, [masks[i] for i in chosen], [image_index[i] for i in chosen], soft=soft
-        )
-        for i, mask in zip(chosen, refined, strict=True):
-            result[i] = mask
-        return result
-
-    def looks(self, image: NDArray[np.uint8], mask: MaskWindow) -> tuple[MaskWindow, list[Look]]:
-        """The refined mask of one instance, bool, and the steps that led to it."""
-        found: list[Look] = []
-        refined = refine_instance(self.runs, image, mask, close_ups=self.close_ups, looks=found)
-        return harden(refined), found
-
     def trace(self, image: NDArray[np.uint8], mask: MaskWindow) -> Trace:
         """See ``BaseRefiner``; the ``torch`` engine alone keeps one."""
         from transfiner_refine.trace import native_trace  # here, because it imports torch
 
-        return native_trace(self, image, mask)
+        return native_trace(self.runs, image, mask, close_ups=self.close_ups)
 
     @cached_property
     def _workers(self) -> ThreadPoolExecutor:
@@ -208,10 +167,6 @@ class Refiner(BaseRefiner):
         is alone in its step cannot depend on others, not even by rounding.
         """
         return ThreadPoolExecutor(_cores(), "transfiner-refine", initializer=self.runs.prepare_thread)
-
-
-def _is_soft(mask: MaskWindow) -> bool:
-    return mask.values.dtype != bool
 
 
 def _window(mask: Mask | MaskWindow) -> MaskWindow:

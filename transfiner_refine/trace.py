@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.base import BaseRefiner, window_of
-from transfiner_refine.refine.instance import Look, step_input
+from transfiner_refine.refine.engine import Engine
+from transfiner_refine.refine.instance import Look, harden, refine_instance, step_input
 from transfiner_refine.refine.roi import Roi
-
-if TYPE_CHECKING:
-    from transfiner_refine.refine.torch_engine import TorchEngine
-    from transfiner_refine.refiner import Refiner
+from transfiner_refine.refine.torch_engine import TorchEngine
 
 __all__ = ["Trace", "TraceLevel", "TracePass", "as_array", "native_trace", "trace"]
 
@@ -95,8 +93,10 @@ class TracePass:
         return self._window(self.relabelled)
 
     def _window(self, cells: NDArray[np.bool_]) -> MaskWindow:
-        pixels = to_pixels(cells, self.roi)
-        return MaskWindow(pixels, self.roi.x0, self.roi.y0, self.coarse_mask.image_size)
+        """Each pixel takes the cell that its centre lies in."""
+        size = (self.roi.width, self.roi.height)
+        pixels = cv2.resize(cells.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return MaskWindow(np.asarray(pixels) > 0, self.roi.x0, self.roi.y0, self.coarse_mask.image_size)
 
 
 @dataclass(frozen=True)
@@ -151,23 +151,19 @@ def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | M
     return refiner.trace(image, window)
 
 
-def native_trace(refiner: Refiner, image: NDArray[np.uint8], window: MaskWindow) -> Trace:
+def native_trace(engine: Engine, image: NDArray[np.uint8], mask: MaskWindow, *, close_ups: bool) -> Trace:
     """The trace of a native network; see ``BaseRefiner.trace``."""
-    from transfiner_refine.refine.torch_engine import TorchEngine
-
-    engine = refiner.runs
     if not isinstance(engine, TorchEngine):
         raise DeviceError(
             f"the {engine.name} engine keeps no trace", remedy='load the refiner with engine="torch"'
         )
-    result, looks = refiner.looks(image, window)
-    passes = [(look.close_up, _pass(engine, image, look)) for look in looks]
-    return Trace(
-        window,
-        tuple(step for close_up, step in passes if not close_up),
-        tuple(step for close_up, step in passes if close_up),
-        result,
+    looks: list[Look] = []
+    refined = refine_instance(engine, image, mask, close_ups=close_ups, looks=looks)
+    passes, tiles = (
+        tuple(_pass(engine, image, look) for look in looks if look.close_up == is_tile)
+        for is_tile in (False, True)
     )
+    return Trace(mask, passes, tiles, harden(refined))
 
 
 def _union(windows: list[MaskWindow]) -> MaskWindow:
@@ -182,34 +178,23 @@ def _union(windows: list[MaskWindow]) -> MaskWindow:
     return MaskWindow(values, x0, y0, windows[0].image_size)
 
 
-def to_pixels(cells: NDArray[np.bool_], roi: Roi) -> NDArray[np.bool_]:
-    """[grid, grid] bool → [roi.height, roi.width] bool: each pixel takes the cell its centre lies in."""
-    size = (roi.width, roi.height)
-    pixels = cv2.resize(cells.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(pixels) > 0
-
-
 def _pass(engine: TorchEngine, image: NDArray[np.uint8], look: Look) -> TracePass:
     """The arrays of one look; levels without any node at the end are left out."""
-    output, coarse, maps = engine.stages(
-        look.size, *step_input(image, look.coarse_mask, look.roi, look.size.side(engine.config))
-    )
+    side = look.size.side(engine.config)
+    output, coarse, maps = engine.stages(look.size, *step_input(image, look.coarse_mask, look.roi, side))
     levels: list[TraceLevel] = []
-    place = None  # of each node of the level above among its valid ones
+    place = np.zeros(0, np.int64)  # of each node of the level above among its valid ones
     for i, nodes in enumerate(output.levels):
-        assert nodes.valid is not None
-        valid = nodes.valid[0].cpu().numpy()
+        valid = nodes.exists()[0].cpu().numpy()
         y, x, parent = (each[0].cpu().numpy()[valid] for each in (nodes.y, nodes.x, nodes.parent))
         if i == 0:
             wrong = as_array(output.roots.wrong_probability()[0])
         else:
             judged, logit = output.candidates[i - 1], output.candidate_logits[i - 1]
-            assert judged.valid is not None
-            exist = judged.valid[0].cpu().numpy()
+            exist = judged.exists()[0].cpu().numpy()
             wrong = np.full((nodes.grid, nodes.grid), np.nan, np.float32)
-            cells = judged.cell[0].cpu().numpy()[exist]
-            wrong.flat[cells] = as_array(torch.sigmoid(logit[0].float()))[exist]
-            parent = place[parent] if place is not None else parent
+            wrong.flat[judged.cell[0].cpu().numpy()[exist]] = as_array(torch.sigmoid(logit[0].float()))[exist]
+            parent = place[parent]
         place = np.cumsum(valid) - 1
         label = as_array(torch.sigmoid(output.logits[i][0].float()))[valid]
         given, after = as_array(coarse[nodes.grid][0, 0]), as_array(maps[i].probability[0])

@@ -19,10 +19,9 @@ from transfiner_refine.refine.canvas import (
     rasterise,
     resample_maps,
     spread_cells,
-    window_weights,
+    tile_weights,
 )
-from transfiner_refine.refine.close_up import OVERLAP, _weights
-from transfiner_refine.refine.keep import patches_if_agreed
+from transfiner_refine.refine.instance import edge_weights, patches_if_agreed
 from transfiner_refine.refine.roi import Roi, crop_roi, paste_into_roi, read_mask, resample
 
 CANVAS = 128
@@ -156,6 +155,6 @@ def test_masks_are_kept_as_the_rule_for_one_instance_says(
 def test_weights_of_windows_are_those_of_one_roi(start: int, length: int, rest: int) -> None:
     total = start + length + rest
     expected = np.zeros(180, np.float32)
-    expected[start : start + length] = _weights(start, start + length, 0, total)
-    weights = window_weights(whole(start), whole(length), whole(total), 180, OVERLAP)[0]
+    expected[start : start + length] = edge_weights(start, start + length, total)
+    weights = tile_weights(whole(start), whole(length), whole(total), 180)[0]
     np.testing.assert_allclose(weights, expected, atol=1e-6)

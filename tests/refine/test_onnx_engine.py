@@ -16,9 +16,9 @@ from transfiner_refine import load_refiner
 from transfiner_refine.errors import CheckpointError, DeviceError, OutputError
 from transfiner_refine.model.weights import find_weights, read_config, weights_digest
 from transfiner_refine.refine import engine as engines
-from transfiner_refine.refine.engine import SizeClass, engine_name
+from transfiner_refine.refine.engine import SizeClass, engine_name, program_path
 from transfiner_refine.refine.export import export_files, size_classes
-from transfiner_refine.refine.onnx_engine import OnnxEngine, program_path
+from transfiner_refine.refine.onnx_engine import OnnxEngine
 
 WEIGHTS = find_weights("lite")
 MIB = 1 << 20

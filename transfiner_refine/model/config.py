@@ -82,7 +82,7 @@ class RefineSettings:
         repeat_overlap: a second pass is made where the RoI around the new mask overlaps that of the given one by less
             than this (intersection over union), to look at what the first pass could not see.
         repeat_trust: ``trust`` in second passes and close-ups, whose given mask comes from the first pass.
-        close_up_from: side of an RoI, pixels, from which on the object gets close-ups (``close_up.py``).
+        close_up_from: side of an RoI, pixels, from which on the object gets close-ups (``refine/instance.py``).
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
             box, keeps the given mask: the two are then as close as this refiner comes to the truth, so the refined
             one is no better evidence.

@@ -1,8 +1,8 @@
 """RoIs of many instances as one tensor: cut out, resampled, pasted, compared and run-length encoded in batches.
 
 An instance's RoI lies in the top left corner of a square canvas, so that RoIs of different sizes share one tensor
-and no shape depends on data. These functions do what those of ``roi.py`` and ``keep.py`` do for one instance in NumPy
-and OpenCV, which their tests compare them with. They launch a fixed number of operators and wait for nothing.
+and no shape depends on data. These functions do what those of ``roi.py`` and ``instance.py`` do for one instance in
+NumPy and OpenCV, which their tests compare them with. They launch a fixed number of operators and wait for nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from transfiner_refine.refine.instance import LEAST_THICKNESS, MOST_REDRAWN, OVERLAP
 
 __all__ = [
     "axis_matrix",
@@ -20,11 +22,8 @@ __all__ = [
     "rasterise",
     "resample_maps",
     "spread_cells",
-    "window_weights",
+    "tile_weights",
 ]
-
-_THIN = 1.5  # as in keep.py
-_REDRAWN = 0.25
 
 
 def axis_matrix(
@@ -46,11 +45,9 @@ def axis_matrix(
         [B, targets, sources] float32; rows outside an instance's part are zero. ``roi.resample`` of the part is the
         product with it.
     """
-    device = target_length.device
+    device, first = target_length.device, _column(source_start)
     wanted, length = target_length[:, None, None], source_length[:, None, None]
-    begin = _column(target_start)
-    first = _column(source_start)
-    target = torch.arange(targets, device=device)[None, :, None] - begin  # [B, targets, 1]
+    target = torch.arange(targets, device=device)[None, :, None] - _column(target_start)  # [B, targets, 1]
     source = torch.arange(sources, device=device)[None, None, :]
     scale = length / wanted
     low = first + target * scale
@@ -67,12 +64,9 @@ def _column(start: Tensor | float) -> Tensor | float:
 
 
 def resample_maps(maps: Tensor, rows: Tensor, columns: Tensor, *, whole: bool = False) -> Tensor:
-    """Resamples maps [B, C, H, W] by matrices of both axes, columns first: [B, C, rows, columns] float32.
+    """Resamples maps [B, C, H, W] by ``axis_matrix`` of both axes, columns first: [B, C, rows, columns] float32.
 
-    Args:
-        maps: any type.
-        rows, columns: [B, targets, sources] from ``axis_matrix``.
-        whole: round to whole numbers after each axis, as OpenCV does with 8-bit values.
+    ``whole`` rounds to whole numbers after each axis, as OpenCV does with 8-bit values.
     """
     resampled = maps.float() @ columns.transpose(1, 2)[:, None]
     if whole:
@@ -105,7 +99,7 @@ def cut_out(
 
 
 def rasterise(edges: Tensor, x0: Tensor, y0: Tensor, image_height: Tensor, canvas: int) -> Tensor:
-    """Masks from where their runs end.
+    """Masks from where their runs end: [B, canvas, canvas] bool, of which only what lies inside the RoI counts.
 
     Args:
         edges: [B, runs] int64, ascending ends of the runs in pixels down the columns of the image (COCO's order,
@@ -113,9 +107,6 @@ def rasterise(edges: Tensor, x0: Tensor, y0: Tensor, image_height: Tensor, canva
         x0, y0: [B] int64, the RoI's top left pixel.
         image_height: [B] int64.
         canvas: side of the canvas.
-
-    Returns:
-        [B, canvas, canvas] bool; only what lies inside the RoI means something.
     """
     place = torch.arange(canvas, device=edges.device)
     column = (x0[:, None] + place) * image_height[:, None] + y0[:, None]
@@ -154,7 +145,7 @@ def spread_cells(
 def kept_patches(
     given: Tensor, refined: Tensor, inside: Tensor, shift: float, patch: float, rest: float
 ) -> tuple[Tensor, Tensor]:
-    """``keep.patches_if_agreed`` of a batch.
+    """``instance.patches_if_agreed`` of a batch.
 
     Args:
         given, refined: [B, c, c] bool, False outside the RoIs.
@@ -169,11 +160,11 @@ def kept_patches(
     left, top, right, bottom = boxes_of(given, nowhere, nowhere).unbind(1)
     side = ((right - left) * (bottom - top)).clamp(min=1).float().sqrt()
     before, after = _outline(given, inside), _outline(refined, inside)
-    radius = (patch * side).clamp(min=_THIN)
+    radius = (patch * side).clamp(min=LEAST_THICKNESS)
     cores = ~_dilated(~changed, radius, outside=True)
     patches = changed & _dilated(cores, 2 * radius, outside=False)
     near = F.max_pool2d(patches.float(), 3, 1, 1) > 0
-    redrawn = _count(after & near) > _REDRAWN * _count(after)
+    redrawn = _count(after & near) > MOST_REDRAWN * _count(after)
     length = torch.minimum(_count(before), _count(after)).clamp(min=1) * side
     moved, beside = _count(changed) / length, _count(changed & ~patches) / length
     return ~redrawn & ((moved <= shift) | (beside <= rest)), patches
@@ -186,17 +177,13 @@ def _count(mask: Tensor) -> Tensor:
 
 def _outline(mask: Tensor, inside: Tensor) -> Tensor:
     """Foreground pixels beside the background; the edge of an RoI is none."""
-    background = (inside & ~mask).float()
-    return mask & (F.max_pool2d(background, 3, 1, 1) > 0)
+    return mask & (F.max_pool2d((inside & ~mask).float(), 3, 1, 1) > 0)
 
 
 def _dilated(mask: Tensor, radius: Tensor, *, outside: bool) -> Tensor:
-    """The pixels no further than ``radius`` [B] from one that is set, by Fourier transforms of mask and disc.
+    """The pixels of [B, c, c] no further than ``radius`` [B] from one that is set, by Fourier transforms.
 
-    Args:
-        mask: [B, c, c] bool.
-        radius: float32, pixels.
-        outside: whether pixels beyond the canvas are set.
+    ``outside`` says whether pixels beyond the canvas are set.
     """
     canvas = mask.shape[-1]
     frame = canvas // 16  # no radius is larger: keep_patch is a few percent of a side
@@ -234,20 +221,10 @@ def boundaries(
     return change.sum((1, 2)), found[:-1]
 
 
-def window_weights(start: Tensor, length: Tensor, whole: Tensor, canvas: int, share: float) -> Tensor:
-    """``close_up.blend_close_ups``' weights along one axis: 1, falling towards an edge that is not the RoI's.
-
-    Args:
-        start, length: [B] float32, of the window.
-        whole: [B] float32, length of the RoI.
-        canvas: side of the canvas.
-        share: of the window that overlaps with the next one.
-
-    Returns:
-        [B, canvas], 0 outside the window.
-    """
+def tile_weights(start: Tensor, length: Tensor, whole: Tensor, canvas: int) -> Tensor:
+    """``instance.edge_weights`` of a batch: [B, canvas], 0 outside the tile; [B] float32 each."""
     place = torch.arange(canvas, device=start.device) + 0.5 - start[:, None]
-    slope = (length * share).clamp(min=1)[:, None]
+    slope = (length * OVERLAP).clamp(min=1)[:, None]
     rising = torch.where((start > 0)[:, None], place / slope, 1.0)
     falling = torch.where((start + length < whole)[:, None], (length[:, None] - place) / slope, 1.0)
     within = (place > 0) & (place < length[:, None])

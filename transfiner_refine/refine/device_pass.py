@@ -11,18 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transfiner_refine.refine.canvas import (
-    axis_matrix,
-    boundaries,
-    boxes_of,
-    cut_out,
-    kept_patches,
-    rasterise,
-    resample_maps,
-    spread_cells,
-    window_weights,
-)
-from transfiner_refine.refine.close_up import OVERLAP
+from transfiner_refine.refine import canvas as on_canvas
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.torch_engine import TorchEngine
 
@@ -48,7 +37,7 @@ class Group(NamedTuple):
 
 
 class GroupResult(NamedTuple):
-    """What comes of a batch.
+    """The result of a batch.
 
     Attributes:
         numbers: [B, 9] int64: the given mask stays as it is; it agrees about the outline; area and box (x0, y0,
@@ -98,62 +87,63 @@ def refine_group(
     whole = _Part(torch.zeros_like(w).float(), torch.zeros_like(w).float(), w.float(), h.float())
     place = torch.arange(canvas, device=table.device)
     inside = (place < h[:, None])[:, :, None] & (place < w[:, None])[:, None, :]
-    photo = cut_out(pixels, first, stride, whole.height, whole.width, canvas)
-    coarse = rasterise(edges, x0, y0, image_height, canvas).float() if soft is None else soft
-    coarse = coarse * inside
+    image = on_canvas.cut_out(pixels, first, stride, whole.height, whole.width, canvas)
+    if soft is None:
+        soft = on_canvas.rasterise(edges, x0, y0, image_height, canvas).float()
+    coarse = soft * inside
 
-    refined = _look(engine, group.size, photo, coarse, whole) * inside
+    refined = _look(engine, group.size, image, coarse, whole) * inside
     given, after = coarse >= 0.5, refined >= 0.5
     area = after.sum((1, 2))
     capacity = canvas * edges_a_column * table.shape[0]
-    counts, ends = boundaries(after, x0, y0, image_height, capacity)
+    counts, ends = on_canvas.boundaries(after, x0, y0, image_height, capacity)
     result = refined
     if group.window is not None:
-        result = _look_closer(engine, group.window, photo, refined, whole, table[:, 7:])
+        result = _close_ups(engine, group.window, image, refined, whole, table[:, 7:])
     stays = agreed = torch.zeros_like(area, dtype=torch.bool)
     if group.first:
         limits = config.keep_shift, config.keep_patch, config.keep_rest
-        agreed, patches = kept_patches(given, after, inside, *limits)
+        agreed, patches = on_canvas.kept_patches(given, after, inside, *limits)
         stays = agreed & ~patches.any(2).any(1)
         result = torch.where(agreed[:, None, None], torch.where(patches, refined, coarse), result)
-    final_counts, final_ends = boundaries(result >= 0.5, x0, y0, image_height, capacity)
-    boxes = boxes_of(after, x0, y0)
+    final_counts, final_ends = on_canvas.boundaries(result >= 0.5, x0, y0, image_height, capacity)
+    boxes = on_canvas.boxes_of(after, x0, y0)
     columns = [each[:, None] for each in (stays.long(), agreed.long(), area)]
     numbers = torch.cat((*columns, boxes, counts[:, None], final_counts[:, None]), 1)
     return GroupResult(numbers, torch.stack((ends, final_ends)), result)
 
 
-def _look(engine: TorchEngine, size: SizeClass, photo: Tensor, mask: Tensor, part: _Part) -> Tensor:
+def _look(engine: TorchEngine, size: SizeClass, image: Tensor, mask: Tensor, part: _Part) -> Tensor:
     """The step on a part of each canvas, pasted back into it.
 
     Args:
         engine, size: the step.
-        photo: [B, 3, canvas, canvas] uint8.
+        image: [B, 3, canvas, canvas] uint8.
         mask: [B, canvas, canvas] float32, the coarse mask.
         part: the rectangles.
 
     Returns:
         [B, canvas, canvas] float32; ``mask`` where nothing was relabelled.
     """
-    canvas, side = photo.shape[-1], torch.full_like(part.width, size.side(engine.config))
-    shape = size.side(engine.config), canvas
-    both = side.repeat(2), torch.cat((part.height, part.width)), torch.cat((part.y, part.x))
-    rows, columns = axis_matrix(*shape, both[0], both[1], 0.0, both[2]).chunk(2)
-    resized = resample_maps(photo, rows, columns, whole=True).to(torch.uint8)
-    output = engine.run(size, resized, resample_maps(mask[:, None], rows, columns))
-    probability = output.probability.float()[:, None]
-    grid = torch.full_like(side, probability.shape[-1])
-    shape = canvas, probability.shape[-1]
-    rows, columns = axis_matrix(*shape, both[1], grid.repeat(2), both[2]).chunk(2)
-    relabelled = spread_cells(output.relabelled, part.height, part.width, canvas, part.y, part.x)
-    return torch.where(relabelled, resample_maps(probability, rows, columns)[:, 0], mask)
+    canvas, step_side = image.shape[-1], size.side(engine.config)
+    # both axes at once: rows, then columns
+    length, start = torch.cat((part.height, part.width)), torch.cat((part.y, part.x))
+    side, grid = torch.full_like(length, step_side), torch.full_like(length, size.grid)
+    rows, columns = on_canvas.axis_matrix(step_side, canvas, side, length, 0.0, start).chunk(2)
+    resized = on_canvas.resample_maps(image, rows, columns, whole=True).to(torch.uint8)
+    output = engine.run(size, resized, on_canvas.resample_maps(mask[:, None], rows, columns))
+    rows, columns = on_canvas.axis_matrix(canvas, size.grid, length, grid, start).chunk(2)
+    values = on_canvas.resample_maps(output.probability.float()[:, None], rows, columns)[:, 0]
+    cells = output.relabelled
+    relabelled = on_canvas.spread_cells(cells, part.height, part.width, canvas, part.y, part.x)
+    return torch.where(relabelled, values, mask)
 
 
-def _look_closer(
-    engine: TorchEngine, size: SizeClass, photo: Tensor, refined: Tensor, whole: _Part, windows: Tensor
+def _close_ups(
+    engine: TorchEngine, size: SizeClass, image: Tensor, refined: Tensor, whole: _Part, windows: Tensor
 ) -> Tensor:
     """``refined`` [B, canvas, canvas] after close-ups in ``windows`` [B, 4 · windows]."""
-    count = windows.shape[1] // 4
+    count, canvas = windows.shape[1] // 4, image.shape[-1]
 
     def each_window(values: Tensor) -> Tensor:
         return values[:, None].expand(-1, count, *values.shape[1:]).flatten(0, 1)
@@ -162,14 +152,13 @@ def _look_closer(
     part = _Part(x, y, w.clamp(min=1), h.clamp(min=1))
     before = each_window(refined)
     mask = (before >= 0.5).float()
-    labels = _look(engine, size, each_window(photo), mask, part)
-    canvas = photo.shape[-1]
-    rows = window_weights(part.y, part.height, each_window(whole.height), canvas, OVERLAP)
-    columns = window_weights(part.x, part.width, each_window(whole.width), canvas, OVERLAP)
+    labels = _look(engine, size, each_window(image), mask, part)
+    rows = on_canvas.tile_weights(part.y, part.height, each_window(whole.height), canvas)
+    columns = on_canvas.tile_weights(part.x, part.width, each_window(whole.width), canvas)
     weight = rows[:, :, None] * columns[:, None, :] * (w > 0)[:, None, None]
     inside = weight > 0
-    in_sight = (mask > 0) & inside
-    has_outline = in_sight.any(2).any(1) & (in_sight != inside).any(2).any(1)
+    foreground = (mask > 0) & inside
+    has_outline = foreground.any(2).any(1) & (foreground != inside).any(2).any(1)
     values = torch.where(has_outline[:, None, None], labels, before) * weight
     total, weights = (each.view(-1, count, *each.shape[1:]).sum(1) for each in (values, weight))
     return torch.where(weights > 0, total / weights.clamp(min=1e-6), refined)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.masks import Mask, MaskWindow
-from transfiner_refine.refine.close_up import close_up_windows
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.engine import size_class
+from transfiner_refine.refine.instance import close_up_windows
 from transfiner_refine.refine.roi import Roi, overlap, read_mask, roi_around_box
 from transfiner_refine.refine.torch_engine import TorchEngine
 
@@ -36,15 +36,7 @@ _AHEAD = 2  # batches that the device may be behind
 
 
 class _Item(NamedTuple):
-    """An RoI that waits for its pass.
-
-    Attributes:
-        instance: its position among those handed over.
-        image: of its image.
-        mask: the coarse mask of this pass.
-        roi: what is looked at.
-        windows: of its close-ups; none where there are no close-ups.
-    """
+    """An RoI that waits for its pass: instance and image by position, coarse mask, windows of its close-ups."""
 
     instance: int
     image: int
@@ -59,7 +51,7 @@ class BatchedPasses:
     Args:
         engine: runs the step.
         batch_size: RoIs at a time; less where they are large.
-        close_ups: look at large objects once more, part by part.
+        close_ups: refine large objects once more in tiles.
     """
 
     def __init__(self, engine: TorchEngine, batch_size: int, *, close_ups: bool) -> None:
@@ -76,21 +68,14 @@ class BatchedPasses:
         *,
         soft: bool = False,
     ) -> list[Mask | MaskWindow]:
-        """Refines masks that have foreground.
-
-        Args:
-            images: H×W×3 uint8 RGB each.
-            masks: coarse masks; a window where it is soft.
-            image_index: for each mask the position of its image.
-            soft: give windows of probabilities.
-
-        Returns:
-            in the order of ``masks``: the refined mask, or the given one where it stays.
-        """
+        """``BaseRefiner.refine_windows`` of masks, or of windows where masks are soft; with ``soft`` gives windows."""
         work = _Work(self._engine, images, list(masks), self._close_ups, soft)
         for index, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
-            box = mask.box if isinstance(mask, Mask) else _box_of(mask)
-            work.wait(index, image, mask, self._roi(box, mask), first=True)
+            if mask.area:
+                box = mask.box if isinstance(mask, Mask) else _box_of(mask)
+                work.wait(
+                    index, image, mask, roi_around_box(box, _size_of(mask), self._engine.config), first=True
+                )
         running: deque[tuple[Group, list[_Item], _Pending]] = deque()
         while work.groups or running:
             if work.groups and len(running) < _AHEAD:
@@ -99,10 +84,6 @@ class BatchedPasses:
             else:
                 work.finish(*running.popleft())
         return work.results
-
-    def _roi(self, box: tuple[int, int, int, int], mask: Mask | MaskWindow) -> Roi:
-        size = mask.size if isinstance(mask, Mask) else mask.image_size
-        return roi_around_box(box, size, self._engine.config)
 
 
 class _Pending:
@@ -177,14 +158,9 @@ class _Work:
         if self._close_ups and side >= config.close_up_from:
             windows = close_up_windows(roi)
             window = size_class(config, windows[0].side, nodes=False)
+        size = size_class(config, side, nodes=first, close_ups=self._close_ups)
         canvas = max(_SMALLEST_CANVAS, 1 << (side - 1).bit_length())
-        group = Group(
-            size_class(config, side, nodes=first, close_ups=self._close_ups),
-            canvas,
-            first,
-            window,
-            isinstance(mask, MaskWindow),
-        )
+        group = Group(size, canvas, first, window, isinstance(mask, MaskWindow))
         self.groups[group].append(_Item(instance, image, mask, roi, windows))
 
     def next_batch(self, batch_size: int, canvas_pixels: int) -> tuple[Group, list[_Item]]:
@@ -194,12 +170,10 @@ class _Work:
         share = _WINDOWS if group.window is not None else 1
         fitting = canvas_pixels // (share * group.canvas**2)
         most = max(1, min(batch_size // share, fitting))
-        batch, rest = items[:most], items[most:]
-        if rest:
-            self.groups[group] = rest
-        else:
+        self.groups[group] = items[most:]
+        if not items[most:]:
             del self.groups[group]
-        return group, batch
+        return group, items[:most]
 
     def launch(self, group: Group, items: list[_Item], edges_a_column: int = _EDGES_A_COLUMN) -> _Pending:
         """Starts the pass of a batch."""
@@ -233,7 +207,7 @@ class _Work:
         return table
 
     def finish(self, group: Group, items: list[_Item], pending: _Pending) -> None:
-        """Takes in what came of a batch: results, and RoIs of further passes."""
+        """Takes in the outcome of a batch: results, and RoIs of further passes."""
         config = self._engine.config
         numbers, edges, probability = pending.read()
         if (numbers[:, 7:].sum(0) > edges.shape[1]).any():
@@ -247,7 +221,7 @@ class _Work:
         ):
             if stays:
                 continue  # the given mask
-            size = item.mask.size if isinstance(item.mask, Mask) else item.mask.image_size
+            size = _size_of(item.mask)
             stop, last = stops[row]
             if group.first and area and not agreed:
                 moved = roi_around_box((x0, y0, x1, y1), size, config)
@@ -262,9 +236,8 @@ class _Work:
             else:
                 made.append((item, None))
                 ends.append(edges[1, last - final : last])
-        for (item, again), mask in zip(
-            made, _from_ends(ends, self._sizes[[item.image for item, _ in made]]), strict=True
-        ):
+        found = _from_ends(ends, self._sizes[[item.image for item, _ in made]])
+        for (item, again), mask in zip(made, found, strict=True):
             if again is None:
                 self.results[item.instance] = mask
             else:
@@ -307,13 +280,16 @@ def fitting_batch(device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that a batch may fill."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # for the next tensors
+        # reserved for the next tensors
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return _CPU_BYTES
+
+
+def _size_of(mask: Mask | MaskWindow) -> tuple[int, int]:
+    return mask.size if isinstance(mask, Mask) else mask.image_size
 
 
 def _box_of(mask: MaskWindow) -> tuple[int, int, int, int]:

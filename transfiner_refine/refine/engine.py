@@ -20,6 +20,8 @@ __all__ = [
     "Engine",
     "SizeClass",
     "engine_name",
+    "is_exported",
+    "program_path",
     "require_torch",
     "size_class",
     "unused_card",
@@ -95,13 +97,18 @@ class Engine(Protocol):
         """Called once in each thread that will call ``step``, which it may do beside others."""
 
 
-def engine_name(engine: str, device: str, precision: str, weights: Path) -> str:
-    """The engine that is to run: "torch" or "onnx".
+def program_path(weights: Path, precision: str, size: SizeClass) -> Path:
+    """The exported program of a size class, beside the weights file."""
+    return weights.with_suffix(f".{precision}.{size.label}.onnx")
 
-    Args:
-        engine: of ``ENGINES``.
-        device, precision: as for ``load_refiner``.
-        weights: the weights file; exported programs lie beside it.
+
+def is_exported(weights: Path, precision: str = "*") -> bool:
+    """Whether programs were exported from a weights file."""
+    return any(weights.parent.glob(f"{weights.stem}.{precision}.*.onnx"))
+
+
+def engine_name(engine: str, device: str, precision: str, weights: Path) -> str:
+    """The engine that is to run, "torch" or "onnx"; the arguments are those of ``load_refiner``.
 
     Raises:
         DeviceError: the engine is unknown, does not fit the device, or PyTorch would be needed and is not installed.
@@ -110,19 +117,13 @@ def engine_name(engine: str, device: str, precision: str, weights: Path) -> str:
         raise DeviceError(f"unknown engine {engine!r}", remedy=f"known: {', '.join(ENGINES)}")
     if engine == "onnx" and device not in ("auto", "cpu"):
         raise DeviceError(f"the onnx engine does not run on {device}", remedy="leave --device out")
+    if engine == "auto":
+        can_be = precision in ("auto", "fp32") and is_exported(weights)
+        on_cpu = can_be and (device == "cpu" or (device == "auto" and not _has_gpu()))
+        engine = "onnx" if precision == "int8" or on_cpu else "torch"
     if engine == "torch":
         require_torch()
-    if engine != "auto":
-        return engine
-    from transfiner_refine.refine.onnx_engine import is_exported
-
-    if precision == "int8":
-        return "onnx"
-    on_cpu = device == "cpu" or (device == "auto" and not _has_gpu())
-    if on_cpu and precision in ("auto", "fp32") and is_exported(weights):
-        return "onnx"
-    require_torch()
-    return "torch"
+    return engine
 
 
 def require_torch() -> None:
@@ -155,6 +156,5 @@ def _has_gpu() -> bool:
 
 def _has_nvidia_card() -> bool:
     """Whether Linux shows an NVIDIA driver."""
-    return any(
-        Path(place).exists() for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-    )
+    places = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+    return any(Path(place).exists() for place in places)

@@ -29,9 +29,8 @@ from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner
 from transfiner_refine.model.step import RefineStep, StepOutput
 from transfiner_refine.model.weights import find_weights, read_config, weights_digest
-from transfiner_refine.refine.engine import SizeClass
-from transfiner_refine.refine.instance import refine_instance
-from transfiner_refine.refine.onnx_engine import program_path
+from transfiner_refine.refine.engine import SizeClass, program_path
+from transfiner_refine.refine.instance import Look, refine_instance, step_input
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.training.datasets import open_dataset
 
@@ -56,12 +55,9 @@ def size_classes(config: RefinerConfig) -> list[SizeClass]:
 def export_program(
     network: MaskTransfiner, size: SizeClass, *, strict: bool = True
 ) -> torch.export.ExportedProgram:
-    """The step of one size class as one graph, for any batch size.
+    """The step of one size class of a native network as one graph, for any batch size.
 
-    Args:
-        network: a native network; it is left as it is.
-        size: the size class.
-        strict: trace the Python code rather than run it, so that nothing that depends on data can slip in.
+    ``strict`` traces the Python code rather than run it, so that nothing that depends on data can slip in.
     """
     step = RefineStep(copy.deepcopy(network).eval(), size.depth, nodes=size.nodes)
     pixels = torch.zeros(2, 3, step.side, step.side, dtype=torch.uint8)
@@ -124,36 +120,25 @@ def _calibration(
     chosen = [(data, instance) for data in sets for instance in data.instances if instance.coarse]
     random.Random(_SEED).shuffle(chosen)
     found: dict[SizeClass, list[StepInput]] = {size: [] for size in classes}
-    engine = _Recording(TorchEngine(load_network(weights), "cpu", "fp32"), found)
+    engine = TorchEngine(load_network(weights), "cpu", "fp32")
     for data, instance in tqdm(chosen, "calibrating", unit=" instances", leave=False, disable=None):
-        mask = instance.coarse[0].decode()
+        mask, image = instance.coarse[0].decode(), data.photo(instance.image)
+        looks: list[Look] = []
         if mask.area:
-            refine_instance(engine, data.photo(instance.image), mask)
+            refine_instance(engine, image, mask, looks=looks)
+        for look in looks:
+            if len(found.get(look.size, ())) < _CALIBRATED and look.size in found:
+                side = look.size.side(engine.config)
+                found[look.size].append(step_input(image, look.coarse_mask, look.roi, side))
         if all(len(inputs) >= _CALIBRATED for inputs in found.values()):
             break
     for size, inputs in found.items():
         if not inputs:
             raise InputError(
                 f"the data to calibrate on has no object of the size that program {size.label} is for",
-                remedy="add photos with smaller and larger objects",
+                remedy="add images with smaller and larger objects",
             )
     return found
-
-
-class _Recording:
-    """An engine that keeps the first inputs of each size class."""
-
-    def __init__(self, engine: TorchEngine, inputs: dict[SizeClass, list[StepInput]]) -> None:
-        self._engine, self._inputs = engine, inputs
-        self.name, self.device, self.precision = engine.name, engine.device, engine.precision
-        self.config, self.prepare_thread = engine.config, engine.prepare_thread
-
-    def step(
-        self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        if len(self._inputs.get(size, ())) < _CALIBRATED and size in self._inputs:
-            self._inputs[size].append((pixels, coarse))
-        return self._engine.step(size, pixels, coarse)
 
 
 def export_weights(
@@ -163,16 +148,13 @@ def export_weights(
     calibration: Mapping[SizeClass, Sequence[StepInput]] | None = None,
     classes: Iterable[SizeClass] | None = None,
 ) -> list[Path]:
-    """Writes the programs of a weights file: in fp32 and, with calibration data, in int8.
+    """Writes the programs of a weights file: in fp32 and, with calibration data, in int8. Returns the files.
 
     Args:
         weights: a native weights file; programs in fp32 read their weights from it, so it has to lie beside them.
         folder: where to write.
         calibration: inputs of the step for every size class; the ranges of their activations are those of int8.
         classes: which size classes; all by default.
-
-    Returns:
-        the files written.
     """
     network, digest = load_network(weights), weights_digest(weights)
     fp32, int8 = {}, {}
@@ -213,11 +195,9 @@ def _to_onnx(exported: torch.export.ExportedProgram) -> Any:
 
 
 def _optimised(model: Any, *, fold: bool) -> Any:
-    """A model without what is superfluous.
+    """A copy of a model from ``_to_onnx`` without what is superfluous.
 
-    Args:
-        model: from ``_to_onnx``; it is left as it is.
-        fold: compute beforehand what depends on weights alone; without it every weight keeps its name and value.
+    ``fold`` computes beforehand what depends on weights alone; without it every weight keeps its name and value.
     """
     import onnx_ir
     import onnxscript.optimizer
@@ -293,7 +273,7 @@ def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
 
 @contextmanager
 def _only_errors(logger: str | None) -> Iterator[None]:
-    """Keeps a library's warnings to itself."""
+    """Silences a library's warnings."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -306,9 +286,8 @@ def _only_errors(logger: str | None) -> Iterator[None]:
 def _worth_quantising(model: Any) -> list[str]:
     """Names of the operators to run in 8 bits: those that make the feature maps.
 
-    What is made of the labels stays in floats, for at the threshold of 0.5 a label has to be exact. So do the first
-    layers, whose rounding doubles the share of pixels that differ for a twentieth of the time, and the nodes, which
-    would not be faster.
+    Labels stay in floats, for at the threshold of 0.5 they must be exact. So do the first layers, whose rounding
+    doubles the share of pixels that differ for a twentieth of the time, and the nodes, which would not be faster.
     """
     nodes = model.graph.node  # in the order of computing
     last = max(i for i, node in enumerate(nodes) if any(_LAST_IN_FLOATS in name for name in node.input))

@@ -1,22 +1,25 @@
-"""One instance through the passes of the refiner, in NumPy and OpenCV; the step itself runs in an engine.
+"""One instance through the passes of the refiner, in NumPy and OpenCV; an engine runs the step itself.
 
-The whole object first. Where the outcome is so near to the given mask that it is no better evidence, the given mask
-stays. Where the new mask's RoI is another one, a second pass looks at that. A large object is then refined once more in
-close-ups. The first look builds the quadtree; the later ones start from a mask that is right in its main lines, where
-dense labels are as good.
+The whole object first. Where the refined outline is so near to the given one that it is no better evidence, the given
+mask stays. Where the new mask's RoI is another one, a second pass follows. A large object is then refined once more in
+tiles ("close-ups"), for in the RoI its finest cells are several pixels long, and the backbone sees its outline blurred;
+CascadePSP (Cheng et al., CVPR 2020) refines locally after globally for the same reason. The first pass builds the
+quadtree; the later ones start from a mask that is right in its main lines, where dense labels are as good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.refine.close_up import blend_close_ups, close_up_windows
+from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.refine.engine import Engine, SizeClass, size_class
-from transfiner_refine.refine.keep import patches_if_agreed
 from transfiner_refine.refine.roi import (
     Roi,
     crop_roi,
@@ -27,7 +30,29 @@ from transfiner_refine.refine.roi import (
     roi_around,
 )
 
-__all__ = ["Look", "harden", "refine_instance", "step_input"]
+__all__ = [
+    "LEAST_THICKNESS",
+    "MOST_REDRAWN",
+    "OVERLAP",
+    "Look",
+    "blend_close_ups",
+    "close_up_windows",
+    "edge_weights",
+    "harden",
+    "patches_if_agreed",
+    "refine_instance",
+    "step_input",
+]
+
+_UNDIVIDED = 0.7  # an axis up to this long, relative to the RoI's longer side, is not divided into tiles
+_SHARE = 0.6  # of a longer axis that each of its two tiles covers
+#: Share of a tile that overlaps with the other one of its axis.
+OVERLAP = 2 - 1 / _SHARE
+#: Radius in pixels: a change of one or two pixels' width is never thick, however small the object.
+LEAST_THICKNESS = 1.5
+#: Share of the refined outline that may run along patches; beyond it little is left to agree about.
+MOST_REDRAWN = 0.25
+_NEXT = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -35,12 +60,12 @@ class Look:
     """One refine step on an instance.
 
     Attributes:
-        roi: the rectangle of the image it looked at.
-        coarse_mask: the mask it started from.
-        size: the size class it ran in.
-        close_up: it looked at a part of a large object.
+        roi: the rectangle of the image that was refined.
+        coarse_mask: the mask that it started from.
+        size: the size class of the step.
+        close_up: the rectangle is a tile of a large object.
         refined: the probability that came out, a window of the RoI.
-        relabelled: [28, 28] bool, the cells that were labelled anew.
+        relabelled: [28, 28] bool, the cells that were relabelled.
     """
 
     roi: Roi
@@ -65,7 +90,7 @@ def refine_instance(
         engine: runs the step.
         image: H×W×3 uint8 RGB.
         mask: the coarse mask, with at least one value of 0.5 or more; bool, or float in [0, 1].
-        close_ups: look at large objects once more, part by part.
+        close_ups: refine large objects once more in tiles.
         looks: receives every step that was made.
 
     Returns:
@@ -95,12 +120,11 @@ def refine_instance(
         roi, refined = moved, look(harden(refined), moved)
     if not close_ups or roi.side < config.close_up_from or refined.area == 0:
         return refined
-    coarse = harden(refined)
-    windows = close_up_windows(roi)
-    labels = [
-        look(coarse, window, close_up=True).values if _has_outline(read_mask(coarse, window)) else None
-        for window in windows
-    ]
+    coarse, windows, labels = harden(refined), close_up_windows(roi), []
+    for window in windows:
+        part = read_mask(coarse, window)
+        has_outline = part.min() < part.max()
+        labels.append(look(coarse, window, close_up=True).values if has_outline else None)
     return replace(refined, values=blend_close_ups(roi, refined.values, windows, labels))
 
 
@@ -117,6 +141,107 @@ def harden(mask: MaskWindow) -> MaskWindow:
     return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
 
 
-def _has_outline(mask: NDArray[np.float32]) -> bool:
-    """Whether there is foreground as well as background in a part of a mask."""
-    return bool(mask.min() < mask.max())
+def patches_if_agreed(
+    given: NDArray[np.bool_], refined: NDArray[np.bool_], config: RefinerConfig
+) -> NDArray[np.bool_] | None:
+    """Whether two masks agree about the outline, and if so, where they differ by more than an outline's place.
+
+    Args:
+        given: [h, w] the mask that was refined, with at least one foreground pixel.
+        refined: [h, w] the result.
+        config: with ``keep_shift``, ``keep_patch`` and ``keep_rest``.
+
+    Returns:
+        [h, w] the patches in which the refined mask holds: an island, a hole, a bump of an outline that is right
+        elsewhere. Everywhere else the given mask does. None where the outline moved: all of the refined mask holds.
+    """
+    changed = given != refined
+    side = float(np.sqrt(_extent(given.any(1)) * _extent(given.any(0))))
+    before, after = _outline(given), _outline(refined)
+    patches = _thick_parts(changed, max(LEAST_THICKNESS, config.keep_patch * side))
+    near_patches = cv2.dilate(patches.view(np.uint8), _NEXT).astype(bool)
+    if np.count_nonzero(after & near_patches) > MOST_REDRAWN * np.count_nonzero(after):
+        return None
+    # the smoother of the two outlines: specks would make one as long as one likes
+    length = float(max(1, min(int(np.count_nonzero(before)), int(np.count_nonzero(after)))))
+    shift = np.count_nonzero(changed) / length / side
+    rest = np.count_nonzero(changed & ~patches) / length / side
+    return patches if shift <= config.keep_shift or rest <= config.keep_rest else None
+
+
+def _thick_parts(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+    """The parts of a mask around the discs of more than this radius that fit into it: [h, w]."""
+    framed = np.pad(mask.view(np.uint8), 1)
+    cores = cv2.distanceTransform(framed, cv2.DIST_L2, 5) > radius
+    if not cores.any():
+        return np.zeros_like(mask)
+    near = cv2.distanceTransform((~cores).view(np.uint8), cv2.DIST_L2, 5) <= 2 * radius
+    parts: NDArray[np.bool_] = mask & near[1:-1, 1:-1]
+    return parts
+
+
+def _extent(occupied: Any) -> int:
+    """Pixels from the first to the last one set."""
+    return int(np.ptp(np.flatnonzero(occupied))) + 1
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Foreground pixels beside the background: [h, w]."""
+    outline: NDArray[np.bool_] = mask & ~cv2.erode(mask.view(np.uint8), _NEXT).astype(bool)
+    return outline
+
+
+def close_up_windows(roi: Roi) -> list[Roi]:
+    """Two or four tiles that cover an RoI, two of them along each axis that is not much the shorter."""
+
+    def divided(start: int, stop: int) -> list[tuple[int, int]]:
+        length = stop - start
+        part = round(_SHARE * length)
+        whole = length <= _UNDIVIDED * roi.side
+        return [(start, stop)] if whole else [(start, start + part), (stop - part, stop)]
+
+    return [Roi(x0, y0, x1, y1) for y0, y1 in divided(roi.y0, roi.y1) for x0, x1 in divided(roi.x0, roi.x1)]
+
+
+def blend_close_ups(
+    roi: Roi,
+    before: NDArray[np.float32],
+    windows: Sequence[Roi],
+    labels: Sequence[NDArray[np.float32] | None],
+) -> NDArray[np.float32]:
+    """One map from those of the tiles, each counting less towards the edges where another one goes on.
+
+    Args:
+        roi: the whole.
+        before: [roi.height, roi.width], foreground probability before the close-ups.
+        windows: from ``close_up_windows``.
+        labels: [height, width] of each tile, its new foreground probability; None where ``before`` stays.
+
+    Returns:
+        [roi.height, roi.width].
+    """
+    total, weights = np.zeros_like(before), np.zeros_like(before)
+    for window, label in zip(windows, labels, strict=True):
+        rows = slice(window.y0 - roi.y0, window.y1 - roi.y0)
+        columns = slice(window.x0 - roi.x0, window.x1 - roi.x0)
+        weight = np.outer(
+            edge_weights(rows.start, rows.stop, roi.height),
+            edge_weights(columns.start, columns.stop, roi.width),
+        )
+        total[rows, columns] += weight * (before[rows, columns] if label is None else label)
+        weights[rows, columns] += weight
+    blended: NDArray[np.float32] = total / weights
+    return blended
+
+
+def edge_weights(start: int, stop: int, whole: int) -> NDArray[np.float32]:
+    """Along one axis of a tile: 1, falling towards an edge that is not that of the RoI 0 … whole: [stop - start]."""
+    length = stop - start
+    slope = max(1.0, length * OVERLAP)
+    place = np.arange(length, dtype=np.float32) + 0.5
+    weight = np.ones(length, np.float32)
+    if start > 0:
+        weight = np.minimum(weight, place / slope)
+    if stop < whole:
+        weight = np.minimum(weight, place[::-1] / slope)
+    return weight

@@ -13,22 +13,11 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import CheckpointError, DeviceError
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.weights import weights_digest
-from transfiner_refine.refine.engine import SizeClass
+from transfiner_refine.refine.engine import SizeClass, is_exported, program_path
 
-__all__ = ["OnnxEngine", "has_fast_int8", "is_exported", "program_path"]
+__all__ = ["OnnxEngine", "has_fast_int8"]
 
 _OUTPUTS = ["probability", "relabelled"]
-_EXPORT = "export it again: transfiner-refine export {path}"
-
-
-def program_path(weights: Path, precision: str, size: SizeClass) -> Path:
-    """The exported program of a size class."""
-    return weights.with_suffix(f".{precision}.{size.label}.onnx")
-
-
-def is_exported(weights: Path) -> bool:
-    """Whether programs were exported from a weights file."""
-    return any(weights.parent.glob(f"{weights.stem}.*.onnx"))
 
 
 def has_fast_int8() -> bool:
@@ -57,7 +46,8 @@ class OnnxEngine:
     device = "cpu"
 
     def __init__(self, weights: Path, config: RefinerConfig, precision: str = "auto") -> None:
-        exported = [p for p in ("int8", "fp32") if any(weights.parent.glob(f"{weights.stem}.{p}.*.onnx"))]
+        exported = [name for name in ("int8", "fp32") if is_exported(weights, name)]
+        self._remedy = f"export it again: transfiner-refine export {weights}"
         if precision == "auto":
             precision = "int8" if "int8" in exported and (has_fast_int8() or len(exported) == 1) else "fp32"
         if precision not in ("fp32", "int8"):
@@ -66,11 +56,8 @@ class OnnxEngine:
                 remedy="use --precision fp32 or int8, or --engine torch",
             )
         if precision not in exported:
-            raise CheckpointError(
-                f"there is no {precision} program beside these weights",
-                file=weights,
-                remedy=_EXPORT.format(path=weights),
-            )
+            missing = f"there is no {precision} program beside these weights"
+            raise CheckpointError(missing, file=weights, remedy=self._remedy)
         self.config, self.precision, self._weights = config, precision, weights
         self._digest = weights_digest(weights)
         self._sessions: dict[SizeClass, Any] = {}
@@ -100,15 +87,9 @@ class OnnxEngine:
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common type
-            raise CheckpointError(
-                f"not a program that onnxruntime can run ({type(error).__name__})",
-                file=path,
-                remedy=_EXPORT.format(path=self._weights),
-            ) from error
+            damaged = f"not a program that onnxruntime can run ({type(error).__name__})"
+            raise CheckpointError(damaged, file=path, remedy=self._remedy) from error
         if session.get_modelmeta().custom_metadata_map.get("weights") != self._digest:
-            raise CheckpointError(
-                "was exported from other weights than those beside it",
-                file=path,
-                remedy=_EXPORT.format(path=self._weights),
-            )
+            other = "was exported from other weights than those beside it"
+            raise CheckpointError(other, file=path, remedy=self._remedy)
         return session

@@ -118,14 +118,9 @@ def overlap(a: Roi, b: Roi) -> float:
 def resample(values: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     """Resizes [h, w] or [h, w, C] values: area average along a shrinking axis, bilinear along a growing one."""
     h, w = values.shape[:2]
-    if w != width:
-        values = cv2.resize(
-            values, (width, h), interpolation=cv2.INTER_AREA if w > width else cv2.INTER_LINEAR
-        )
-    if h != height:
-        values = cv2.resize(
-            values, (width, height), interpolation=cv2.INTER_AREA if h > height else cv2.INTER_LINEAR
-        )
+    for size, shrinks in (((width, h), w > width), ((width, height), h > height)):  # axis by axis
+        if values.shape[1::-1] != size:
+            values = cv2.resize(values, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return values
 
 
@@ -138,16 +133,11 @@ def read_mask(mask: MaskWindow, roi: Roi) -> NDArray[np.float32]:
     """The mask's values inside the RoI: [height, width] float32 in [0, 1]."""
     out = np.zeros((roi.height, roi.width), np.float32)
     h, w = mask.values.shape
-    y0, y1, x0, x1 = (
-        max(mask.y, roi.y0),
-        min(mask.y + h, roi.y1),
-        max(mask.x, roi.x0),
-        min(mask.x + w, roi.x1),
-    )
+    y0, y1 = max(mask.y, roi.y0), min(mask.y + h, roi.y1)
+    x0, x1 = max(mask.x, roi.x0), min(mask.x + w, roi.x1)
     if y0 < y1 and x0 < x1:
-        out[y0 - roi.y0 : y1 - roi.y0, x0 - roi.x0 : x1 - roi.x0] = mask.values[
-            y0 - mask.y : y1 - mask.y, x0 - mask.x : x1 - mask.x
-        ]
+        part = mask.values[y0 - mask.y : y1 - mask.y, x0 - mask.x : x1 - mask.x]
+        out[y0 - roi.y0 : y1 - roi.y0, x0 - roi.x0 : x1 - roi.x0] = part
     return out
 
 
@@ -158,7 +148,7 @@ def paste_into_roi(
 
     Args:
         probability: [grid, grid] from the finest level.
-        refined: [grid, grid], cells labelled anew; all other pixels keep the coarse mask's value.
+        refined: [grid, grid], the relabelled cells; all other pixels keep the coarse mask's value.
         coarse_mask: the mask that was refined.
         roi: where the grid lies in the image.
 
@@ -166,21 +156,14 @@ def paste_into_roi(
         [roi.height, roi.width] float32 in [0, 1].
     """
     values = resample(probability, roi.width, roi.height)
-    inside = cv2.resize(
-        refined.view(np.uint8), (roi.width, roi.height), interpolation=cv2.INTER_NEAREST_EXACT
-    )
+    inside = cv2.resize(refined.view(np.uint8), values.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.where(inside.astype(bool), values, read_mask(coarse_mask, roi))
 
 
 def focus(before: MaskWindow, after: MaskWindow) -> tuple[int, int, int, int]:
-    """A square window on the most changed place; on the outline's topmost place where nothing changed.
+    """The place to show of an instance: a square (x0, y0, x1, y1) in the image on the most changed part of the outline.
 
-    Args:
-        before: tight bool window of the coarse mask, may be empty.
-        after: tight bool window of the refined mask, may be empty.
-
-    Returns:
-        the window, inside the image as far as the image allows.
+    Where nothing changed it is the topmost part. The masks are tight bool windows; one of them may be empty.
     """
     filled = [mask for mask in (before, after) if mask.values.size]
     x0, y0 = min(mask.x for mask in filled), min(mask.y for mask in filled)

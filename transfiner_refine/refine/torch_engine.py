@@ -58,7 +58,7 @@ class TorchEngine:
         if size not in self._steps:
             self._steps[size] = RefineStep(self.network, size.depth, nodes=size.nodes)
         pixels = pixels.to(self.torch_device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self._autocast():
             output: StepOutput = self._steps[size](pixels, coarse.to(self.torch_device))
         return output
 
@@ -66,14 +66,17 @@ class TorchEngine:
     def stages(
         self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]
     ) -> tuple[TreeOutput, dict[int, torch.Tensor], list[LevelMap]]:
-        """What the step computes on its way to ``StepOutput``: the tree, and coarse and new mask on every grid."""
+        """The step's intermediate results: the tree, and the coarse and the new mask on every grid."""
         mask = torch.from_numpy(coarse).to(self.torch_device)
         selector = BudgetSelector(self.config) if size.nodes else None
-        with torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self._autocast():
             image = torch.from_numpy(pixels).to(self.torch_device).float()
             output = self.network(image, mask, selector, size.depth)
             maps = self.network.maps(output, mask, self.config)
         return output, halvings(mask, ATTENTION_GRIDS[0]), maps
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def prepare_thread(self) -> None:
         """One core a call, for the tensors of an instance are too small for more; other threads keep their number."""
