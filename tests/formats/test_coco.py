@@ -190,7 +190,7 @@ def test_an_annotation_of_an_unlisted_image_is_named(tmp_path: Path) -> None:
     images = [{"id": 1, "file_name": "1.jpg"}]
     annotations = [{"id": 5, **result(1)}, {"id": 6, **result(2)}]
     source = opened(tmp_path, {"images": images, "annotations": annotations})
-    assert "masks.json: image id 2 is not among the images" in faults_of(source)[0]
+    assert "masks.json: annotation 1: image id 2 is not among the images" in faults_of(source)[0]
 
 
 def test_where_no_photo_is_found_at_all_nothing_is_tried(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_ids_that_are_text_stay_text_and_are_named_with_their_type(tmp_path: Pat
     document = truth()
     document["annotations"] += [{**document["annotations"][0], "image_id": "7"}]
     (fault,) = faults_of(open_source(written(tmp_path / "masks.json", document)))
-    assert 'image id "7" (text) is not among the images, whose ids are numbers' in fault
+    assert 'image id "7" (text) is not among the images of masks.json, whose ids are numbers' in fault
     document["images"] += [{"id": "1", "file_name": "3.png", "height": 30, "width": 40}]
     document["annotations"][-1]["image_id"] = "1"
     records = [
@@ -237,7 +237,14 @@ def test_what_needs_a_file_as_a_whole_names_all_bad_records_at_once(tmp_path: Pa
     with pytest.raises(InputError) as caught:
         load_results(results, true)
     for index, reason in enumerate(
-        ("score is", "image id 9 is not in", "add up to", "is no JSON", "size [3, 4]"), 1
+        (
+            "score is",
+            "image id 9 is not among the images of truth.json",
+            "add up to",
+            "is no JSON",
+            "size [3, 4]",
+        ),
+        1,
     ):
         assert f"record {index}: " in str(caught.value)
         assert reason in str(caught.value)

@@ -138,7 +138,7 @@ def test_missing_photos_are_all_named_before_the_first_step(dataset: Path, tmp_p
     for name in ("2.png", "4.png"):
         (images / name).unlink()
     with pytest.raises(
-        InputError, match=r"2 entries .*annotation id 2: image '2.png'.*4: image '4.png' is not"
+        InputError, match=r"2 entries cannot be used: image '2.png' is not there .*image '4.png' is not"
     ):
         load_training_set(images, dataset / "annotations.json")
 

@@ -12,31 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from transfiner_refine.errors import InputError, short
-from transfiner_refine.formats.coco import (
-    CocoFile,
-    ImageId,
-    ImageKey,
-    Listing,
-    finite,
-    name_of,
-    refuse,
-    sound_records,
-    stated_size,
-)
-from transfiner_refine.formats.coco_source import mask_values
+from transfiner_refine.formats.coco import CocoFile, ImageId, finite, refuse
+from transfiner_refine.formats.coco_source import CocoSource, mask_values, sound_images
 from transfiner_refine.formats.json_stream import TextFile, sections, whole
 from transfiner_refine.masks import Mask
-
-__all__ = [
-    "Annotations",
-    "Detection",
-    "Image",
-    "TrueInstance",
-    "load_annotations",
-    "load_match",
-    "load_results",
-    "rle_of",
-]
 
 rle_of = mask_values
 
@@ -46,18 +25,18 @@ class Image:
     """An image of the annotation file.
 
     Attributes:
+        id: as the file has it.
         size: (height, width), pixels.
         file_name: as the file has it, "" where it has none.
         absent: LVIS: categories known not to be in it (``neg_category_ids``).
         incomplete: LVIS: categories not marked exhaustively (``not_exhaustive_category_ids``).
-        id: as the file has it.
     """
 
+    id: ImageId
     size: tuple[int, int]
     file_name: str = ""
     absent: tuple[int, ...] = ()
     incomplete: tuple[int, ...] = ()
-    id: ImageId = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +80,7 @@ class Annotations:
         categories: names by category id.
         frequencies: LVIS's "r", "c" or "f" by category id; empty for a file that is not LVIS's.
         instances: crowds included, in the order of the file.
-        listing: the file's own words on its images.
+        listing: the file, for reading results of its images.
     """
 
     file: Path
@@ -109,7 +88,7 @@ class Annotations:
     categories: dict[int, str]
     frequencies: dict[int, str]
     instances: list[TrueInstance]
-    listing: Listing = field(repr=False, compare=False)
+    listing: CocoFile = field(repr=False, compare=False)
 
     @property
     def is_lvis(self) -> bool:
@@ -121,69 +100,47 @@ def load_annotations(path: str | Path) -> Annotations:
     """Reads a COCO or LVIS annotation file.
 
     Raises:
-        InputError: no such file, invalid JSON, not an annotation file, or records that cannot be used; all are named.
+        InputError: no such file, not an annotation file, or records that cannot be used; all are named.
     """
-    file = CocoFile(Path(path), "annotations")
-    listing = file.listing
-    assert listing is not None
-    if not listing.categories:
+    source = CocoSource(Path(path), layout="annotations")
+    file, categories = source.file, source.categories
+    if not categories:
         remedy = "--annotations takes a COCO file with images, annotations and categories"
         raise InputError("not an annotation file: no categories", file=path, remedy=remedy)
-    faults = list(listing.faults)
-    images: dict[ImageKey, Image] = {}
-    is_lvis = False
-    for image_id in listing.images:
-        try:
-            entry = listing.entry(image_id)
-            if (size := stated_size(entry)) is None:
-                raise InputError("no height or width", file=path, record=name_of(image_id))
-        except InputError as error:
-            faults.append(error)
-            continue
-        is_lvis |= bool(listing.frequencies) and "neg_category_ids" in entry
+    are_numbers = all(isinstance(image_id, int) for image_id in file.listed)
+    faults, is_lvis = list(file.faults), False
+    images: dict[int, Image] = {}
+    found: list[tuple[int, TrueInstance]] = []
+    for image, instances in sound_images(source, faults):
+        assert image.image_id is not None
+        assert image.size is not None
+        number = image.image_id if are_numbers and isinstance(image.image_id, int) else len(images) + 1
+        entry = file.entry(image.image_id)
+        absent = _numbers(entry.get("neg_category_ids"))
+        incomplete = _numbers(entry.get("not_exhaustive_category_ids"))
+        is_lvis |= bool(file.frequencies) and "neg_category_ids" in entry
         name = entry.get("file_name")
-        images[image_id] = Image(
-            size,
-            name if isinstance(name, str) else "",
-            _numbers(entry.get("neg_category_ids")),
-            _numbers(entry.get("not_exhaustive_category_ids")),
-            image_id,
+        images[number] = Image(
+            image.image_id, image.size, name if isinstance(name, str) else "", absent, incomplete
         )
-    are_numbers = all(type(image_id) is int for image_id in images)
-    numbers = {
-        key: key if are_numbers and isinstance(key, int) else place for place, key in enumerate(images, 1)
-    }
-
-    def size_of(key: ImageKey) -> tuple[int, int] | None:
-        if key not in listing.images:
-            raise InputError(f"{name_of(key)} is not among the images")
-        return images[key].size if key in images else None
-
-    rows: list[tuple[int, TrueInstance]] = []
-    for key, instance, mask, record in sound_records(file, size_of, faults, crowds=True):
-        try:
-            if (category_id := instance.category_id) not in listing.categories:
-                found = short(record.get("category_id"))
-                raise InputError(f"category id {found} is not among the categories")
-            if instance.instance_id is None:
-                raise InputError(f"id is {short(record.get('id'))}")
-            area = finite(record, "area")
-            area = mask.area if area is None else area
-        except InputError as error:
-            faults.append(error.at(file.path, instance.label))
-            continue
-        row = TrueInstance(instance.instance_id, numbers[key], category_id, mask, area, instance.is_crowd)
-        rows.append((instance.index, row))
+        for each in instances:
+            try:
+                if (category_id := each.category_id) is None or category_id not in categories:
+                    raise InputError(f"category id {each.category_id} is not among the categories")
+                if each.instance_id is None:
+                    raise InputError("has no id that is a number")
+                area = finite({"area": each.area}, "area")
+            except InputError as error:
+                faults.append(error.at(file.path, each.label))
+                continue
+            area = each.mask.area if area is None else area
+            true = TrueInstance(each.instance_id, number, category_id, each.mask, area, each.is_crowd)
+            found.append((each.index, true))
     refuse(faults)
-    rows.sort(key=itemgetter(0))
-    return Annotations(
-        file.path,
-        {numbers[key]: image for key, image in images.items()},
-        {key: name.encode("utf-8", "backslashreplace").decode() for key, name in listing.categories.items()},
-        listing.frequencies if is_lvis else {},
-        [row for _, row in rows],
-        listing,
-    )
+    found.sort(key=itemgetter(0))
+    names = {key: name.encode("utf-8", "backslashreplace").decode() for key, name in categories.items()}
+    frequencies = file.frequencies if is_lvis else {}
+    return Annotations(file.path, images, names, frequencies, [each for _, each in found], file)
 
 
 def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
@@ -194,36 +151,23 @@ def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
     Raises:
         InputError: no such file, invalid JSON, or records that cannot be used; all are named.
     """
-    file = CocoFile(Path(path))
-    file.match(annotations.listing)
-    numbers: dict[ImageKey, int] = {image.id: key for key, image in annotations.images.items()}
-
-    def number_of(key: ImageKey) -> int:
-        if (number := numbers.get(key)) is None:
-            raise InputError(f"{name_of(key)} is not in {annotations.file}")
-        return number
-
-    faults: list[InputError] = []
+    source, faults = CocoSource(Path(path), listing=annotations.listing), list[InputError]()
+    numbers: dict[ImageId | None, int] = {image.id: number for number, image in annotations.images.items()}
     found: list[Detection] = []
-    size_of = lambda key: annotations.images[number_of(key)].size  # noqa: E731
-    for key, instance, mask, record in sound_records(file, size_of, faults, crowds=False):
-        annotation_id = whole(record.get("annotation_id"))
-        for name, value in (("category_id", instance.category_id), ("annotation_id", annotation_id)):
-            if value is None and (name == "category_id" or record.get(name) is not None):
-                reason = f"{name} is {short(record.get(name))}"
-                faults.append(InputError(reason, file=file.path, record=instance.label))
-                break
-        else:
-            assert instance.category_id is not None
+    for image, instances in sound_images(source, faults):
+        for each in instances:
+            if each.is_crowd:
+                continue
+            annotation_id = whole(each.annotation_id)
+            reason = "has no category_id that is a number" if each.category_id is None else ""
+            if annotation_id is None and each.annotation_id is not None:
+                reason = f"annotation_id is {short(each.annotation_id)}"
+            if each.category_id is None or reason:
+                faults.append(InputError(reason, file=path, record=each.label))
+                continue
+            number = numbers[image.image_id]
             found.append(
-                Detection(
-                    instance.index,
-                    number_of(key),
-                    instance.category_id,
-                    mask,
-                    instance.score,
-                    annotation_id,
-                )
+                Detection(each.index, number, each.category_id, each.mask, each.score, annotation_id)
             )
     refuse(faults)
     return sorted(found, key=attrgetter("record"))
@@ -239,23 +183,21 @@ def load_match(path: str | Path, length: int) -> list[int | None]:
     Raises:
         InputError: no such file, invalid JSON, another length, or entries that are no ids; all are named.
     """
-    path = Path(path)
     content: list[Any] | None = None
-    for key, entries in sections(TextFile(path)):
+    for key, entries in sections(TextFile(Path(path))):
         if key is None and entries is not None:
-            content = [value for value, _, _ in entries]
+            content = [entry for entry, _, _ in entries]
     if content is None or len(content) != length:
-        found = "no list" if content is None else f"{len(content)} entries"
-        raise InputError(
-            f"{found} for {length} results", file=path, remedy="a match file has one for each result"
-        )
+        reason = f"{'no list' if content is None else f'{len(content)} entries'} for {length} results"
+        raise InputError(reason, file=path, remedy="a match file has one for each result")
     values = [entry.get("annotation_id") if isinstance(entry, dict) else entry for entry in content]
-    faults = [
-        InputError(f"annotation_id is {short(value)}", file=path, record=f"entry {index}")
-        for index, value in enumerate(values)
-        if value is not None and whole(value) is None
-    ]
-    refuse(faults)
+    refuse(
+        [
+            InputError(f"annotation_id is {short(value)}", file=path, record=f"entry {index}")
+            for index, value in enumerate(values)
+            if value is not None and whole(value) is None
+        ]
+    )
     return [whole(value) for value in values]
 
 

@@ -16,23 +16,16 @@ from typing import Any, BinaryIO
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco import (
     CocoFile,
+    CocoInstance,
     ImageKey,
     Layout,
     RawRecord,
-    check_any_found,
     find_image,
-    read_listing,
+    layout_of,
     read_records,
 )
 from transfiner_refine.formats.json_stream import TextFile, compact, edited, parts, text_output
-from transfiner_refine.formats.records import (
-    ImageRecord,
-    Instance,
-    OpenOptions,
-    RecordFault,
-    UnreadSource,
-    Written,
-)
+from transfiner_refine.formats.records import ImageRecord, OpenOptions, RecordFault, UnreadSource, Written
 from transfiner_refine.images import ImageFolder, upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file
@@ -42,17 +35,15 @@ _SIZE = re.compile(r'"size"\s*:\s*\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]')
 
 @dataclass(frozen=True)
 class CocoImage(ImageRecord):
-    """An image whose instances are not parsed yet; that is done where there is time for it, in another process.
+    """An image whose records are not parsed yet; that is done where there is time for it, in another process.
 
     Attributes:
         file: the COCO file.
-        layout: its kind.
         records: the instances' records.
         stuff: ids of categories that are no things.
     """
 
     file: Path = Path()
-    layout: Layout = "results"
     records: tuple[RawRecord, ...] = ()
     stuff: Collection[int] = ()
 
@@ -72,17 +63,12 @@ class CocoImage(ImageRecord):
         return int(found[1]) * int(found[2]) if found else 0
 
     def read(self) -> tuple[ImageRecord, list[tuple[int, InputError]]]:
-        # a photo without a stated size is opened for it, once
-        read = read_records(self.records, self.file, self.layout, cache(self._image_size), self.stuff)
-        faults, instances = list[tuple[int, InputError]](), list[Instance]()
-        for (index, _, _), (_, found) in zip(self.records, read, strict=True):
-            if isinstance(found, InputError):
-                faults.append((index, found))
-            else:
-                instances.append(found)
-        return ImageRecord(
-            self.path, self.name, tuple(instances), self.size, self.image_id, self.file_name
-        ), faults
+        # an image without a stated size is opened for it, once
+        read = read_records(self.records, self.file, cache(self._image_size), self.stuff)
+        instances = tuple(each for each in read if not isinstance(each, InputError))
+        record = ImageRecord(self.path, self.name, instances, self.size, self.image_id, self.file_name)
+        both = zip(self.indexes, read, strict=True)
+        return record, [(index, each) for index, each in both if isinstance(each, InputError)]
 
     def _image_size(self) -> tuple[int, int]:
         if self.size is not None:
@@ -96,31 +82,43 @@ class CocoImage(ImageRecord):
 
 
 class CocoSource(UnreadSource):
-    """A COCO file and the photos it speaks of. Of the file, offsets are held, not records."""
+    """A COCO file and the images it speaks of. Of the file, offsets are held, not records.
 
-    def __init__(self, path: Path, options: OpenOptions, layout: Layout) -> None:
-        """Walks over the file once and looks for its photos, but decodes no mask yet.
+    Attributes:
+        file: the file.
+        listing: what names the images and categories: the file itself or that of ``--image-info``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: OpenOptions | None = None,
+        layout: Layout | None = None,
+        listing: CocoFile | None = None,
+    ) -> None:
+        """Walks over the file once; no mask is decoded and no image looked for yet.
 
         Args:
-            path: the file, plain or gzip.
-            options: for results, ``image_info`` may say which image id is which photo.
-            layout: a list of results, one result a line, or an annotation file.
+            path: the file.
+            options: what goes with it.
+            layout: its kind; None to tell it by the content.
+            listing: an annotation file in place of what names the images otherwise.
 
         Raises:
-            InputError: invalid JSON, another layout, no records, or none of the photos is there.
+            InputError: invalid JSON, another layout, or an annotation file with ``image_info`` beside it.
         """
-        self.file = CocoFile(path, layout)
-        self._image_info, self._listing = options.image_info, self.file.listing
-        if not len(self.file.records):
-            noun = "annotations" if layout == "annotations" else "records"
-            raise InputError(f"holds no {noun}", file=path, remedy="give a file with at least one mask")
+        layout, options = layout or layout_of(path) or "annotations", options or OpenOptions()
+        self.file, self._inputs = CocoFile(path, layout), [path]
+        self.listing = listing or (self.file if layout == "annotations" else None)
+        if listing is not None:
+            self.file.match(listing)
         if options.image_info is not None:
-            if self._listing is not None:
+            if self.listing is not None:
                 raise InputError("names its images itself", file=path, remedy="leave --image-info out")
-            self._listing = read_listing(options.image_info)
-            self.file.match(self._listing)
+            self._inputs.append(options.image_info)
+            self.listing = CocoFile(options.image_info, "info")
+            self.file.match(self.listing)
         self._folder = None if options.images is None else ImageFolder(options.images)
-        check_any_found(self.file.images, self._image)
 
     @property
     def num_images(self) -> int:
@@ -132,41 +130,56 @@ class CocoSource(UnreadSource):
 
     @property
     def categories(self) -> Mapping[int, str]:
-        return {} if self._listing is None else self._listing.categories
+        return {} if self.listing is None else self.listing.categories
 
     @property
     def stuff(self) -> Collection[int]:
         """Ids of categories that are no things; empty where the input does not say."""
-        return () if self._listing is None else self._listing.stuff
+        return () if self.listing is None else self.listing.stuff
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         for item in self.unread():
-            if isinstance(item, RecordFault):
-                yield item
-                continue
-            record, faults = item.read()
-            yield from (RecordFault(error) for _, error in faults)
-            yield record
+            if isinstance(item, ImageRecord):
+                item, faults = item.read()
+                yield from (RecordFault(error) for _, error in faults)
+            yield item
 
     def unread(self) -> Iterator[ImageRecord | RecordFault]:
-        yield from map(RecordFault, self.file.homeless())
-        for key in self._images_in_order():
+        homeless = CocoImage(None, "", file=self.file.path, records=self.file.raw(None), size=(1, 1))
+        yield from (RecordFault(error) for _, error in homeless.read()[1])
+        own = self.listing is self.file
+        listed = self.file.listed if own else {}
+        # an annotation file's own images, with those that have no annotations; then what else occurs
+        for key in (*listed, *(key for key in self.file.images if key not in listed)):
             raw = self.file.raw(key)
             try:
-                # an image without records needs no photo, for nothing is to be done on it
-                image = self._image(key) if raw else self._image_or_name(key)
+                image = self.find(key, is_needed=bool(raw))
             except InputError as error:
+                where = self.file.label(raw[0][0]) if raw else None
+                error = error if error.file else error.at(self.file.path, where)
                 yield RecordFault(error, len(raw), whole_image=True)
                 continue
             yield CocoImage(
                 image.path, image.name, (), image.size, image.image_id, image.file_name,
-                self.file.path, self.file.layout, raw, self.stuff,
+                self.file.path, raw, self.stuff,
             )  # fmt: skip
         self.file.text.check_unchanged()
 
+    def find(self, key: ImageKey, *, is_needed: bool = True) -> ImageRecord:
+        """An image without its instances.
+
+        Raises:
+            InputError: it is not listed; or its file is not there, and it is needed, for there is something to refine.
+        """
+        try:
+            return find_image(key, self.listing, self.file.own_names.get(key), self._folder)
+        except InputError:
+            if is_needed:
+                raise
+            return find_image(key, self.listing, None, None)
+
     def check_output(self, output: Path, *, overwrite: bool) -> None:
-        inputs = [self.file.path] if self._image_info is None else [self.file.path, self._image_info]
-        check_output_file(output, inputs, overwrite=overwrite)
+        check_output_file(output, self._inputs, overwrite=overwrite)
 
     def write(
         self,
@@ -203,44 +216,53 @@ class CocoSource(UnreadSource):
             yield text.replace("\n", " ").replace("\r", " ")  # in JSON these stand between values only
 
     def _with_mask(self, index: int, mask: Mask, keep_boxes: bool) -> str:
+        """The text of a sound record with another mask; what does not follow from the mask stays as it is."""
+        (x0, y0, x1, y1), text = mask.box, self.file.records.text(index)
+        edits = []
         try:
-            return _with_mask(self.file.records.text(index), mask, keep_boxes=keep_boxes)
+            for key, value, start, end in parts(text):
+                if key == "segmentation":
+                    edits.append((start, end, compact(mask_values(mask))))
+                elif key == "bbox" and not keep_boxes:
+                    edits.append(
+                        (start, end, compact([float(x0), float(y0), float(x1 - x0), float(y1 - y0)]))
+                    )
+                elif key == "area" and not keep_boxes:
+                    area = float(mask.area) if isinstance(value, float) else mask.area
+                    edits.append((start, end, compact(area)))
         except (RecursionError, ValueError):  # it was sound when it was read as an instance
             raise self.file.text.changed() from None
+        return edited(text, edits)
 
-    def _images_in_order(self) -> Iterator[ImageKey]:
-        """An annotation file's own images, with those that have no annotations; then what else occurs."""
-        listed = {} if self.file.listing is None else self.file.listing.images
-        yield from listed
-        yield from (key for key in self.file.images if key not in listed)
 
-    def _image(self, key: ImageKey) -> ImageRecord:
-        return find_image(key, self._listing, self.file.own_names.get(key), self._folder)
+def sound_images(
+    source: CocoSource, faults: list[InputError], *, only_listed: bool = False
+) -> Iterator[tuple[ImageRecord, list[CocoInstance]]]:
+    """The images of a file that is needed as a whole, with instances whose masks have the size stated for the image.
 
-    def _image_or_name(self, key: ImageKey) -> ImageRecord:
-        try:
-            return self._image(key)
-        except InputError:
-            return find_image(key, self._listing, None, None)
+    Args:
+        source: the file.
+        faults: takes what is wrong with all else; ``refuse`` says it.
+        only_listed: pass over records of images that are not known, or not there.
+    """
+    file = source.file.path
+    for item in source:
+        if isinstance(item, RecordFault):
+            faults += [] if item.whole_image and only_listed else [item.error]
+        elif item.size is None:
+            faults.append(InputError("no height or width", file=file, record=item.name))
+        else:
+            found = [each for each in item.instances if isinstance(each, CocoInstance)]
+            for each in found:
+                if each.mask.size != item.size:
+                    reason = f"mask of size {list(each.mask.size)} in an image of {list(item.size)}"
+                    faults.append(InputError(f"{reason} (height, width)", file=file, record=each.label))
+            yield item, [each for each in found if each.mask.size == item.size]
 
 
 def mask_values(mask: Mask) -> dict[str, Any]:
     """A mask as the ``segmentation`` that COCO's tools take."""
     return {"size": list(mask.size), "counts": mask.counts}
-
-
-def _with_mask(text: str, mask: Mask, *, keep_boxes: bool) -> str:
-    """The text of a sound record with another mask; all that does not follow from the mask stays as it is."""
-    x0, y0, x1, y1 = mask.box
-    edits = []
-    for key, value, start, end in parts(text):
-        if key == "segmentation":
-            edits.append((start, end, compact(mask_values(mask))))
-        elif key == "bbox" and not keep_boxes:
-            edits.append((start, end, compact([float(x0), float(y0), float(x1 - x0), float(y1 - y0)])))
-        elif key == "area" and not keep_boxes:
-            edits.append((start, end, compact(float(mask.area) if isinstance(value, float) else mask.area)))
-    return edited(text, edits)
 
 
 def _copy(text: TextFile, start: int, end: int, file: BinaryIO) -> None:

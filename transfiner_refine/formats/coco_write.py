@@ -8,10 +8,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.coco import ImageId, Layout, layout_of
+from transfiner_refine.formats.coco import ImageId, Layout, check_any_found, layout_of
 from transfiner_refine.formats.coco_source import CocoSource, mask_values
 from transfiner_refine.formats.json_stream import compact, text_output
-from transfiner_refine.formats.records import Format, ImageRecord, Instance, RecordFault, Source, Written
+from transfiner_refine.formats.records import (
+    Format,
+    ImageRecord,
+    Instance,
+    OpenOptions,
+    RecordFault,
+    Source,
+    Written,
+)
 from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 
@@ -210,6 +218,16 @@ def _image_size(record: ImageRecord) -> tuple[int, int] | None:
         return None
 
 
+def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
+    """A file with something to refine, and with at least one of its images."""
+    source = CocoSource(path, options, layout)
+    if not source.num_instances:
+        noun = "annotations" if layout == "annotations" else "records"
+        raise InputError(f"holds no {noun}", file=path, remedy="give a file with at least one mask")
+    check_any_found(source.file.images, source.find)
+    return source
+
+
 def _format(
     name: str, title: str, layout: Layout, write: Callable[[Path, Source, Mapping[int, Mask]], Written]
 ) -> Format:
@@ -218,7 +236,7 @@ def _format(
         title,
         is_folder=False,
         recognise=lambda path: layout_of(path) == layout,
-        open=lambda path, options: CocoSource(path, options, layout),
+        open=partial(_open, layout),
         write=write,
     )
 

@@ -19,26 +19,22 @@ import numpy as np
 
 from transfiner_refine.errors import InputError, short
 from transfiner_refine.formats.coco import (
+    CocoFile,
     ImageKey,
-    Listing,
     check_any_found,
     find_image,
     finite,
     id_of,
     is_crowd,
     layout_of,
-    read_listing,
 )
 from transfiner_refine.formats.coco_write import Ids, write_list
 from transfiner_refine.formats.folders import check_unchanged, digest_of
 from transfiner_refine.formats.json_stream import (
     Ambiguous,
-    JsonValues,
-    TextFile,
     compact,
     edited,
     parts,
-    sections,
     text_output,
     whole,
 )
@@ -88,13 +84,15 @@ class PanopticSource:
         self._path, self._image_info = path, options.image_info
         self._max_pixels = options.max_image_pixels
         self._folder = png_folder(path) if png_folder(path).is_dir() else path.parent
-        self._text = TextFile(path)
-        self._annotations, self._first = JsonValues(self._text), array("q")
-        self._listing = self._walk()
+        self._listing = file = CocoFile(path, "panoptic")
+        self._text, self._annotations, self._first = file.text, file.records, array("q", [0])
+        if not len(file.records):
+            raise InputError("holds no annotations", file=path, remedy="give COCO panoptic annotations")
         if options.image_info is not None:
-            if len(self._listing.images) and self._listing.categories:
+            if file.listed and file.categories:
                 raise InputError("names its images itself", file=path, remedy="leave --image-info out")
-            self._listing = read_listing(options.image_info)
+            self._listing = CocoFile(options.image_info, "info")
+            file.match(self._listing)
         if not self._listing.categories:
             raise InputError(
                 "does not say which categories are things",
@@ -102,12 +100,14 @@ class PanopticSource:
                 remedy="give --image-info with a panoptic annotation file",
             )
         self._images = None if options.images is None else ImageFolder(options.images)
-        ids = (id_of(self._annotations.value(i), "image_id") for i in range(len(self._annotations)))
-        check_any_found((image_id for image_id in ids if image_id is not None), self._image)
+        check_any_found(file.images, self._image)
         self._digests: dict[Path, bytes] = {}
         for position in range(len(self._annotations)):
+            annotation = self._annotations.value(position)
+            segments = _segments(annotation)
+            self._first.append(self._first[-1] + (1 if segments is None else len(segments)))
             with suppress(InputError):  # named where the annotation is read
-                png, _ = self._png(self._annotations.value(position))
+                png, _ = self._png(annotation)
                 self._digests[png] = digest_of(png)
 
     @property
@@ -184,7 +184,7 @@ class PanopticSource:
             if image_id is None:
                 reason = f"image_id is {short(annotation.get('image_id'))}"
                 raise InputError(reason, remedy="write an image's id")
-            image = self._image(image_id)
+            image = self._image(self._listing.meant(image_id))
         except InputError as error:
             yield RecordFault(self._blame(error, f"annotation {position}"), end - first, whole_image=True)
             return
@@ -209,7 +209,7 @@ class PanopticSource:
                     is_stuff=category_id in self._listing.stuff,
                 )
             )
-        yield ImageRecord(image.path, image.name, tuple(instances), size, image_id, image.file_name)
+        yield ImageRecord(image.path, image.name, tuple(instances), size, image.image_id, image.file_name)
 
     def _write_image(
         self, position: int, masks: Mapping[int, Mask], draft: Path, keep_boxes: bool
@@ -247,22 +247,6 @@ class PanopticSource:
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, draft / name)
 
-    def _walk(self) -> Listing:
-        listing, found, total = Listing(self._text), False, 0
-        for key, entries in sections(self._text):
-            listing.take(key, entries)
-            if key == "annotations" and entries is not None:
-                found = True
-                for annotation, start, end in entries:
-                    self._annotations.add(start, end)
-                    self._first.append(total)
-                    segments = _segments(annotation)
-                    total += 1 if segments is None else len(segments)
-        self._first.append(total)
-        if not found or not len(self._annotations):
-            raise InputError("holds no annotations", file=self._path, remedy="give COCO panoptic annotations")
-        return listing
-
     def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
         """The PNG of an annotation and its name in the folder.
 
@@ -280,7 +264,7 @@ class PanopticSource:
         return self._folder / name, name
 
     def _image(self, image_id: ImageKey) -> ImageRecord:
-        return find_image(image_id, self._listing if len(self._listing.images) else None, None, self._images)
+        return find_image(image_id, self._listing if self._listing.listed else None, None, self._images)
 
     def _blame(self, error: InputError, label: str) -> InputError:
         return error if error.file else error.at(self._path, error.record or label)
@@ -355,7 +339,7 @@ def _segments(annotation: Any) -> list[Any] | None:
     return segments if isinstance(segments, list) else None
 
 
-def _segment_of(entry: Any, listing: Listing, taken: Collection[int]) -> tuple[int, int, float | None]:
+def _segment_of(entry: Any, listing: CocoFile, taken: Collection[int]) -> tuple[int, int, float | None]:
     """Id, category and score of an entry of ``segments_info``; ``taken`` are the ids of those before it.
 
     Raises:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import cv2
@@ -13,17 +13,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.coco import (
-    CocoFile,
-    ImageKey,
-    Listing,
-    find_image,
-    name_of,
-    refuse,
-    sound_records,
-)
-from transfiner_refine.formats.coco_source import mask_values
-from transfiner_refine.images import ImageFolder, opened
+from transfiner_refine.formats.coco import ImageId, refuse
+from transfiner_refine.formats.coco_source import CocoSource, mask_values, sound_images
+from transfiner_refine.formats.records import OpenOptions
+from transfiner_refine.images import opened
 from transfiner_refine.masks import Mask
 
 __all__ = ["TrainingInstance", "TrainingSet", "load_training_set", "open_dataset"]
@@ -113,60 +106,42 @@ def load_training_set(
     Raises:
         InputError: a file is missing or of another format, or has records or names images that cannot be used.
     """
-    file, folder = CocoFile(annotations, "annotations"), ImageFolder(images)
-    assert file.listing is not None
-    places: dict[ImageKey, int] = {}
+    source, faults = CocoSource(annotations, OpenOptions(images), "annotations"), list[InputError]()
     paths: list[Path] = []
-    sizes: dict[ImageKey, tuple[int, int]] = {}
-    faults: list[InputError] = []
-
-    def size_of(key: ImageKey) -> tuple[int, int]:
-        image = find_image(key, file.listing, None, folder)
-        if image.size is None:
-            raise InputError("no height or width", file=annotations, record=name_of(key))
-        assert image.path is not None
-        places[key], sizes[key] = len(paths), image.size
-        paths.append(image.path)
-        return image.size
-
-    found = sorted(
-        (instance.index, key, instance.category_id, mask)
-        for key, instance, mask, _ in sound_records(file, size_of, faults, crowds=False)
-        if mask.area >= _LEAST_AREA
-    )
+    found: list[tuple[int, int, int | None, Mask]] = []  # index, image, category and mask
+    places: dict[ImageId | None, int] = {}
+    for image, instances in sound_images(source, faults):
+        if instances:
+            assert image.path is not None
+            places[image.image_id] = len(paths)
+            found += [
+                (each.index, len(paths), each.category_id, each.mask)
+                for each in instances
+                if not each.is_crowd and each.mask.area >= _LEAST_AREA
+            ]
+            paths.append(image.path)
     refuse(faults)
-    truths: dict[tuple[ImageKey, int | None], list[Mask]] = defaultdict(list)
-    for _, key, category_id, mask in found:
-        truths[key, category_id].append(mask)
+    truths: dict[tuple[int, int | None], list[Mask]] = defaultdict(list)
+    for _, place, category_id, mask in sorted(found, key=itemgetter(0)):
+        truths[place, category_id].append(mask)
     matched: dict[int, list[Mask]] = defaultdict(list)  # by id() of the truth
     for results in coarse or []:
-        for key, category_id, mask in _coarse_masks(results, file.listing, sizes):
-            candidates = truths.get((key, category_id), [])
-            if not candidates or not mask.area:
-                continue
-            overlap = mask_api.iou(
-                [mask_values(mask)], [*map(mask_values, candidates)], [0] * len(candidates)
-            )[0]
-            if overlap.max() >= _MATCH_IOU:
-                matched[id(candidates[int(overlap.argmax())])].append(mask)
-    instances = [
-        TrainingInstance(places[key], mask, tuple(matched.get(id(mask), ())))
-        for (key, _), masks in truths.items()
+        for image, instances in sound_images(
+            CocoSource(results, listing=source.file), faults, only_listed=True
+        ):
+            for each in instances:
+                candidates = truths.get((places.get(image.image_id, -1), each.category_id), [])
+                if candidates and each.mask.area:
+                    rles = [mask_values(candidate) for candidate in candidates]
+                    overlap = mask_api.iou([mask_values(each.mask)], rles, [0] * len(rles))[0]
+                    if overlap.max() >= _MATCH_IOU:
+                        matched[id(candidates[int(overlap.argmax())])].append(each.mask)
+        refuse(faults)
+    usable = [
+        TrainingInstance(place, mask, tuple(matched.get(id(mask), ())))
+        for (place, _), masks in truths.items()
         for mask in masks
     ]
-    if not instances:
+    if not usable:
         raise InputError("no usable annotation (all are crowds, empty or tiny)", file=annotations)
-    return TrainingSet(images.parent.name or str(images), paths, instances, weight)
-
-
-def _coarse_masks(
-    results: Path, listing: Listing, sizes: Mapping[ImageKey, tuple[int, int]]
-) -> Iterator[tuple[ImageKey, int | None, Mask]]:
-    """Image, category and mask of the results for images with true masks."""
-    faults: list[InputError] = []
-    file = CocoFile(results)
-    file.match(listing)
-    records = sound_records(file, sizes.get, faults, crowds=True)
-    for key, instance, mask, _ in records:
-        yield key, instance.category_id, mask
-    refuse(faults)
+    return TrainingSet(images.parent.name or str(images), paths, usable, weight)
