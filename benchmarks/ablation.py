@@ -112,7 +112,7 @@ def _detector_without_mask(network: MaskTransfiner) -> None:
 
 
 class _IncoherentRoots(RootMaps):
-    """The paper's rule: what is incoherent is labelled anew, whether the coarse mask is wrong there or not."""
+    """The paper's rule: what is incoherent is relabelled, whether the coarse mask is wrong there or not."""
 
     def wrong_probability(self) -> Tensor:
         return self.incoherent_probability()
@@ -195,7 +195,7 @@ VARIANTS = {
     "no-position": Variant("nodes without position", change=_without_position),
     "no-stem": Variant("coarse mask not in the stem", change=_mask_not_in_stem),
     "blind-detector": Variant("detector without the coarse mask", change=_detector_without_mask),
-    "incoherent-roots": Variant("labelled anew where incoherent", change=_roots_where_incoherent),
+    "incoherent-roots": Variant("relabelled where incoherent", change=_roots_where_incoherent),
     "cross-entropy": Variant("nodes: cross entropy alone", label_loss=_cross_entropy),
     "l1": Variant("nodes: L1 alone", label_loss=_l1),
     "no-mask-loss": Variant("the propagated mask is not judged", weights={"mask": 0.0}),

@@ -25,7 +25,7 @@ from transfiner_refine.cli.train import WeightedFolder
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.backbone import EfficientNetLite, load_imagenet
 from transfiner_refine.model.config import RefinerConfig
-from transfiner_refine.model.propagate import halvings
+from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.refine.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training import Schedule, open_dataset
 from transfiner_refine.training.loop import TrainableModel, train
@@ -68,8 +68,8 @@ class UNetModel(TrainableModel):
 
     def forward(self, image: Tensor, coarse: Tensor, truth: Tensor, _roi_side: Tensor) -> dict[str, Tensor]:
         side = CONFIG.crop_side
-        logits = self.network(halvings(image, side)[side], halvings(coarse, side)[side]).float()
-        target = halvings(truth, side // 2)[side // 2]
+        logits = self.network(area_pyramid(image, side)[side], area_pyramid(coarse, side)[side]).float()
+        target = area_pyramid(truth, side // 2)[side // 2]
         return {"total": map_loss(logits.squeeze(1), target.squeeze(1)).mean()}
 
     def export(self, path: Path, about: dict[str, Any]) -> None:

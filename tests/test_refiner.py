@@ -276,7 +276,7 @@ def test_a_tree_may_end_on_any_level(relabel: float, root: float, child: float) 
     no_margin = {"relabel_margin": 2.0} if relabel > 1 else {}
     cut = with_settings(relabel_threshold=relabel, root_threshold=root, child_threshold=child, **no_margin)
     refined = cut.refine(image, coarse)
-    if relabel > 1:  # nothing is labelled anew: nothing may change
+    if relabel > 1:  # nothing is relabelled: nothing may change
         assert np.array_equal(refined, coarse)
     else:
         assert np.mean([iou(r, t) for r, t in zip(refined, masks, strict=True)]) > 0.75

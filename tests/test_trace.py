@@ -74,7 +74,7 @@ def test_children_lie_under_their_parents_and_were_judged(traced: Trace) -> None
     for above, level in pairwise(levels):
         assert np.array_equal(level.y // 2, above.y[level.parent])
         assert np.array_equal(level.x // 2, above.x[level.parent])
-        judged = ~np.isnan(level.suspicion)
+        judged = ~np.isnan(level.wrong_probability)
         assert judged[level.y, level.x].all()
         assert np.count_nonzero(judged) == 4 * len(above)
 
@@ -90,12 +90,12 @@ def test_boxes_of_nodes_cover_the_pixels_they_are_said_to(traced: Trace) -> None
         assert np.count_nonzero(drawn != covered) <= 0.002 * drawn.size  # rounding of centres on edges
 
 
-def test_nearly_all_that_changes_was_labelled_anew(
+def test_nearly_all_that_changes_was_relabelled(
     scene: tuple[NDArray[np.uint8], NDArray[np.bool_]], traced: Trace
 ) -> None:
     changed = traced.result.paste() != scene[1]
     assert changed.any()
-    assert np.count_nonzero(changed & ~traced.labelled_anew.paste()) <= 0.02 * np.count_nonzero(changed)
+    assert np.count_nonzero(changed & ~traced.relabelled_pixels.paste()) <= 0.02 * np.count_nonzero(changed)
 
 
 def test_labels_and_maps_are_probabilities(traced: Trace) -> None:

@@ -274,7 +274,7 @@ def _draw_labelling(sheet: _Sheet, step: TracePass, near: Roi) -> None:
     legend = {"object": FOREGROUND, "background": BACKGROUND}
     for number, level in enumerate(step.levels):
         share, cell = _percent(len(level) / level.grid**2), step.roi.width / level.grid
-        judged = np.count_nonzero(~np.isnan(level.suspicion))
+        judged = np.count_nonzero(~np.isnan(level.wrong_probability))
         caption = f"{judged:,} quadrants judged, {len(level):,} relabelled: {share} of the cells."
         if number == 0:
             dense = np.count_nonzero(step.relabelled) - len(level)
@@ -385,7 +385,7 @@ def _heat(
 ) -> None:
     """The detector's answer for every cell, over the image; the chosen cells have a frame."""
     _image(axes, image, roi, fade=0.0)
-    values = np.nan_to_num(level.suspicion)
+    values = np.nan_to_num(level.wrong_probability)
     # a little off the map's black end, so that the image shows
     _show(axes, values, roi, cmap="inferno", vmin=-0.12, vmax=1, alpha=0.8, interpolation="nearest")
     _edges(axes, chosen, roi, "white", 3, border=True)

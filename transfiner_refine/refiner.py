@@ -122,7 +122,7 @@ class Refiner(BaseRefiner):
         masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
     ) -> Iterator[Mask]:
-        """See ``MaskRefiner``; on a CPU each mask comes as soon as it is there."""
+        """The same for encoded masks, and windows where masks are soft; on a CPU each comes as soon as it is there."""
         if self._batched is not None:
             for mask in self._batched.refine(images, masks, image_index):
                 yield mask if isinstance(mask, Mask) else Mask.from_window(mask)

@@ -1,4 +1,4 @@
-"""How one instance came to its refined mask: every stage of the method, kept as arrays to look at or to measure."""
+"""The stages of the method for one instance, as arrays to look at or to measure."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class TraceLevel:
         x: [n] int64, column of each node's cell.
         parent: [n] int64, index of the parent in the level above; -1 for roots.
         label: [n] float32, foreground probability the network gives each node.
-        suspicion: [grid, grid] float32, the detector's probability that the cell must be labelled anew; nan
-            where it did not look, because no node of the level above lies there.
-        coarse: [grid, grid] float32, the mask that came in, averaged over the cells.
+        wrong_probability: [grid, grid] float32, the detector's probability that the cell must be relabelled; nan
+            where it was not asked, because no node of the level above lies there.
+        coarse: [grid, grid] float32, the coarse mask, averaged over the cells.
         mask: [grid, grid] float32, the foreground probability after this level was written.
     """
 
@@ -42,7 +42,7 @@ class TraceLevel:
     x: NDArray[np.int64]
     parent: NDArray[np.int64]
     label: NDArray[np.float32]
-    suspicion: NDArray[np.float32]
+    wrong_probability: NDArray[np.float32]
     coarse: NDArray[np.float32]
     mask: NDArray[np.float32]
 
@@ -62,11 +62,11 @@ class TracePass:
     """One pass of the network over an instance.
 
     Attributes:
-        roi: the rectangle of the image it looked at.
-        coarse_mask: the mask it started from: the detector's, or the result of the pass before.
+        roi: the rectangle of the image that was refined.
+        coarse_mask: the mask that it started from: the detector's, or the result of the pass before.
         levels: the quadtree, coarse to fine.
         incoherent: [28, 28] float32, probability that the true mask changes inside the cell.
-        relabelled: [28, 28] bool, the cells that were labelled anew: by nodes, or by the dense decoder.
+        relabelled: [28, 28] bool, the cells that were relabelled: by nodes, or by the dense decoder.
         probability: [roi.height, roi.width] float32, the refined mask before it is thresholded at 0.5.
     """
 
@@ -88,7 +88,8 @@ class TracePass:
         """The pixels under a level's nodes, as a window of the RoI."""
         return self._window(self.levels[level].cells)
 
-    def labelled_anew(self) -> MaskWindow:
+    @property
+    def relabelled_pixels(self) -> MaskWindow:
         """The pixels that did not simply keep the coarse mask's label, as a window of the RoI."""
         return self._window(self.relabelled)
 
@@ -104,9 +105,9 @@ class Trace:
     """An instance from its coarse to its refined mask.
 
     Attributes:
-        coarse_mask: the mask that came in.
-        passes: what the network did, in order; more than one where the refiner took another turn.
-        close_ups: what it did after them in the windows of a large object, row by row; none for others.
+        coarse_mask: the given mask.
+        passes: of the network, in order; the second one where the RoI moved.
+        close_ups: those that followed in the tiles of a large object, row by row; none for others.
         result: the refined mask, bool; what ``Refiner.refine`` returns.
     """
 
@@ -116,9 +117,9 @@ class Trace:
     result: MaskWindow
 
     @property
-    def labelled_anew(self) -> MaskWindow:
+    def relabelled_pixels(self) -> MaskWindow:
         """All pixels that did not simply keep the coarse mask's label, in whichever pass or close-up."""
-        return _union([step.labelled_anew() for step in (*self.passes, *self.close_ups)])
+        return _union([step.relabelled_pixels for step in (*self.passes, *self.close_ups)])
 
     @property
     def region(self) -> MaskWindow:
@@ -131,7 +132,7 @@ class Trace:
 
 
 def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskWindow) -> Trace:
-    """Refines one mask and keeps what happened on the way.
+    """Refines one mask and keeps the stages.
 
     Args:
         refiner: a loaded refiner; a native one with the ``torch`` engine.

@@ -59,7 +59,7 @@ def test_counts_of_an_instance_agree_with_each_other(
     assert row.levels[0].grid == 28
 
 
-def test_where_everything_is_labelled_anew_the_oracle_is_perfect(
+def test_where_everything_is_relabelled_the_oracle_is_perfect(
     case: tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]],
 ) -> None:
     image, truth, coarse = case

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.propagate import (
     LevelMap,
+    area_pyramid,
     corrected_labels,
-    halvings,
     propagate_corrections,
     signed_depth,
 )
@@ -26,7 +26,7 @@ def coarse_mask() -> torch.Tensor:
 
 def test_halvings_are_area_averages() -> None:
     mask = coarse_mask()
-    averages = halvings(mask, 28)
+    averages = area_pyramid(mask, 28)
     assert sorted(averages) == [28, 56, 112, 224, 448]
     for side, average in averages.items():
         torch.testing.assert_close(average, F.avg_pool2d(mask, 448 // side), atol=1e-6, rtol=0)
@@ -78,15 +78,15 @@ def propagated(
     return propagate_corrections(coarse, the_labels(dense, levels, logits), relabelled, **settings)
 
 
-def test_where_nothing_is_labelled_anew_every_level_is_the_coarse_mask() -> None:
+def test_where_nothing_is_relabelled_every_level_is_the_coarse_mask() -> None:
     mask = coarse_mask()
-    averages, levels = halvings(mask, 28), tree(*nowhere(3, 2))
+    averages, levels = area_pyramid(mask, 28), tree(*nowhere(3, 2))
     dense = {grid: torch.randn(2, grid, grid) for grid in (28, 56, 112)}
     none = [torch.zeros_like(level.y, dtype=torch.float32) for level in levels]
     maps = propagated(averages, dense, nowhere(1, 2)[0], levels, none)
     for level, result in zip(levels, maps, strict=True):
         assert torch.equal(result.probability, averages[level.grid][:, 0])
-        assert not result.refined.any()
+        assert not result.relabelled.any()
 
 
 def dense_labels(grids: tuple[int, ...] = (28, 56)) -> dict[int, torch.Tensor]:
@@ -94,20 +94,20 @@ def dense_labels(grids: tuple[int, ...] = (28, 56)) -> dict[int, torch.Tensor]:
     return {grid: torch.randn(1, grid, grid, generator=generator) for grid in grids}
 
 
-def test_without_nodes_cells_labelled_anew_take_the_dense_label_and_the_others_the_coarse_mask() -> None:
-    averages, dense = halvings(coarse_mask()[:1], 28), dense_labels()
+def test_without_nodes_cells_relabelled_take_the_dense_label_and_the_others_the_coarse_mask() -> None:
+    averages, dense = area_pyramid(coarse_mask()[:1], 28), dense_labels()
     relabelled = nowhere(1)[0]
     relabelled[0, 3, 4] = True
     levels = tree(*nowhere(2))
     maps = propagated(averages, dense, relabelled, levels, at_cells(levels, list(dense.values())))
     inside = relabelled.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert torch.equal(maps[1].refined, inside)
+    assert torch.equal(maps[1].relabelled, inside)
     assert torch.equal(maps[1].probability[inside], torch.sigmoid(dense[56][inside]))
     assert torch.equal(maps[1].probability[~inside], averages[56][:, 0][~inside])
 
 
 def test_a_correction_holds_below_its_node_until_a_finer_node_overrules_it() -> None:
-    averages, dense = halvings(torch.zeros(1, 1, 448, 448), 28), dense_labels()
+    averages, dense = area_pyramid(torch.zeros(1, 1, 448, 448), 28), dense_labels()
     everywhere, one = torch.ones(1, 28, 28, dtype=torch.bool), nowhere(2)[1]
     one[0, 0, 0] = True
     levels = tree(everywhere, one)
@@ -121,7 +121,7 @@ def test_a_correction_holds_below_its_node_until_a_finer_node_overrules_it() -> 
 
 
 def test_nodes_get_their_label_and_their_surroundings_the_correction_upsampled_from_above() -> None:
-    averages = halvings(torch.zeros(1, 1, 448, 448), 28)
+    averages = area_pyramid(torch.zeros(1, 1, 448, 448), 28)
     dense = {grid: torch.zeros(1, grid, grid) for grid in (28, 56)}
     root, child = nowhere(2)
     root[0, 10, 10] = child[0, 21, 21] = True  # of the root's quadrants the bottom right one
@@ -137,7 +137,7 @@ def test_nodes_get_their_label_and_their_surroundings_the_correction_upsampled_f
     torch.testing.assert_close(second[20, 20], torch.tensor(0.5625))
     # outside the root nothing changes, however near
     assert float(maps[1].probability[0, 19, 20]) == 0.0
-    assert int(maps[1].refined.sum()) == 4
+    assert int(maps[1].relabelled.sum()) == 4
 
 
 def test_what_stands_in_a_place_without_a_node_counts_for_nothing() -> None:
@@ -167,7 +167,7 @@ def test_what_stands_in_a_place_without_a_node_counts_for_nothing() -> None:
 def test_the_given_mask_decides_where_the_network_is_of_two_minds() -> None:
     shares = torch.zeros(1, 1, 448, 448)
     shares[..., 224:] = 1.0
-    averages, doubtful = halvings(shares, 28), [torch.full((1, 28, 28), 0.2)]
+    averages, doubtful = area_pyramid(shares, 28), [torch.full((1, 28, 28), 0.2)]
     everywhere = torch.ones(1, 28, 28, dtype=torch.bool)
     plain, trusting = (
         propagate_corrections(averages, doubtful, everywhere, trust)[0].probability for trust in (0.0, 0.3)
@@ -189,7 +189,7 @@ def test_depth_is_the_chessboard_distance_to_the_outline(seed: int, most: int) -
 def test_far_from_its_outline_the_given_mask_takes_more_to_overrule() -> None:
     shares = torch.zeros(1, 1, 448, 448)
     shares[..., 224:] = 1.0
-    averages = halvings(shares, 28)
+    averages = area_pyramid(shares, 28)
     against = [torch.linspace(1, -1, 28).expand(1, 28, 28).clone()]
     everywhere = torch.ones(1, 28, 28, dtype=torch.bool)
     before, after = (
@@ -221,7 +221,7 @@ def test_a_node_answers_for_every_cell_that_its_correction_reaches() -> None:
 
 
 def test_levels_without_dense_labels_go_on_with_the_finest() -> None:
-    averages, dense = halvings(torch.zeros(1, 1, 448, 448), 28), dense_labels((28,))
+    averages, dense = area_pyramid(torch.zeros(1, 1, 448, 448), 28), dense_labels((28,))
     levels, everywhere = tree(*nowhere(2)), torch.ones(1, 28, 28, dtype=torch.bool)
     logits = [torch.zeros_like(level.y, dtype=torch.float32) for level in levels]
     maps = propagated(averages, dense, everywhere, levels, logits)
@@ -229,17 +229,17 @@ def test_levels_without_dense_labels_go_on_with_the_finest() -> None:
     torch.testing.assert_close(maps[1].probability, torch.sigmoid(finer))
 
 
-def test_cells_are_labelled_anew_where_the_mask_is_contradicted_whatever_the_detector_says() -> None:
+def test_cells_are_relabelled_where_the_mask_is_contradicted_whatever_the_detector_says() -> None:
     mask = torch.zeros(1, 1, 448, 448)
     mask[..., 100:300, 100:300] = 1.0
     speckled = mask.clone()
     speckled[..., 20, 400] = 1.0  # a single pixel outside
     speckled[..., 201:203, 203:205] = 0.0  # a pinhole inside
-    averages, right = halvings(speckled, 28), halvings(mask, 28)
+    averages, right = area_pyramid(speckled, 28), area_pyramid(mask, 28)
     labels = [12 * right[grid].squeeze(1) - 6 for grid in (28, 56, 112)]
 
     def refined(margin: float) -> torch.Tensor:
-        return propagate_corrections(averages, labels, nowhere(1)[0], margin=margin)[0].refined[0]
+        return propagate_corrections(averages, labels, nowhere(1)[0], margin=margin)[0].relabelled[0]
 
     anew = refined(0.25)
     assert bool(anew[20 // 16, 400 // 16])

@@ -29,7 +29,7 @@ def test_a_step_yields_the_nodes_it_was_made_of() -> None:
         assert 0 < int(valid[0].sum()) <= network.config.node_budget[level]
         assert int(cells.max()) < (28 << level) ** 2
     roots = nodes[0][0][exist[0][0]]
-    assert bool(output.relabelled[0].flatten()[roots].all())  # a root's cell is labelled anew
+    assert bool(output.relabelled[0].flatten()[roots].all())  # a root's cell is relabelled
     # nodes decide where labels are, not which cells have new ones, but for those that new labels contradict
     assert not torch.equal(output.probability, dense.probability)
     kept = ~output.relabelled.repeat_interleave(4, 1).repeat_interleave(4, 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from transfiner_refine.model.propagate import halvings
+from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.official.network import ImageFeatures
 from transfiner_refine.official.nodes import Nodes, box_levels, node_features, propagate, select_nodes
 
@@ -78,7 +78,7 @@ def test_cells_of_disagreement_are_nodes_on_every_level() -> None:
 
 
 def averages(mask: Tensor) -> dict[int, Tensor]:
-    return {grid: each[0, 0] for grid, each in halvings(mask, 28).items()}
+    return {grid: each[0, 0] for grid, each in area_pyramid(mask, 28).items()}
 
 
 def test_without_nodes_every_level_is_the_coarse_mask() -> None:

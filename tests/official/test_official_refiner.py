@@ -228,7 +228,7 @@ def test_a_trace_ends_in_the_mask_that_refine_gives(refiner: OfficialRefiner, nu
     assert (step.roi.x0, step.roi.y0) == (soft.x, soft.y)
     assert not traced.close_ups
     changed = traced.result.paste() != mask.paste()
-    assert not (changed & ~traced.labelled_anew.paste()).any()
+    assert not (changed & ~traced.relabelled_pixels.paste()).any()
 
 
 def test_a_trace_has_the_three_levels_of_the_tree(refiner: OfficialRefiner) -> None:
@@ -242,8 +242,13 @@ def test_a_trace_has_the_three_levels_of_the_tree(refiner: OfficialRefiner) -> N
         assert np.array_equal(level.y // 2, above.y[level.parent])
         assert np.array_equal(level.x // 2, above.x[level.parent])
     for level in step.levels:
-        assert level.coarse.shape == level.mask.shape == level.suspicion.shape == (level.grid, level.grid)
-        for values in (level.label, level.mask, level.coarse, level.suspicion):
+        assert (
+            level.coarse.shape
+            == level.mask.shape
+            == level.wrong_probability.shape
+            == (level.grid, level.grid)
+        )
+        for values in (level.label, level.mask, level.coarse, level.wrong_probability):
             assert values.dtype == np.float32
             assert 0 <= values.min(initial=0) <= values.max(initial=0) <= 1
         assert np.array_equal(level.mask[level.y, level.x], level.label)
@@ -257,7 +262,7 @@ def test_where_nothing_is_questioned_a_trace_has_no_nodes(
     image, windows = scene(0)
     traced = trace(calm, image, windows[0])
     assert np.array_equal(traced.result.paste(), windows[0].paste())
-    assert not traced.labelled_anew.values.any()
+    assert not traced.relabelled_pixels.values.any()
     assert explain(image, traced, Names("photo", "mask", "small")).width == 2400
 
 

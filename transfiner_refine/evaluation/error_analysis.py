@@ -172,7 +172,7 @@ def instance_errors(
     """
     found = trace(refiner, image, coarse.decode() if isinstance(coarse, Mask) else coarse)
     step = found.passes[0]
-    covered = [found.labelled_anew, *(step.covered(level) for level in range(len(step.levels)))]
+    covered = [found.relabelled_pixels, *(step.covered(level) for level in range(len(step.levels)))]
     windows = [as_window(mask) for mask in (truth, coarse, found.result, *covered)]
     crops = common_window(*windows)
     real, before, after, inside = (crop.astype(bool) for crop in crops[:4])

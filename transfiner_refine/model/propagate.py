@@ -27,7 +27,7 @@ class LevelMap(NamedTuple):
     """The mask on one level: foreground probability and relabelled cells (bool), [B, grid, grid] each."""
 
     probability: Tensor
-    refined: Tensor
+    relabelled: Tensor
 
 
 def area_pyramid(maps: Tensor, last: int) -> dict[int, Tensor]:
@@ -36,9 +36,6 @@ def area_pyramid(maps: Tensor, last: int) -> dict[int, Tensor]:
     while (side := min(averages)) > last:
         averages[side // 2] = F.avg_pool2d(averages[side], 2)
     return averages
-
-
-halvings = area_pyramid
 
 
 def corrected_labels(

@@ -63,4 +63,4 @@ class RefineStep(nn.Module):
         else:
             cells = torch.zeros_like(pixels[:, 0, 0, :0], dtype=torch.int64)
             valid = cells > 0
-        return StepOutput(maps[-1].probability, maps[0].refined, cells, valid)
+        return StepOutput(maps[-1].probability, maps[0].relabelled, cells, valid)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transfiner_refine.device import choose_device, choose_precision, precision_name
 from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.model.propagate import halvings
+from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.official.checkpoint import load_official_network
 from transfiner_refine.official.network import ImageFeatures, OfficialNetwork, Preparation, prepare
 from transfiner_refine.official.nodes import NODE_GRIDS, NODE_THRESHOLDS, Nodes, propagate, select_nodes
@@ -227,7 +227,7 @@ class OfficialRefiner(BaseRefiner):
         values = [
             resample(read_mask(mask, roi), _FINEST, _FINEST) for mask, roi in zip(masks, rois, strict=True)
         ]
-        given = halvings(torch.from_numpy(np.stack(values)).to(self._device)[:, None], _COARSEST)
+        given = area_pyramid(torch.from_numpy(np.stack(values)).to(self._device)[:, None], _COARSEST)
         coarse = given[_COARSEST][:, 0]  # [n, 28, 28]
         corners = [[roi.x0, roi.y0, roi.x1, roi.y1] for roi in rois]
         found = []

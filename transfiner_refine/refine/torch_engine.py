@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transfiner_refine.device import choose_device, choose_precision, precision_name
 from transfiner_refine.model.config import ATTENTION_GRIDS
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
-from transfiner_refine.model.propagate import LevelMap, halvings
+from transfiner_refine.model.propagate import LevelMap, area_pyramid
 from transfiner_refine.model.quadtree import BudgetSelector
 from transfiner_refine.model.step import RefineStep, StepOutput
 from transfiner_refine.refine.engine import SizeClass
@@ -73,7 +73,7 @@ class TorchEngine:
             image = torch.from_numpy(pixels).to(self.torch_device).float()
             output = self.network(image, mask, selector, size.depth)
             maps = self.network.maps(output, mask, self.config)
-        return output, halvings(mask, ATTENTION_GRIDS[0]), maps
+        return output, area_pyramid(mask, ATTENTION_GRIDS[0]), maps
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transfiner_refine.model.checkpoint import save_network
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
-from transfiner_refine.model.propagate import corrected_labels, halvings
+from transfiner_refine.model.propagate import area_pyramid, corrected_labels
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, root_cells
 from transfiner_refine.training.loop import TrainableModel
 
@@ -47,14 +47,14 @@ class Targets(NamedTuple):
 
 def make_targets(coarse: Tensor, truth: Tensor, depth: int) -> Targets:
     """Targets from masks [B, 1, S, S] in [0, 1], for a quadtree of ``depth`` levels."""
-    shares = halvings(truth, _ROOT_GRID // 2)
+    shares = area_pyramid(truth, _ROOT_GRID // 2)
     incoherent = {}
     for level in range(depth):
         grid = _ROOT_GRID << level
         finer = F.interpolate(shares[grid // 2], scale_factor=2, mode="bilinear")
         incoherent[grid] = ((finer - shares[grid]).abs() > _INCOHERENT).squeeze(1)
     error = ((coarse >= 0.5) != (truth >= 0.5)).float()
-    wrong = (halvings(error, _ROOT_GRID)[_ROOT_GRID] > _WRONG_SHARE).squeeze(1)
+    wrong = (area_pyramid(error, _ROOT_GRID)[_ROOT_GRID] > _WRONG_SHARE).squeeze(1)
     return Targets({grid: share.squeeze(1) for grid, share in shares.items()}, incoherent, wrong)
 
 
