@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CheckpointError", "DeviceError", "InputError", "MaskRefineError", "OutputError", "short"]
-
 _QUOTE = Repr()  # the beginning of a value, however long or deeply nested it is
 _QUOTE.maxlist = _QUOTE.maxdict = 8
 

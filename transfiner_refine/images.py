@@ -19,18 +19,6 @@ from PIL import Image
 from transfiner_refine.errors import InputError
 from transfiner_refine.masks import MAX_PIXELS
 
-__all__ = [
-    "MAX_IMAGE_PIXELS",
-    "SUFFIXES",
-    "DecodedImage",
-    "ImageFolder",
-    "check_pixels",
-    "opened",
-    "read_chunks",
-    "read_image",
-    "upright_size",
-]
-
 MAX_IMAGE_PIXELS = 400_000_000  # 20,000 × 20,000; what an image costs in memory is in docs/reliability.md
 # in the order in which they are preferred where one stem has several (a photo is rather a JPEG than a PNG)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -109,14 +97,11 @@ class ImageFolder:
             InputError: there is none; the text lists the names that were tried.
         """
         relative = PurePosixPath(file_name.replace("\\", "/"))
-        inside = (
-            not relative.is_absolute()
-            and ".." not in relative.parts
-            and not PureWindowsPath(file_name).drive  # there, root / "C:x.jpg" is not below the root
-        )
-        tried = list(dict.fromkeys([str(relative), relative.name] if inside else [relative.name]))
+        # on Windows, root / "C:x.jpg" is not below the root
+        outside = relative.is_absolute() or ".." in relative.parts or PureWindowsPath(file_name).drive
+        tried = [relative.name] if outside else list(dict.fromkeys([str(relative), relative.name]))
         for name in tried:
-            if name in self._names or (inside and "/" in name and _is_file(self.root / name)):
+            if name in self._names or ("/" in name and _is_file(self.root / name)):
                 return self.root / name
         raise self._not_found(f"image {_short(file_name)}", tried)
 
@@ -139,9 +124,8 @@ class ImageFolder:
             return self.root / padded[0]
         remedy = "say which image it is with --image-info annotations.json"
         if padded:
-            raise InputError(
-                f"image id {image_id} could be {' or '.join(padded[:3])}", file=self.root, remedy=remedy
-            )
+            reason = f"image id {image_id} could be {' or '.join(padded[:3])}"
+            raise InputError(reason, file=self.root, remedy=remedy)
         raise self._not_found(f"the file of image id {_short(image_id)}", tried, remedy)
 
     def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
@@ -154,11 +138,10 @@ def read_image(
 ) -> DecodedImage:
     """An image as its masks see it.
 
-    Detectors differ in whether they apply the EXIF orientation, so the masks decide: if one of them has the
-    upright size, the image is turned upright; else if one has the size of the stored pixels, it stays as
-    stored. Where both sizes are equal (square images, turns by 180°) the image is turned upright, as
-    OpenCV's ``imread`` does. Grey, palette, CMYK and 16-bit pixels become 8-bit RGB; alpha is dropped. Of
-    animations and files of several pages the first is taken, as OpenCV takes it.
+    Detectors differ in whether they apply the EXIF orientation, so the masks decide: if one of them has the upright
+    size, the image is turned upright; else if one has the size of the stored pixels, it stays as stored. Where both
+    are equal (squares, turns by 180°) it is turned upright, as OpenCV's ``imread`` does. Grey, palette, CMYK and 16-bit
+    pixels become 8-bit RGB; alpha is dropped. Of animations and files of several pages the first is taken.
 
     Args:
         path: the file.
@@ -166,8 +149,7 @@ def read_image(
         max_pixels: the largest height × width that is decoded; more is refused on the file's header.
 
     Raises:
-        InputError: the file is missing, damaged, no image, larger than ``max_pixels``, or of a size that no
-            mask has.
+        InputError: the file is missing, damaged, no image, larger than ``max_pixels``, or of a size that no mask has.
     """
     stored, upright, orientation = _decoded(path, max_pixels)
     if not mask_sizes or upright.shape[:2] in mask_sizes:
@@ -243,15 +225,13 @@ def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = N
     """
     if height < 1 or width < 1:
         raise InputError(f"states the size {height}×{width}", file=path, remedy="replace the file")
-    if height * width > min(max_pixels, MAX_PIXELS):
-        raise InputError(
-            f"states {height}×{width} = {height * width} pixels, more than the {min(max_pixels, MAX_PIXELS)} "
-            + ("allowed" if max_pixels < MAX_PIXELS else "that run-length masks can have"),
-            file=path,
-            remedy="raise --max-image-pixels if the image is really that large"
-            if max_pixels < MAX_PIXELS
-            else "cut the image into parts",
-        )
+    most, what, remedy = MAX_PIXELS, "that run-length masks can have", "cut the image into parts"
+    if max_pixels < MAX_PIXELS:
+        most, what = max_pixels, "allowed"
+        remedy = "raise --max-image-pixels if the image is really that large"
+    if height * width > most:
+        reason = f"states {height}×{width} = {height * width} pixels, more than the {most} {what}"
+        raise InputError(reason, file=path, remedy=remedy)
 
 
 def read_chunks(path: Path) -> list[tuple[bytes, memoryview]]:
@@ -337,7 +317,7 @@ def _pillow_limit(pixels: int) -> Iterator[None]:
     """Lifts Pillow's global limit to ``pixels`` for the one giant image that is being decoded.
 
     Only some decoders (TIFF) ask for it. Meanwhile other threads meet a higher limit, never none; giants wait for
-    one another, which also keeps their memory apart; and a limit that others set in between is left alone.
+    one another; and a limit that others set in between is left alone.
     """
     with _one_giant:
         # before it is lifted, so that no other giant takes the lifted one for it
@@ -367,22 +347,17 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     """
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
-    if rows >= height:
-        return _rgb_strip(image, path)
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        pixels[top:bottom] = _rgb_strip(image.crop((0, top, width, bottom)), path)
-    return pixels
-
-
-def _rgb_strip(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    if rows < height:
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            pixels[top:bottom] = _rgb(image.crop((0, top, width, bottom)), path)
+        return pixels
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would cut off at 255
         wide = np.asarray(image).astype(np.int64)
         if int(wide.min()) < 0 or int(wide.max()) > 65535:
             raise InputError("has 32-bit pixels", file=path, remedy="convert the image to 8 or 16 bits")
-        grey = ((wide + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
         raise InputError("has floating point pixels", file=path, remedy="convert the image to 8 or 16 bits")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)

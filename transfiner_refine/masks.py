@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError, short
 
-__all__ = ["MAX_PIXELS", "Mask", "MaskWindow", "check_size", "union"]
-
 # 23,170 × 23,170; the longest run that pycocotools reads: a difference of two longer ones takes seven characters,
 # and then it shifts its sign by more bits than an int has
 MAX_PIXELS = (1 << 29) - 1
+Box: TypeAlias = tuple[int, int, int, int]
 _FIRST_CHARACTER = 48  # "0"
 _LONGEST_NUMBER = 6  # groups of five bits: 30 bits hold any difference of two runs up to MAX_PIXELS
 
@@ -32,8 +31,7 @@ class MaskWindow:
 
     Attributes:
         values: [h, w] bool, or float32 probabilities in [0, 1].
-        x: column of the window's left edge in the image, pixels.
-        y: row of the window's top edge in the image, pixels.
+        x, y: column and row of the window's upper left corner in the image, pixels.
         image_size: (height, width) of the image, pixels.
     """
 
@@ -42,20 +40,20 @@ class MaskWindow:
     y: int
     image_size: tuple[int, int]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """``image_size``; with ``decode``, a window can stand where an encoded mask can."""
+        return self.image_size
+
+    def decode(self) -> MaskWindow:
+        """The window itself."""
+        return self
+
     def paste(self) -> NDArray[Any]:
         """The mask at full image size: [H, W], the dtype of ``values``."""
         full = np.zeros(self.image_size, self.values.dtype)
         self.of(full)[...] = self.values
         return full
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image, as an encoded mask has it."""
-        return self.image_size
-
-    def decode(self) -> MaskWindow:
-        """The window itself, so that it can stand where an encoded mask can."""
-        return self
 
     @property
     def foreground(self) -> NDArray[np.bool_]:
@@ -103,17 +101,12 @@ def union(masks: Sequence[MaskWindow], size: tuple[int, int]) -> MaskWindow:
 class Mask:
     """A binary mask as COCO's runs, validated on construction; equal and hashed by content, never changed.
 
-    The runs are parsed and checked once. The text form, the area and the box are computed when asked for, once.
-
-    Runs of no pixels, but for the first, are joined to their neighbours: pycocotools takes two of them for the end
-    of the masks when it compares two masks, and writes beyond its memory when it merges masks that have many.
+    The runs are parsed and checked once; text form, area and box are computed once, when asked for. Runs of no pixels,
+    but for the first, are joined to their neighbours: pycocotools takes two of them for the end of the masks when it
+    compares two masks, and writes beyond its memory when it merges masks that have many.
 
     Attributes:
         size: (height, width) of the image, pixels.
-
-    Raises:
-        InputError: the size is not that of an image, or the runs are no numbers, negative, or do not add up
-            to height × width (pycocotools would crash or read foreign memory on some of these).
     """
 
     __slots__ = ("_area", "_box", "_counts", "_runs", "size")
@@ -122,9 +115,15 @@ class Mask:
     _runs: NDArray[np.int32] | None  # None until it is parsed from ``_counts``
     _counts: str | None
     _area: int | None
-    _box: tuple[int, int, int, int] | None
+    _box: Box | None
 
     def __init__(self, size: tuple[int, int], counts: str) -> None:
+        """Reads pycocotools' text form.
+
+        Raises:
+            InputError: the size is not that of an image, or the runs are no numbers, negative, or do not add up
+                to height × width (pycocotools would crash or read foreign memory on some of these).
+        """
         check_size(size)
         self._fill(size, _checked(_runs_from_text(counts), size))
 
@@ -157,14 +156,10 @@ class Mask:
             InputError: as for the class.
         """
         check_size(size)
-        if not isinstance(runs, np.ndarray):
-            for position, run in enumerate(runs):
-                if type(run) is not int:
-                    raise InputError(f"run {position} of the RLE is {short(run)}, not a whole number")
-                if not 0 <= run <= MAX_PIXELS:
-                    raise InputError(
-                        f"run {position} of the RLE is {short(run)}, which is no number of pixels"
-                    )
+        for position, run in enumerate(() if isinstance(runs, np.ndarray) else runs):
+            if type(run) is not int or not 0 <= run <= MAX_PIXELS:
+                what = "which is no number of pixels" if type(run) is int else "not a whole number"
+                raise InputError(f"run {position} of the RLE is {short(run)}, {what}")
         return cls.__new__(cls)._fill(size, _checked(np.asarray(runs, np.int64), size))
 
     @classmethod
@@ -173,21 +168,15 @@ class Mask:
         return cls.__new__(cls)._fill(window.image_size, _runs_of_window(window))
 
     @classmethod
-    def restored(cls, size: tuple[int, int], counts: str, area: int, box: tuple[int, int, int, int]) -> Mask:
+    def restored(cls, size: tuple[int, int], counts: str, area: int, box: Box) -> Mask:
         """A mask from attributes that one had before; they are taken unchecked."""
         mask = cls.__new__(cls)
         mask.size, mask._counts, mask._area, mask._box, mask._runs = size, counts, area, box, None
         return mask
 
-    def _fill(
-        self,
-        size: tuple[int, int],
-        runs: NDArray[np.integer[Any]],
-        area: int | None = None,
-        box: tuple[int, int, int, int] | None = None,
-    ) -> Mask:
+    def _fill(self, size: tuple[int, int], runs: NDArray[Any], *measured: Any) -> Mask:
         self.size, self._runs = size, runs.astype(np.int32, copy=False)
-        self._counts, self._area, self._box = None, area, box
+        self._counts, (self._area, self._box) = None, measured or (None, None)
         self._runs.flags.writeable = False
         return self
 
@@ -224,7 +213,7 @@ class Mask:
         return self._area
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
+    def box(self) -> Box:
         """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive; all 0 where there is none."""
         if self._box is None:
             self._box = _box(self.runs, self.size[0])
@@ -262,9 +251,7 @@ class Mask:
         return _unpickled, (self.size, self.runs.tobytes(), self._area, self._box)
 
 
-def _unpickled(
-    size: tuple[int, int], runs: bytes, area: int | None, box: tuple[int, int, int, int] | None
-) -> Mask:
+def _unpickled(size: tuple[int, int], runs: bytes, area: int | None, box: Box | None) -> Mask:
     return Mask.__new__(Mask)._fill(size, np.frombuffer(runs, np.int32), area, box)
 
 
@@ -285,8 +272,7 @@ def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64
         if shortest < 0:
             raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
         raise InputError(
-            f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {size[0]}×{size[1]} has "
-            f"{pixels}",
+            f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {size[0]}×{size[1]} has {pixels}",
             remedy="check that size is [height, width] and that counts are complete",
         )
     if shortest > 0 or runs[1:].all():
@@ -302,14 +288,9 @@ def _runs_from_text(counts: str) -> NDArray[np.int64]:
 
 def _numbers(counts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The numbers of a text, and the position of the last character of each."""
-    try:
-        codes = np.frombuffer(counts.encode("ascii"), np.uint8) - np.uint8(_FIRST_CHARACTER)
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the RLE's counts have {counts[error.start]!r} at character {error.start}"
-        ) from None
-    if codes.max() > 63:  # those below the first have come round to above 200
-        at = int((codes > 63).argmax())
+    codes = np.frombuffer(counts.encode("ascii", "replace"), np.uint8) - np.uint8(_FIRST_CHARACTER)
+    if codes.max() > 63 or not counts.isascii():  # those below the first have come round to above 200
+        at = next(at for at, letter in enumerate(counts) if not "0" <= letter <= "o")
         raise InputError(f"the RLE's counts have {counts[at]!r} at character {at}, which belongs to no RLE")
     if codes[-1] & 32:
         raise InputError(
@@ -388,7 +369,7 @@ def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int
     return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
-def _box(runs: NDArray[np.int32], height: int) -> tuple[int, int, int, int]:
+def _box(runs: NDArray[np.int32], height: int) -> Box:
     """Of runs of which only the first may be empty."""
     if len(runs) < 2:
         return 0, 0, 0, 0

@@ -19,6 +19,7 @@ from transfiner_refine.formats.records import ImageRecord, Instance
 from transfiner_refine.formats.registry import recognise
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow
+from transfiner_refine.pipeline.refine import refine_files
 
 SIZE = (30, 40)
 SQUARE = "0.25 0.2 0.5 0.2 0.5 0.6 0.25 0.6"  # columns 10 ... 19, rows 6 ... 17
@@ -198,11 +199,13 @@ def test_labels_never_take_the_name_of_the_file_of_classes(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["classes.txt"]
 
 
-def test_a_name_that_no_text_file_holds_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_a_name_that_no_text_file_holds_is_refused_before_the_work(tmp_path: Path, photos: Path) -> None:
     annotations = tmp_path / "a.json"
     COCO_ANNOTATIONS.write(annotations, SceneSource((one_image("a.jpg"),), {1: "\ud800"}), {})
     with pytest.raises(InputError, match=r"the name of category 1: has half of a pair of characters"):
         convert_masks(annotations, tmp_path / "out", to="yolo-seg")
+    with pytest.raises(InputError, match=r"the name of category 1: has half of a pair of characters"):
+        refine_files(photos, annotations, tmp_path / "out", to="yolo-seg", dry_run=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folders import read_file
 
-__all__ = ["check_class_names", "read_class_names", "write_class_names"]
-
 _MOST_CLASSES = 100_000
 
 

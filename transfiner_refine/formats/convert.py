@@ -13,8 +13,6 @@ from transfiner_refine.formats.registry import format_named, open_source, recogn
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.output import check_output_file, check_output_folder
 
-__all__ = ["Converted", "check_destination", "convert_masks", "covered_errors"]
-
 
 @dataclass(frozen=True)
 class Converted:

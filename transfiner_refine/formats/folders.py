@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
@@ -17,19 +17,6 @@ from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault
 from transfiner_refine.images import SUFFIXES, upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder
-
-__all__ = [
-    "FolderEntry",
-    "FolderSource",
-    "ImageTree",
-    "check_unchanged",
-    "copy_file",
-    "digest_of",
-    "files_in",
-    "first_files",
-    "read_file",
-    "write_file",
-]
 
 _FOLDERS_LOOKED_INTO = 16
 
@@ -102,12 +89,8 @@ def read_file(path: Path, remedy: str = "check the path", most: int = -1) -> byt
 
 
 def digest_of(path: Path) -> bytes:
-    """A digest of a file's bytes.
-
-    Raises:
-        InputError: as for ``read_file``.
-    """
-    return blake2b(read_file(path), digest_size=16).digest()
+    """A digest of a file's bytes; raises InputError as ``read_file`` does."""
+    return _digest(read_file(path))
 
 
 def check_unchanged(path: Path, digest: bytes) -> None:
@@ -115,7 +98,7 @@ def check_unchanged(path: Path, digest: bytes) -> None:
     with suppress(InputError):
         if digest_of(path) == digest:
             return
-    raise InputError("has changed while it was read", file=path, remedy="run again when it is whole")
+    raise _changed(path)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -124,11 +107,12 @@ def write_file(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def copy_file(folder: Path, name: PurePosixPath, draft: Path) -> None:
-    """Copies one file to the same place in ``draft``."""
-    target = draft / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / name, target)
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
+def _changed(path: Path) -> InputError:
+    return InputError("has changed while it was read", file=path, remedy="run again when it is whole")
 
 
 class ImageTree:
@@ -164,38 +148,29 @@ class ImageTree:
         Raises:
             InputError: several images fit equally well; the text names them.
         """
-        best, found = -1, list[PurePosixPath]()
-        for image in self._by_key.get(stem.name, ()):
-            common = _common_end(stem.parts[:-1], image.parts[:-1])
-            if common < min(len(stem.parts), len(image.parts)) - 1:
-                continue
-            if common > best:
-                best, found = common, []
-            if common == best:
-                found.append(image)
-        exact = [image for image in found if image.parent == stem.parent] or found
-        if len({image.parent for image in exact}) > 1:
+        common = {image: _common_end(stem, image) for image in self._by_key.get(stem.name, ())}
+        fits = [each for each in common if common[each] >= min(len(stem.parts), len(each.parts)) - 1]
+        best = max((common[image] for image in fits), default=0)
+        found = [image for image in fits if common[image] == best]
+        found = [image for image in found if image.parent == stem.parent] or found
+        if len({image.parent for image in found}) > 1:
             raise InputError(
-                f"the image of {stem} could be {' or '.join(map(str, exact[:3]))}",
+                f"the image of {stem} could be {' or '.join(map(str, found[:3]))}",
                 file=self.root,
                 remedy="give the one folder that has the images of these masks",
             )
         # in one folder, several kinds of the same image: the one that is most likely the photo
-        return min(exact, key=lambda image: SUFFIXES.index(image.suffix.lower()), default=None)
+        return min(found, key=lambda image: SUFFIXES.index(image.suffix.lower()), default=None)
 
     def has_key(self, key: str) -> bool:
         """Whether any image has that key, in whatever folder."""
         return key in self._by_key
 
 
-def _common_end(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """Number of parts in which the ends of two paths agree."""
-    count = 0
-    for left, right in zip(reversed(a), reversed(b), strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
+def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:
+    """In how many folders, counted from the files, two paths agree."""
+    pairs = zip(a.parts[-2::-1], b.parts[-2::-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)
@@ -247,11 +222,9 @@ class FolderSource(ABC):
             InputError: it cannot be read, or has changed since it was first read.
         """
         data = read_file(self.folder / name, "check --masks")
-        digest = blake2b(data, digest_size=16).digest()
+        digest = _digest(data)
         if self._digests.setdefault(name, digest) != digest:
-            raise InputError(
-                "has changed while it was read", file=self.folder / name, remedy="run again when it is whole"
-            )
+            raise _changed(self.folder / name)
         return data
 
     @abstractmethod
@@ -322,12 +295,8 @@ class FolderSource(ABC):
         overlap_pixels, covered, first = 0, list[int](), 0
         with atomic_folder(output) as draft:
             for position, entry in enumerate(self.entries):
-                masks = {
-                    number: results[first + number]
-                    for number in range(entry.count)
-                    if first + number in results
-                }
-                if masks:
+                indexes = [index for index in range(first, first + entry.count) if index in results]
+                if masks := {index - first: results[index] for index in indexes}:
                     written = self.write_image(position, masks, draft)
                     overlap_pixels += written.overlap_pixels
                     covered += [first + number for number in written.covered]
@@ -336,7 +305,8 @@ class FolderSource(ABC):
                 if name in self._digests:
                     self.read(name)  # refuses what has changed
                 if name not in self.no_files and not (draft / name).exists():
-                    copy_file(self.folder, name, draft)
+                    (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.folder / name, draft / name)
         return Written(overlap_pixels, tuple(covered))
 
     def find_images(self, tree: ImageTree | None) -> None:
@@ -348,27 +318,23 @@ class FolderSource(ABC):
         if tree is None:
             return
         found = [entry if entry.error is not None else _with_image(entry, tree) for entry in self.entries]
-        owners: dict[PurePosixPath, list[FolderEntry]] = {}
+        owners: dict[PurePosixPath | None, list[str]] = {}
         for entry in found:
-            if entry.image is not None:
-                owners.setdefault(entry.image, []).append(entry)
-        self.entries = tuple(
-            _contested(entry, owners[entry.image], tree)
-            if entry.image is not None and len(owners[entry.image]) > 1
-            else entry
-            for entry in found
-        )
-        errors = [entry.error for entry in self.entries if entry.error is not None]
-        if errors and len(errors) == len(self.entries):
+            owners.setdefault(entry.image, []).append(entry.name.as_posix())
+        for position, entry in enumerate(found):
+            if entry.image is not None and len(names := owners[entry.image]) > 1:
+                error = InputError(
+                    f"{' and '.join(names[:3])} would belong to the same image {entry.image}",
+                    file=tree.root,
+                    remedy="give a folder of images with the same subfolders as the masks",
+                )
+                found[position] = replace(entry, error=error, image=None)
+        self.entries = tuple(found)
+        errors = [entry.error for entry in found if entry.error is not None]
+        if errors and len(errors) == len(found):
             first = errors[0]
-            if len(errors) == 1:
-                raise first
-            raise InputError(
-                f"none of the {len(errors)} images can be used; the first: {first.reason}",
-                file=first.file,
-                record=first.record,
-                remedy=first.remedy,
-            )
+            none = f"none of the {len(errors)} images can be used; the first: " if len(errors) > 1 else ""
+            raise InputError(none + first.reason, file=first.file, record=first.record, remedy=first.remedy)
 
     def _record(self, position: int, entry: FolderEntry, first: int) -> Iterator[ImageRecord | RecordFault]:
         path = None if self.image_folder is None or entry.image is None else self.image_folder / entry.image
@@ -420,14 +386,3 @@ def _with_image(entry: FolderEntry, tree: ImageTree) -> FolderEntry:
         return replace(entry, image=image)
     except InputError as error:
         return replace(entry, error=error)
-
-
-def _contested(entry: FolderEntry, owners: list[FolderEntry], tree: ImageTree) -> FolderEntry:
-    """The entry with an error: several claim its image, and at most one can be right."""
-    names = " and ".join(owner.name.as_posix() for owner in owners[:3])
-    error = InputError(
-        f"{names} would belong to the same image {entry.image}",
-        file=tree.root,
-        remedy="give a folder of images with the same subfolders as the masks",
-    )
-    return replace(entry, error=error, image=None)

@@ -48,8 +48,6 @@ from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.masks import MAX_PIXELS, Mask, MaskWindow, union
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["LABELME", "LabelmeSource"]
-
 _VERSION = "5.5.0"  # of the layout; the first releases with mask shapes were of 5.3
 _NO_CLASS = "object"
 _CROWD = "iscrowd"

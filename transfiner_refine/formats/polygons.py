@@ -22,16 +22,6 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.formats.segmentation import MAX_OUTLINE
 from transfiner_refine.masks import MAX_PIXELS, MaskWindow, union
 
-__all__ = [
-    "Loop",
-    "fill_contour",
-    "fill_polygons",
-    "inset_points",
-    "is_pixel_contour",
-    "joined_outline",
-    "outlines",
-]
-
 _INSET = 0.25  # pixels; under the half that decides, and far above what is lost in text of six digits
 # pixels; text of six digits is at most half of that away from a whole number in an image of 20,000
 _WHOLE = 0.02

@@ -6,29 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 
-__all__ = [
-    "EncodedMask",
-    "Format",
-    "ImageRecord",
-    "Instance",
-    "OpenOptions",
-    "PngKind",
-    "RecordFault",
-    "Source",
-    "UnreadSource",
-    "Written",
-]
-
 PngKind: TypeAlias = Literal["binary", "id-map"]
 
 
-@runtime_checkable
 class EncodedMask(Protocol):
     """A mask as it is kept and sent: compact, decoded only where its pixels are needed."""
 
@@ -37,11 +23,7 @@ class EncodedMask(Protocol):
         """(height, width) of the image the mask belongs to, pixels."""
 
     def decode(self) -> MaskWindow:
-        """The mask inside its bounding box.
-
-        Raises:
-            InputError: the encoding is damaged.
-        """
+        """The mask inside its bounding box; raises InputError where it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +37,8 @@ class Instance:
         category_id: class id as the source has it, None where the format has no classes.
         score: detector's confidence, None where the format has none.
         is_crowd: the mask covers a group (COCO ``iscrowd``); such regions are never refined.
-        instance_id: the id the source itself gives the instance (annotation id, value in an id map), None where
-            the format has none.
-        is_stuff: the mask is of an uncountable class such as sky (COCO panoptic ``isthing`` 0); such regions are
-            never refined either.
+        instance_id: the id the source itself gives the instance (annotation id, value in a label map), else None.
+        is_stuff: the mask is of an uncountable class such as sky (COCO panoptic ``isthing`` 0); never refined either.
     """
 
     index: int
@@ -76,12 +56,12 @@ class ImageRecord:
     """One image and its instances, in the order of the source.
 
     Attributes:
-        path: the image file; None where the source was opened without photos.
+        path: the image file; None where the source was opened without images.
         name: how the source names the image (file name or image id), for messages.
         instances: the instances; may be empty.
         size: (height, width) the source states for the image, None where it states none.
         image_id: the id the source gives the image, None where the format has none.
-        file_name: the photo's path inside the folder of photos, with "/", as far as the source or the folder
+        file_name: the image's path inside the folder of images, with "/", as far as the source or the folder
             tells; None where only an id is known.
     """
 
@@ -174,11 +154,7 @@ class Source(Protocol):
         """Images with their sound instances, and what is at fault, in the order of the input."""
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
-        """Says before the work whether ``write`` may write there.
-
-        Raises:
-            OutputError: the output is the input, exists already, or cannot be made there.
-        """
+        """Raises OutputError where ``write`` may not write: it is the input, exists, or cannot be made there."""
 
     def write(
         self,
@@ -197,6 +173,7 @@ class Source(Protocol):
             overwrite: an output that exists may be replaced.
 
         Raises:
+            InputError: the input has changed since it was opened.
             OutputError: as for ``check_output``, or the disk refused.
         """
 
@@ -206,9 +183,9 @@ class OpenOptions:
     """What a reader may be told beside the path of the masks.
 
     Attributes:
-        images: the folder of the photos; None to read masks alone, as converting does. Readers that cannot do
-            without (relative coordinates need the photo's size) say so as an ``InputError``.
-        image_info: a COCO annotation file that says which image id is which photo and names the categories.
+        images: the folder of the images; None to read masks alone, as converting does. Readers that cannot do
+            without (relative coordinates need the image's size) say so as an ``InputError``.
+        image_info: a COCO annotation file that says which image id is which image and names the categories.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line (YOLO ``names``, VOC), first line = class 0.
         max_image_pixels: the largest height × width of a mask image that is decoded.
@@ -234,9 +211,9 @@ class Format:
         write: writes what any source holds, with the refined masks of ``results`` in the place of the coarse ones,
             in this format, at a path that does not exist yet or may be overwritten; never half of it. Instances
             that the format cannot hold are never dropped silently: ``Written`` counts them.
+        beside: the folder that ``write`` fills beside its file, for an output path; None where it fills none.
         check: raises InputError before the work where something of a source, such as the name of a category, cannot
             be written in this format at all.
-        beside: the folder that ``write`` fills beside its file, for an output path; None where it fills none.
     """
 
     name: str

@@ -17,9 +17,6 @@ from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Sour
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 
-__all__ = ["FORMATS", "format_named", "open_source", "recognise"]
-
-
 # in the order in which they are tried: what looks for more comes before what takes nearly anything
 FORMATS: tuple[Format, ...] = (
     COCO_RESULTS,

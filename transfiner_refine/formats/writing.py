@@ -13,8 +13,6 @@ from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault
 from transfiner_refine.images import SUFFIXES, upright_size
 from transfiner_refine.masks import Mask
 
-__all__ = ["Conversion", "by_importance", "stem_of"]
-
 _NO_LETTERS = ("Cc", "Cs")  # control characters, and what stands for bytes that are no text
 _LONGEST_NAME = 200  # bytes of one part of a path; file systems end at 255, and formats add their endings
 

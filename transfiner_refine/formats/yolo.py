@@ -37,8 +37,6 @@ from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["YOLO_SEG", "SharesMask", "YoloSource"]
-
 CLASSES_FILE = "classes.txt"
 _LABELS = PurePosixPath("labels")
 _FEWEST_NUMBERS = 6  # three points
@@ -53,17 +51,11 @@ class SharesMask:
     size: tuple[int, int]
 
     def decode(self) -> MaskWindow:
-        """The mask inside its bounding box, bool.
-
-        Raises:
-            InputError: the polygon is longer than any outline.
-        """
+        """The mask inside its bounding box, bool; raises InputError where the polygon is longer than any outline."""
         points = self.shares * self.size[::-1]
-        return (
-            fill_contour(points, self.size)
-            if is_pixel_contour(points)
-            else fill_polygons([points], self.size)
-        )
+        if is_pixel_contour(points):
+            return fill_contour(points, self.size)
+        return fill_polygons([points], self.size)
 
 
 class YoloSource(FolderSource):
@@ -94,7 +86,10 @@ class YoloSource(FolderSource):
             stem = (name.relative_to(_LABELS) if _LABELS in name.parents else name).with_suffix("")
             lines, error = list[tuple[int, str]](), None
             try:
-                lines = [(at, text) for at, text in enumerate(self._texts(name), 1) if text.strip()]
+                texts = self.read(name).decode("utf-8-sig").split("\n")
+                lines = [(number, text) for number, text in enumerate(texts, 1) if text.strip()]
+            except UnicodeDecodeError:
+                error = InputError("is no text in UTF-8", file=folder / name, remedy="replace the file")
             except InputError as unreadable:
                 error = unreadable
             if lines and _is_image_name(lines[0][1]):  # a list of images, as exports have it for each split
@@ -102,11 +97,9 @@ class YoloSource(FolderSource):
             self._lines.append(lines)
             entries.append(FolderEntry(name, stem, 1 if error else len(lines), error=error))
         self.entries = tuple(entries)
+        # 0 where lines of a class and an odd number of numbers end in a track id, 1 where those of an even one do
         self._with_ids = {
-            len(fields) % 2
-            for lines in self._lines
-            for fields in (text.split() for _, text in lines)
-            if _ends_in_id(fields)
+            len(text.split()) % 2 for lines in self._lines for _, text in lines if _ends_in_id(text)
         }
         self.find_images(ImageTree(options.images))
 
@@ -120,13 +113,20 @@ class YoloSource(FolderSource):
         name, lines = self.entries[position].name, self._lines[position]
         image_size = size() if lines else (0, 0)
         for index, (number, text) in enumerate(lines):
+            extra = self._extra(text)
             try:
-                category_id, shares, score = _parsed(text, self._extra(text), self._with_ids)
+                numbers = _polygon(text, extra)
             except InputError as error:
                 yield RecordFault(error.at(self.folder / name, f"line {number}"))
-            else:
-                mask = SharesMask(shares, image_size)
-                yield Instance(index, mask, f"{name} line {number}", category_id, score)
+                continue
+            has_score = extra == 2 or (extra == 1 and 0 not in self._with_ids)
+            yield Instance(
+                index,
+                SharesMask(numbers[1 : len(numbers) - extra].reshape(-1, 2), image_size),
+                f"{name} line {number}",
+                int(numbers[0]),
+                float(numbers[-extra]) if has_score else None,
+            )
 
     def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002  the image alone knows
         return None
@@ -144,26 +144,18 @@ class YoloSource(FolderSource):
         write_file(draft / name, "\n".join(lines).encode())
         return Written()
 
-    def _texts(self, name: PurePosixPath) -> list[str]:
-        try:
-            return self.read(name).decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise InputError(
-                "is no text in UTF-8", file=self.folder / name, remedy="replace the file"
-            ) from None
-
     def _extra(self, text: str) -> int:
         """How many numbers come after the polygon of a line."""
-        is_odd = len(text.split()) % 2 == 0  # the class is not counted
-        return 1 if is_odd else 2 if 1 in self._with_ids else 0
+        return 1 if len(text.split()) % 2 == 0 else 2 if 1 in self._with_ids else 0
 
 
 def recognise(path: Path) -> bool:
     """A folder of text files; most of their first lines are a class and numbers, and some are polygons."""
     files = [file for file in first_files(path, ".txt") if file.name != CLASSES_FILE]
-    lines = [line.split() for file in files for line in first_lines(file) if not _is_image_name(line)]
-    polygons, boxes = sum(map(_is_polygon, lines)), sum(map(_is_box, lines))
-    return polygons > 0 and 2 * (polygons + boxes) > len(lines)
+    lines = [line for file in files for line in first_lines(file) if not _is_image_name(line)]
+    found = [numbers for numbers in map(_numbers, lines) if numbers is not None and len(numbers) > 4]
+    right = [len(each) > 6 for each in found if each[0].is_integer() and np.abs(each[1:5]).max() < 2]
+    return any(right) and 2 * len(right) > len(lines)
 
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
@@ -206,56 +198,46 @@ def _is_image_name(line: str) -> bool:
     return PurePosixPath(line.strip()).suffix.lower() in SUFFIXES
 
 
-def _is_polygon(fields: list[str]) -> bool:
-    return len(fields) > _FEWEST_NUMBERS and _are_shares(fields[: 1 + _FEWEST_NUMBERS])
-
-
-def _is_box(fields: list[str]) -> bool:
-    return len(fields) in (5, 6) and _are_shares(fields[:5])
-
-
-def _are_shares(fields: list[str]) -> bool:
+def _numbers(text: str) -> NDArray[np.float64] | None:
     try:
-        numbers = [float(field) for field in fields]
+        return np.array(text.split(), np.float64)
     except ValueError:
-        return False
-    return numbers[0].is_integer() and max(map(abs, numbers[1:])) < 2
+        return None
 
 
-def _ends_in_id(fields: list[str]) -> bool:
+def _ends_in_id(text: str) -> bool:
     """Whether the last number of a line is a whole one that is no share, after others that may be shares."""
-    if not fields[-1].isdecimal() or len(fields[-1]) > 18 or int(fields[-1]) < 2:
+    *rest, last = text.rsplit(maxsplit=1)
+    if not rest or not last.isdecimal() or not 2 <= float(last) < 1e18:
         return False
-    try:
-        numbers = np.array(fields[1:-1], np.float64)
-    except ValueError:
-        return False
-    return len(numbers) > _FEWEST_NUMBERS - 1 and bool((np.abs(numbers - 0.5) <= 0.5 + _TOLERANCE).all())
+    numbers = _numbers(rest[0])
+    return numbers is not None and len(numbers) > _FEWEST_NUMBERS and _beyond(numbers[1:]) <= _TOLERANCE
 
 
-def _parsed(text: str, extra: int, with_ids: set[int]) -> tuple[int, NDArray[np.float64], float | None]:
-    """Class, [points, xy] and confidence of a line."""
-    fields = text.split()
-    try:
-        numbers = np.array(fields, np.float64)
-    except ValueError:
-        raise InputError("has something that is no number", remedy="write CLASS x1 y1 x2 y2 ...") from None
+def _beyond(shares: NDArray[np.float64]) -> float:
+    """How far the worst of some shares lies outside of [0, 1]."""
+    return float(np.abs(shares - 0.5).max() - 0.5)
+
+
+def _polygon(text: str, extra: int) -> NDArray[np.float64]:
+    """The numbers of a line, checked; the last ``extra`` are no coordinates."""
+    numbers = _numbers(text)
+    if numbers is None:
+        raise InputError("has something that is no number", remedy="write CLASS x1 y1 x2 y2 ...")
     if not np.isfinite(numbers).all() or not numbers[0].is_integer() or numbers[0] < 0:
         raise InputError(
-            f"has class {fields[0][:30]!r} or a number that is not finite", remedy="correct the line"
+            f"has class {text.split()[0][:30]!r} or a number that is not finite", remedy="correct the line"
         )
-    shares, ending = np.split(numbers[1:], [len(numbers) - 1 - extra])
+    shares = numbers[1 : len(numbers) - extra]
     if len(shares) < _FEWEST_NUMBERS:
         what = "a box" if len(shares) == 4 else "no polygon"
         raise InputError(f"is {what}, not a mask", remedy="boxes alone cannot be refined")
-    if shares.min() < -_TOLERANCE or shares.max() > 1 + _TOLERANCE:
-        worst = max(shares, key=lambda share: abs(share - 0.5))
+    if _beyond(shares) > _TOLERANCE:
         raise InputError(
-            f"has the coordinate {worst:g}, but these are shares of the image's size",
+            f"has the coordinate {shares[np.abs(shares - 0.5).argmax()]:g}, but these are shares of the image's size",
             remedy="divide x by the width and y by the height",
         )
-    has_score = extra == 2 or (extra == 1 and 0 not in with_ids)
-    return int(numbers[0]), shares.reshape(-1, 2), float(ending[0]) if has_score else None
+    return numbers
 
 
 def _shares(mask: MaskWindow) -> list[str]:

@@ -154,7 +154,7 @@ def refine_files(
     inputs = [images, *(Path(path) for path in files.values() if path is not None)]
     inputs += [Path(weights)] if Path(weights).is_file() else []
     beside = None if target.beside is None else target.beside(output)
-    check = partial(check_destination, target, output, inputs)
+    check = partial(check_destination, target, output, inputs, source=source)
     check(overwrite=overwrite or (resume and journal_path(output).exists()))
     selection = Selection(min_area, score_threshold, category_ids(categories, source.categories, masks))
     run = partial(
