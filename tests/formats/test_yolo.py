@@ -201,11 +201,11 @@ def test_labels_never_take_the_name_of_the_file_of_classes(tmp_path: Path) -> No
 
 def test_a_name_that_no_text_file_holds_is_refused_before_the_work(tmp_path: Path, photos: Path) -> None:
     annotations = tmp_path / "a.json"
-    COCO_ANNOTATIONS.write(annotations, SceneSource((one_image("a.jpg"),), {1: "\ud800"}), {})
+    COCO_ANNOTATIONS.write(annotations, SceneSource((one_image("street.jpg"),), {1: "\ud800"}), {})
     with pytest.raises(InputError, match=r"the name of category 1: has half of a pair of characters"):
         convert_masks(annotations, tmp_path / "out", to="yolo-seg")
     with pytest.raises(InputError, match=r"the name of category 1: has half of a pair of characters"):
-        refine_files(photos, annotations, tmp_path / "out", to="yolo-seg", dry_run=True)
+        refine_files(photos / "train", annotations, tmp_path / "out", to="yolo-seg", dry_run=True)
     assert not (tmp_path / "out").exists()
 
 
