@@ -1,4 +1,4 @@
-"""Folders of PNGs: what goes in comes out, in the same files and the same pixel type."""
+"""Mask PNGs: pixel types, palettes and text survive; damage is found."""
 
 from __future__ import annotations
 
@@ -13,183 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, PngImagePlugin
 
-from transfiner_refine.errors import InputError, OutputError
-from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.label_maps import kind_of, repaint
-from transfiner_refine.formats.png import read_pixels
-from transfiner_refine.formats.records import ImageRecord, Instance
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.errors import InputError
+from transfiner_refine.formats.png import DAVIS_PALETTE, VOC_PALETTE, palette_of, read_pixels, write_png
 
 SIZE = (30, 40)
 DISC = np.hypot(*(np.indices(SIZE) - np.array([[[14]], [[18]]]))) < 9
-IDS = np.zeros(SIZE, np.uint8)
-IDS[2:12, 3:15], IDS[15:28, 5:20], IDS[4:25, 25:38] = 1, 2, 5
-
-
-def scene(
-    tmp_path: Path, masks: dict[str, np.ndarray], photos: tuple[str, ...] = ("a.jpg", "a_1.jpg")
-) -> Path:
-    (tmp_path / "images").mkdir()
-    for name in photos:
-        Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / name)
-    for name, values in masks.items():
-        path = tmp_path / "masks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(values).save(path)
-    return tmp_path / "masks"
-
-
-def opened(tmp_path: Path, masks: dict[str, np.ndarray], **options: str) -> Source:
-    return open_source(scene(tmp_path, masks), tmp_path / "images", **options)  # type: ignore[arg-type]
-
-
-def instances_of(source: Source) -> dict[str, list[Instance]]:
-    return {item.name: list(item.instances) for item in source if isinstance(item, ImageRecord)}
-
-
-def labels_of(source: Source) -> dict[str, list[str]]:
-    return {name: [instance.label for instance in found] for name, found in instances_of(source).items()}
-
-
-def coarse_results(source: Source) -> dict[int, Mask]:
-    found = [instance for instances in instances_of(source).values() for instance in instances]
-    return {instance.index: Mask.from_window(instance.mask.decode()) for instance in found}
-
-
-def binary(value: int = 255, dtype: type = np.uint8) -> np.ndarray:
-    return np.where(DISC, value, 0).astype(dtype)
-
-
-def test_the_three_layouts_are_told_by_name_and_the_longest_stem_wins(tmp_path: Path) -> None:
-    names = ["a.png", "a_2.png", "a_1.png", "a_1_x.png", "a/person 0.png", "a/person 1.png"]
-    source = opened(tmp_path, {name: binary() for name in names})
-    assert labels_of(source) == {
-        "a.jpg": ["a.png", "a/person 0.png", "a/person 1.png", "a_2.png"],
-        "a_1.jpg": ["a_1.png", "a_1_x.png"],
-    }
-    assert (source.num_images, source.num_instances) == (2, 6)
-
-
-@pytest.mark.parametrize("values", [binary(255), binary(1), binary(65535, np.uint16), DISC])
-def test_a_binary_mask_comes_out_with_its_own_two_values(tmp_path: Path, values: np.ndarray) -> None:
-    source = opened(tmp_path, {"a_0.png": values})
-    (coarse,) = instances_of(source)["a.jpg"]
-    assert np.array_equal(coarse.mask.decode().paste(), DISC)
-    assert coarse.mask.size == SIZE
-    refined = Mask.from_window(MaskWindow(np.ones((4, 5), bool), 7, 8, SIZE))
-    source.write(tmp_path / "out", {0: refined})
-    with (
-        Image.open(tmp_path / "out" / "a_0.png") as image,
-        Image.open(tmp_path / "masks" / "a_0.png") as before,
-    ):
-        assert image.mode == before.mode
-        assert np.array_equal(np.asarray(image), np.where(refined.decode().paste(), values.max(), 0))
-
-
-def test_a_soft_mask_stays_soft_and_is_refined_to_black_and_white(tmp_path: Path) -> None:
-    soft = np.clip(np.hypot(*(np.indices(SIZE) - np.array([[[14]], [[18]]]))) * -20 + 300, 0, 255).astype(
-        np.uint8
-    )
-    source = opened(tmp_path, {"a.png": soft})
-    (coarse,) = instances_of(source)["a.jpg"]
-    window = coarse.mask.decode()
-    assert window.values.dtype == np.float32
-    assert np.allclose(window.paste(), soft / 255)
-    source.write(tmp_path / "out", coarse_results(source))
-    with Image.open(tmp_path / "out" / "a.png") as image:
-        assert image.mode == "L"
-        assert np.array_equal(np.asarray(image), np.where(soft >= 128, 255, 0))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_id_map_gives_one_instance_an_id(tmp_path: Path, dtype: type) -> None:
-    values = IDS.astype(dtype) * (1 if dtype == np.uint8 else 5000)
-    source = opened(tmp_path, {"a.png": values})
-    found = instances_of(source)["a.jpg"]
-    assert [instance.label for instance in found] == [f"a.png id {value}" for value in np.unique(values)[1:]]
-    for instance, value in zip(found, np.unique(values)[1:], strict=True):
-        assert np.array_equal(instance.mask.decode().paste(), values == value)
-    source.write(tmp_path / "out", coarse_results(source))
-    assert np.array_equal(read_pixels(tmp_path / "out" / "a.png").values, values)
-
-
-def test_a_palette_image_is_an_id_map_whose_void_is_never_refined(tmp_path: Path) -> None:
-    scene(tmp_path, {})
-    (tmp_path / "masks").mkdir()
-    values = IDS.copy()
-    values[0] = 255
-    image = Image.frombytes("P", SIZE[::-1], values.tobytes())
-    image.putpalette(bytes(range(256)) * 3)
-    image.save(tmp_path / "masks" / "a.png")
-    source = open_source(tmp_path / "masks", tmp_path / "images")
-    assert [instance.is_crowd for instance in instances_of(source)["a.jpg"]] == [False, False, False, True]
-    refined = Mask.from_window(MaskWindow(np.ones((6, 6), bool), 0, 0, SIZE))
-    source.write(tmp_path / "out", {0: refined})
-    with Image.open(tmp_path / "out" / "a.png") as out:
-        assert out.mode == "P"
-        assert out.getpalette() == image.getpalette()
-        expected = np.where(IDS == 1, 0, values)
-        expected[1:6, :6] = 1
-        assert np.array_equal(np.asarray(out), expected)
-
-
-def test_png_kind_overrules_the_pixels(tmp_path: Path) -> None:
-    assert opened(tmp_path, {"a_1_map.png": IDS}, png_kind="id-map").num_instances == 3
-    assert open_source(tmp_path / "masks", tmp_path / "images", png_kind="binary").num_instances == 1
-
-
-def test_files_without_refined_masks_are_copied_byte_for_byte(tmp_path: Path) -> None:
-    source = opened(tmp_path, {"a.png": IDS, "a_0.png": binary(), "nobody.png": binary()})
-    source.write(tmp_path / "out", {})
-    for name in ("a.png", "a_0.png", "nobody.png"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "masks" / name).read_bytes()
-
-
-def test_masks_and_photos_may_share_a_folder(tmp_path: Path) -> None:
-    scene(tmp_path, {})
-    Image.fromarray(binary()).save(tmp_path / "images" / "a.png")
-    source = open_source(tmp_path / "images", tmp_path / "images")
-    assert labels_of(source) == {"a.jpg": ["a.png"]}
-    with pytest.raises(OutputError, match="is an input"):
-        source.check_output(tmp_path / "images", overwrite=True)
-
-
-def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path) -> None:
-    folder = scene(tmp_path, {"a_0.png": binary(), "nobody.png": binary()})
-    (folder / "a.png").write_bytes(b"no image")
-    Image.fromarray(binary()).save(folder / "a_1.png", format="JPEG")
-    source = open_source(folder, tmp_path / "images")
-    faults = [str(item.error) for item in source if isinstance(item, RecordFault)]
-    assert len(faults) == 3
-    assert "nobody.png: no image in" in faults[0]
-    assert "a.png: is no image" in faults[1]
-    assert "a_1.png: is a JPEG file; save masks as PNG" in faults[2]
-    assert labels_of(source) == {"a.jpg": ["a_0.png"], "a_1.jpg": []}
-    source.write(tmp_path / "out", coarse_results(source))
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"no image"
-
-
-def test_masks_of_no_photo_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none of the 1 masks belongs to an image \(first: nobody\.png\)"):
-        opened(tmp_path, {"nobody.png": binary()})
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no PNG masks"):
-        open_source(tmp_path / "empty", tmp_path / "images")
-
-
-def test_a_mask_in_colours_is_an_error_and_grey_rgb_is_not(tmp_path: Path) -> None:
-    grey = binary()[..., None].repeat(3, 2)
-    coloured = grey.copy()
-    coloured[5, 5] = (1, 2, 3)
-    source = opened(tmp_path, {"a_grey.png": grey, "a_red.png": coloured})
-    fine, wrong = instances_of(source)["a.jpg"]
-    assert np.array_equal(fine.mask.decode().paste(), DISC)
-    with pytest.raises(InputError, match="in colours"):
-        wrong.mask.decode()
-    source.write(tmp_path / "out", {0: Mask.from_window(fine.mask.decode())})
-    with Image.open(tmp_path / "out" / "a_grey.png") as image:
-        assert image.mode == "RGB"
-        assert np.array_equal(np.asarray(image), grey)
 
 
 def test_sixteen_bit_rgb_stays_sixteen_bit_rgb(tmp_path: Path) -> None:
@@ -209,41 +37,21 @@ def test_sixteen_bit_rgb_stays_sixteen_bit_rgb(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(tmp_path / "b.png").values, values)
 
 
-# which single PNG is a mask and which a map
-
-
-def ramp_mask() -> np.ndarray:
-    """A 28×28 detector mask drawn large, smooth over many pixels: the one most like an id map."""
-    coarse = Image.fromarray((np.random.default_rng(3).random((28, 28)) ** 2 * 255).astype(np.uint8))
-    return np.asarray(coarse.resize((600, 400), Image.Resampling.BILINEAR))
-
-
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        (binary(255), "binary"),
-        (binary(1), "binary"),
-        (np.zeros(SIZE, np.uint8), "binary"),
-        (ramp_mask(), "binary"),
-        (ramp_mask() // 2, "binary"),
-        (IDS, "id-map"),
-        (IDS * 50, "id-map"),
-        (np.arange(200, dtype=np.uint8).reshape(10, 20).repeat(4, 0).repeat(4, 1), "id-map"),
-        ((IDS + 24000 * (IDS > 0)).astype(np.uint16), "id-map"),
-    ],
-)
-def test_single_masks_and_id_maps_are_told_apart(tmp_path: Path, values: np.ndarray, kind: str) -> None:
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert kind_of(read_pixels(tmp_path / "a.png")) == kind
-
-
-def test_an_antialiased_mask_is_no_id_map(tmp_path: Path) -> None:
-    large = Image.fromarray(binary()).resize((400, 300), Image.Resampling.NEAREST)
-    large.resize((133, 100), Image.Resampling.LANCZOS).save(tmp_path / "a.png")
-    assert kind_of(read_pixels(tmp_path / "a.png")) == "binary"
-
-
-# pixel types
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_opaque_grey_with_alpha_is_read_as_grey_and_written_with_alpha(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.where(DISC, 255, 0).astype(np.uint8))
+    grey.convert(mode).save(tmp_path / "a.png")
+    pixels = read_pixels(tmp_path / "a.png")
+    assert np.array_equal(pixels.values, np.asarray(grey))
+    pixels.write(pixels.values[::-1], tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.mode == mode
+        assert np.array_equal(np.asarray(image), np.asarray(grey.convert(mode))[::-1])
+    see_through = grey.convert(mode)
+    see_through.putalpha(200)
+    see_through.save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="has pixels that are not opaque"):
+        read_pixels(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
@@ -292,52 +100,42 @@ def chunks(path: Path) -> dict[bytes, bytes]:
     return found
 
 
-# one id a pixel
+# palettes
 
 
-def full(bitmap: np.ndarray) -> Mask:
-    return Mask.from_window(MaskWindow(bitmap, 0, 0, bitmap.shape))
+def colours(palette: bytes) -> list[tuple[int, ...]]:
+    return [tuple(palette[3 * index : 3 * index + 3]) for index in range(len(palette) // 3)]
 
 
-def test_overlaps_go_to_the_one_named_first_and_are_counted() -> None:
-    coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
-    one, two = np.array([[1, 1, 1, 1, 0]], bool), np.array([[0, 0, 1, 1, 1]], bool)
-    assert repaint(coarse, [(1, full(one)), (2, full(two))], coarse == 0).values.tolist() == [[1, 1, 1, 1, 2]]
-    painted = repaint(coarse, [(2, full(two)), (1, full(one))], coarse == 0)
-    assert painted.values.tolist() == [[1, 1, 2, 2, 2]]
-    assert (painted.overlap_pixels, painted.covered) == (2, ())
+def test_the_colours_are_those_of_the_data_sets() -> None:
+    voc, davis = colours(VOC_PALETTE), colours(DAVIS_PALETTE)
+    # aeroplane, bicycle, ..., tv monitor, void of VOC's development kit
+    assert [voc[index] for index in (0, 1, 2, 3, 9, 15, 20, 255)] == [
+        (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (192, 0, 0), (192, 128, 128), (0, 64, 128),
+        (224, 224, 192),
+    ]  # fmt: skip
+    assert [davis[index] for index in (1, 8, 9, 21, 22, 255)] == [
+        (128, 0, 0), (64, 0, 0), (191, 0, 0), (128, 64, 128), (22, 22, 22), (255, 255, 255),
+    ]  # fmt: skip
 
 
-def test_ids_that_are_not_refined_keep_every_pixel() -> None:
-    coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
-    assert repaint(coarse, [(1, full(np.ones((1, 5), bool)))], coarse == 0).values.tolist() == [
-        [1, 1, 1, 2, 2]
-    ]
+@pytest.mark.parametrize("palette", [VOC_PALETTE, DAVIS_PALETTE])
+def test_maps_keep_their_indexes_and_colours(palette: bytes, tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_png(tmp_path / "a" / "b.png", values, palette)
+    with Image.open(tmp_path / "a" / "b.png") as image:
+        assert image.mode == "P"
+        assert bytes(image.getpalette() or []) == palette
+        assert np.array_equal(np.asarray(image), values)
+    assert palette_of(tmp_path / "a" / "b.png") == palette
 
 
-def test_an_id_that_would_vanish_under_others_keeps_its_coarse_mask() -> None:
-    coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
-    everything = full(np.ones((1, 5), bool))
-    painted = repaint(coarse, [(1, everything), (2, everything)], coarse == 0)
-    assert painted.values.tolist() == [[1, 1, 1, 2, 2]]
-    assert painted.covered == (2,)
-
-
-@given(
-    arrays(np.uint8, (6, 6), elements=st.integers(0, 5)),
-    st.lists(arrays(bool, (6, 6)), min_size=5, max_size=5),
-    st.permutations(range(1, 6)),
-)
-def test_no_id_is_ever_lost(coarse: np.ndarray, masks: list[np.ndarray], order: list[int]) -> None:
-    refined = [
-        (value, full(masks[value - 1]))
-        for value in order
-        if (coarse == value).any() and masks[value - 1].any()
-    ]
-    painted = repaint(coarse, refined, coarse == 0)
-    assert set(np.unique(painted.values)) - {0} == set(np.unique(coarse)) - {0}
-    for value, mask in refined:
-        if value in painted.covered:
-            assert ((painted.values == value) == (coarse == value)).all()
-        else:
-            assert not ((painted.values == value) & ~mask.decode().paste()).any()
+def test_other_files_have_no_palette_and_damaged_ones_none_that_is_known(tmp_path: Path) -> None:
+    write_png(tmp_path / "grey.png", np.zeros((3, 4), np.uint16))
+    write_png(tmp_path / "voc.png", np.zeros((3, 4), np.uint8), VOC_PALETTE)
+    data = bytearray((tmp_path / "voc.png").read_bytes())
+    (tmp_path / "cut.png").write_bytes(data[:60])
+    data[data.index(b"PLTE") + 9] ^= 1
+    (tmp_path / "flipped.png").write_bytes(data)
+    assert palette_of(tmp_path / "grey.png") == b""
+    assert [palette_of(tmp_path / name) for name in ("cut.png", "flipped.png", "none.png")] == [None] * 3
