@@ -230,11 +230,13 @@ def test_whatever_is_refined_the_result_is_a_partition_with_every_segment_alive(
         ({"file_name": "2.png"}, "2.png"),
         ({"image_id": None}, "annotation 0: image_id is missing"),
         ({"image_id": 9}, "image id 9 is not among the images"),
+        ({"file_name": "b.png"}, "annotation 1: b.png is the PNG of another annotation"),
     ],
 )
 def test_a_bad_annotation_is_named_and_the_others_go_on(tmp_path: Path, change: Any, reason: str) -> None:
     annotation = {"segments_info": SEGMENTS, "file_name": "1.png", "image_id": 1}
-    path = panoptic(tmp_path, annotations=[annotation | change, annotation])
+    path = panoptic(tmp_path, annotations=[annotation | change, annotation | {"file_name": "b.png"}])
+    save_png(tmp_path / "panoptic" / "b.png", COARSE)
     source = open_source(path)
     (fault,) = [item for item in source if isinstance(item, RecordFault)]
     assert reason in str(fault.error)

@@ -102,12 +102,15 @@ class PanopticSource:
         self._images = None if options.images is None else ImageFolder(options.images)
         check_any_found(file.images, self._image)
         self._digests: dict[Path, bytes] = {}
+        self._repeated = set[int]()  # positions of annotations whose PNG is that of one before
         for position in range(len(self._annotations)):
             annotation = self._annotations.value(position)
             segments = _segments(annotation)
             self._first.append(self._first[-1] + (1 if segments is None else len(segments)))
             with suppress(InputError):  # named where the annotation is read
                 png, _ = self._png(annotation)
+                if png in self._digests:
+                    self._repeated.add(position)
                 self._digests[png] = digest_of(png)
 
     @property
@@ -178,7 +181,11 @@ class PanopticSource:
         first, end = self._first[position], self._first[position + 1]
         try:
             annotation = self._annotations.value(position)
-            path, _ = self._png(annotation)
+            path, name = self._png(annotation)
+            if position in self._repeated:
+                raise InputError(
+                    f"{name} is the PNG of another annotation", remedy="write one for each image"
+                )
             size = png_size(path)
             image_id = id_of(annotation, "image_id")
             if image_id is None:
