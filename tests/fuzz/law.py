@@ -132,10 +132,17 @@ def _check_counts(case: Case, output: Path, summary: Summary) -> None:
         f"{before.num_instances} instances came in, {summary.instances} were counted",
     )
     require((summary.failed > 0) <= bool(summary.errors), "instances failed without an error")
-    after = open_source(output, case.images, **options)
+    # a link that leads nowhere or a pipe is named, and cannot be copied
+    lost = sum(not path.is_file() and not path.is_dir() for path in case.masks.rglob("*"))
+    try:
+        found = open_source(output, case.images, **options).num_instances
+    except MaskRefineError:
+        if not lost:
+            raise
+        found = 0
     require(
-        after.num_instances == before.num_instances,
-        f"{before.num_instances} instances came in, {after.num_instances} are in the output",
+        before.num_instances - min(lost, summary.failed) <= found <= before.num_instances,
+        f"{before.num_instances} instances came in, {found} are in the output",
     )
 
 

@@ -136,7 +136,9 @@ class ImageTree:
         self._by_key: dict[str, list[PurePosixPath]] = {}
         barred = {os.path.realpath(path) for path in without}  # resolve() has no answer for a circle of links
         for name in files_in(root, remedy="give the folder of the images"):
-            if name.suffix.lower() in SUFFIXES and (not barred or os.path.realpath(root / name) not in barred):
+            if name.suffix.lower() in SUFFIXES and (
+                not barred or os.path.realpath(root / name) not in barred
+            ):
                 self._by_key.setdefault(key(name.stem), []).append(name)
 
     def find(self, stem: PurePosixPath) -> PurePosixPath | None:
