@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from transfiner_refine import load_refiner
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import open_source
 from transfiner_refine.masks import Mask
-from transfiner_refine.report import build_report, load_scenes
+from transfiner_refine.report import build_report
+from transfiner_refine.report.scenes import Comparison
 
 
 def content(script: Path) -> Any:
@@ -28,26 +29,39 @@ def content(script: Path) -> Any:
     return json.loads(match[1])
 
 
-def test_instances_are_paired_and_scored_against_the_truth(job: Any) -> None:
-    found = load_scenes(**job.files)
-    assert [scene.name for scene in found.scenes] == [f"photo_{n}.png" for n in range(6)]
-    assert found.truth is not None
-    gains = [scene.instances[0].gain for scene in found.scenes]
-    assert all(gain is not None for gain in gains)
+def index(report: Path) -> Any:
+    """What the page lists."""
+    return content(report / "data" / "index.js")
+
+
+def compared(job: Any, **changes: Path) -> Comparison:
+    """The job's masks without the truth."""
+    files = job.files | changes
+    opened = partial(open_source, images=files["images"], image_info=files["annotations"])
+    return Comparison(files["before"], files["after"], opened)
+
+
+def test_instances_are_paired_and_scored_against_the_truth(job: Any, tmp_path: Path) -> None:
+    build_report(**job.files, output=tmp_path / "report")
+    images = index(tmp_path / "report")["images"]
+    assert [image["name"] for image in images] == [f"photo_{n}.png" for n in range(6)]
+    gains = [image["instances"][0]["iou"][1] - image["instances"][0]["iou"][0] for image in images]
     assert np.argmax(gains) == 1  # photo 1 is exact after
-    plate, coin = found.scenes[1].instances
-    assert (plate.category, plate.size, coin.category, coin.size) == ("plate", "medium", "coin <b>", "small")
-    assert plate.scores is not None
-    assert plate.scores[1].iou == 1
+    plate, coin = images[1]["instances"]
+    assert (plate["category"], plate["size"]) == ("plate", "medium")
+    assert (coin["category"], coin["size"]) == ("coin <b>", "small")
+    assert plate["iou"][1] == 1
+    assert (plate["label"], plate["score"]) == ("record 2", 0.8)
 
 
-def test_without_truth_there_is_the_share_of_changed_pixels(job: Any) -> None:
+def test_without_truth_there_is_the_share_of_changed_pixels(job: Any, tmp_path: Path) -> None:
     files = {key: path for key, path in job.files.items() if key != "annotations"}
-    found = load_scenes(**files, image_info=job.files["annotations"])
-    assert found.truth is None
-    assert found.scenes[5].instances[0].changed == 0  # off by 8 before and after
-    assert found.scenes[0].instances[0].gain is None
-    assert found.scenes[0].instances[0].changed > 0.2
+    build_report(**files, image_info=job.files["annotations"], output=tmp_path / "report")
+    first, *_, last = index(tmp_path / "report")["images"]
+    assert last["instances"][0]["changed"] == 0  # off by 8 before and after
+    assert first["instances"][0]["changed"] > 0.2
+    assert "iou" not in first["instances"][0]
+    assert index(tmp_path / "report")["truth"] is None
 
 
 def test_the_folder_has_the_page_its_parts_and_a_script_for_each_image(job: Any, tmp_path: Path) -> None:
@@ -177,9 +191,8 @@ def test_masks_are_not_kept_while_images_are_chosen(job: Any) -> None:
         gc.collect()
         return sum(type(each) is Mask for each in gc.get_objects())
 
-    files = {key: path for key, path in job.files.items() if key != "annotations"}
     before = masks()
-    found = load_scenes(**files, image_info=job.files["annotations"])
+    found = compared(job)
     assert sum(len(scene.instances) for scene in found.scenes) == 12
     assert masks() - before < 4
 
@@ -235,12 +248,12 @@ def test_where_no_image_is_left_the_reason_is_said(job: Any, tmp_path: Path) -> 
 
 
 def test_masks_that_change_while_the_report_is_made_are_noticed(job: Any, tmp_path: Path) -> None:
-    found = load_scenes(**job.files)
-    (tmp_path / "after.json").write_text(json.dumps(json.loads(job.files["after"].read_text())[:-1]))
-    shorter = open_source(tmp_path / "after.json", job.files["images"], image_info=job.files["annotations"])
-    changed = dataclasses.replace(found, sources=(found.sources[0], shorter))
+    found = compared(job)
+    shorter = tmp_path / "shorter.json"
+    shorter.write_text(json.dumps(json.loads(job.files["before"].read_text())[:-1]))
+    other = compared(job, before=shorter, after=shorter)
     with pytest.raises(InputError, match="have changed while the report was made"):
-        list(changed.pairs(found.scenes))
+        list(other.pairs(found.scenes))
 
 
 def test_images_of_too_many_pixels_are_left_out_and_named(job: Any, tmp_path: Path) -> None:

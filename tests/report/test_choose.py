@@ -7,16 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transfiner_refine.evaluation.matched import MaskScores
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.refine.roi import focus
-from transfiner_refine.report.scenes import Scene, Shown, choose
+from transfiner_refine.report.scenes import Scene, choose
 
 
 def scene(number: int, gain: float | None) -> Scene:
-    scores = None if gain is None else (MaskScores(0.5, 0.5, 0.5), MaskScores(0.5 + gain, 0.5, 0.5))
-    shown = Shown(number, "record", "cat", None, 50, scores, changed=number / 100)
-    return Scene(Path(f"{number}.jpg"), f"{number}.jpg", (10, 10), (shown,))
+    scores = {} if gain is None else {"iou": [0.5, 0.5 + gain]}
+    return Scene(Path(f"{number}.jpg"), (10, 10), {number: {"changed": number / 100, **scores}})
 
 
 def test_all_images_are_shown_where_they_fit() -> None:

@@ -24,13 +24,14 @@ from tqdm import tqdm
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
 from transfiner_refine.formats.polygons import outlines
-from transfiner_refine.formats.records import Instance, PngKind
+from transfiner_refine.formats.records import Instance, PngKind, Source
+from transfiner_refine.formats.registry import open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS, read_image
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.refine.roi import focus
 from transfiner_refine.report.overlay import write_overlay
-from transfiner_refine.report.scenes import Scene, Scenes, Shown, choose, load_scenes, window_of
+from transfiner_refine.report.scenes import Comparison, Scene, choose, window_of
 
 if TYPE_CHECKING:
     from transfiner_refine.refiner import BaseRefiner
@@ -99,12 +100,17 @@ def build_report(
 
     Args:
         images: folder of the images.
-        before, after, annotations, match, image_info: as for ``load_scenes``.
-        format, png_kind, class_names: as for ``load_scenes``.
-        max_image_pixels: images and mask images of more pixels are left out, and named.
+        before: coarse masks, in any format.
+        after: the refined ones, in the same format and order.
         output: folder for the page, to be opened at its ``index.html``; None for overlays alone.
         overlay: folder for IMAGE_STEM_before.png and IMAGE_STEM_after.png in full size; None for none. Where the stem
             is another image's too, the second gets its whole name, or a number.
+        annotations: the truth: for JSON a COCO annotation file, for folders a folder of the same names.
+        match: for JSON: which annotation each record belongs to (see ``evaluation.coco_files.load_match``).
+        image_info: for COCO results: an annotation file that says which image id is which image; None takes
+            ``annotations``.
+        format, png_kind, class_names: how masks are read, as for ``open_source``.
+        max_image_pixels: images and mask images of more pixels are left out, and named.
         refiner: a loaded refiner shows the quadtree of each instance; None leaves it out.
         limit: most images to show, 0 for all; see ``choose``.
         image_side: longer side of the page's images, pixels; 0 keeps them as they are.
@@ -116,41 +122,45 @@ def build_report(
         InputError: an input cannot be used at all, or no image is left to show.
         OutputError: a folder exists already, is an input, or cannot be written.
     """
+    folders = [Path(folder) for folder in (output, overlay) if folder is not None]
     inputs = [
         Path(path) for path in (images, before, after, annotations, match, image_info) if path is not None
     ]
-    folders = [Path(folder) for folder in (output, overlay) if folder is not None]
     for folder in folders:
         check_output_folder(folder, inputs, overwrite=overwrite)
     places = [folder.resolve() for folder in folders]
     if len(places) > 1 and (places[0] in (places[1], *places[1].parents) or places[1] in places[0].parents):
-        raise OutputError(
-            "the page and the overlays need a folder each", file=overlay, remedy="give another one"
+        reason, remedy = "the page and the overlays need a folder each", "give another one"
+        raise OutputError(reason, file=overlay, remedy=remedy)
+    truth = None if annotations is None else Path(annotations)
+    if image_info is None and truth is not None and truth.is_file():
+        image_info = truth
+
+    def opened(path: Path) -> Source:
+        kind = recognise(path, format).name
+        info = image_info if kind.startswith("coco-results") else None  # the others name their images
+        return open_source(
+            path,
+            images,
+            format=kind,
+            image_info=info,
+            png_kind=png_kind,
+            class_names=class_names,
+            max_image_pixels=max_image_pixels,
         )
-    found = load_scenes(
-        images,
-        before,
-        after,
-        annotations=annotations,
-        match=match,
-        image_info=image_info,
-        format=format,
-        png_kind=png_kind,
-        class_names=class_names,
-        max_image_pixels=max_image_pixels,
-        progress=progress,
-    )
+
+    found = Comparison(Path(before), Path(after), opened, annotations=truth, match=match, progress=progress)
     scenes, chosen = choose(found.scenes, limit, seed=seed)
-    faults = list(found.faults)
+    faults, entries = found.faults, list[dict[str, Any]]()
     with ExitStack() as stack:
         drafts = [stack.enter_context(atomic_folder(folder)) for folder in folders]
         page = None if output is None else drafts[0]
         if page is not None:
             _copy_assets(page)
+        folder = Path(images)
         artist = _Artist(
-            page, None if overlay is None else drafts[-1], refiner, image_side, max_image_pixels, found
+            found, folder, page, drafts[-1] if overlay else None, refiner, image_side, max_image_pixels
         )
-        entries: list[dict[str, Any]] = []
         for entry in tqdm(
             artist.all(scenes),
             desc="drawing",
@@ -196,26 +206,20 @@ def mask_path(mask: MaskWindow) -> str:
 
 @dataclass(frozen=True)
 class _Artist:
-    """Draws images, a few at a time where no network is in the way.
+    """Draws images, a few at a time where no network is in the way."""
 
-    Attributes:
-        page, overlay: the folders to fill, or None.
-        refiner: for the quadtrees, or None.
-        image_side: of the page's images, pixels; 0 for as they are.
-        max_image_pixels: of the images.
-        found: where the masks come from.
-    """
-
+    found: Comparison
+    images: Path
     page: Path | None
     overlay: Path | None
     refiner: BaseRefiner | None
     image_side: int
     max_image_pixels: int
-    found: Scenes
 
     def all(self, scenes: Sequence[Scene]) -> Iterator[dict[str, Any] | InputError]:
         """The index entry of each image, or why it cannot be shown."""
-        work = range(len(scenes)), scenes, self.found.pairs(scenes), _overlay_names(scenes)
+        names = [scene.path.relative_to(self.images).as_posix() for scene in scenes]
+        work = range(len(scenes)), scenes, self.found.pairs(scenes), names, _overlay_names(names)
         if self.refiner is not None:
             yield from map(self.draw, *work)
             return
@@ -227,7 +231,7 @@ class _Artist:
                 raise
 
     def draw(
-        self, number: int, scene: Scene, instances: list[tuple[Instance, Instance]], name: str
+        self, number: int, scene: Scene, instances: list[tuple[Instance, Instance]], name: str, overlay: str
     ) -> dict[str, Any] | InputError:
         """Writes what belongs to one image."""
         try:
@@ -236,8 +240,8 @@ class _Artist:
         except InputError as error:
             return error
         if self.overlay is not None:
-            write_overlay(self.overlay / f"{name}_before.png", image, [before for before, _ in pairs])
-            write_overlay(self.overlay / f"{name}_after.png", image, [after for _, after in pairs])
+            write_overlay(self.overlay / f"{overlay}_before.png", image, [before for before, _ in pairs])
+            write_overlay(self.overlay / f"{overlay}_after.png", image, [after for _, after in pairs])
         if self.page is None:
             return {"instances": scene.instances}
         file = f"{number:05d}"
@@ -246,8 +250,7 @@ class _Artist:
         drawn = []
         for (instance, _), (before, after) in zip(instances, pairs, strict=True):
             paths: dict[str, Any] = {"before": mask_path(before), "after": mask_path(after)}
-            truth = None if self.found.truth is None else self.found.truth(instance)
-            if truth is not None:
+            if (truth := self.found.truth(instance)) is not None:
                 paths["truth"] = mask_path(truth)
             if self.refiner is not None and before.area:
                 paths["quadtree"] = _quadtree(self.refiner, image, before)
@@ -255,19 +258,22 @@ class _Artist:
         _write_script(self.page / "data" / f"{file}.js", "outlines", {"file": file, "instances": drawn})
         return {
             "file": file,
-            "name": scene.name,
+            "name": name,
             "width": scene.size[1],
             "height": scene.size[0],
             "scale": scale,
-            "instances": [_entry(shown, *pair) for shown, pair in zip(scene.instances, pairs, strict=True)],
+            "instances": [
+                {**entry, "box": _box(pair), "focus": focus(*pair)}
+                for entry, pair in zip(scene.instances.values(), pairs, strict=True)
+            ],
         }
 
 
-def _overlay_names(scenes: Sequence[Scene]) -> list[str]:
+def _overlay_names(images: Sequence[str]) -> list[str]:
     """The start of each image's overlay names: its stem, or where that is taken its name, or that with a number."""
     names, taken = [], set()
-    for scene in scenes:
-        flat = scene.name.replace("/", "_")
+    for image in images:
+        flat = image.replace("/", "_")
         tries = chain((flat.rpartition(".")[0] or flat, flat), (f"{flat}_{number}" for number in count(2)))
         name = next(name for name in tries if name.casefold() not in taken)  # as disks do that ignore case
         taken.add(name.casefold())
@@ -293,48 +299,34 @@ def _quadtree(refiner: BaseRefiner, image: NDArray[np.uint8], mask: MaskWindow) 
     }
 
 
-def _entry(shown: Shown, before: MaskWindow, after: MaskWindow) -> dict[str, Any]:
-    """What the index says of an instance; its box is [x0, y0, x1, y1] around both masks, pixels."""
-    filled = [mask for mask in (before, after) if mask.values.size]
-    entry: dict[str, Any] = {
-        "label": shown.label,
-        "category": shown.category,
-        "score": None if shown.score is None else round(shown.score, 4),
-        "size": shown.size,
-        "changed": round(shown.changed, 5),
-        "box": [
-            min(mask.x for mask in filled),
-            min(mask.y for mask in filled),
-            max(mask.x + mask.values.shape[1] for mask in filled),
-            max(mask.y + mask.values.shape[0] for mask in filled),
-        ],
-        "focus": focus(before, after),
-    }
-    if shown.scores is not None:
-        entry["iou"] = [round(scores.iou, 5) for scores in shown.scores]
-        entry["boundary"] = [round(scores.boundary_iou, 5) for scores in shown.scores]
-    return entry
+def _box(masks: Sequence[MaskWindow]) -> list[int]:
+    """[x0, y0, x1, y1] around all the masks, pixels."""
+    filled = [mask for mask in masks if mask.values.size]
+    ends = [(mask.x + mask.values.shape[1], mask.y + mask.values.shape[0]) for mask in filled]
+    starts = [(mask.x, mask.y) for mask in filled]
+    return [*map(min, zip(*starts, strict=True)), *map(max, zip(*ends, strict=True))]
 
 
 def _content(
-    found: Scenes,
+    found: Comparison,
     entries: list[dict[str, Any]],
     chosen: str,
     files: tuple[str | Path, str | Path, str | Path | None],
     has_quadtrees: bool,
 ) -> dict[str, Any]:
     """The index of the page."""
-    everything = [shown for scene in found.scenes for shown in scene.instances]
+    everything = [entry for scene in found.scenes for entry in scene.instances.values()]
     totals: dict[str, Any] = {"images": len(found.scenes), "instances": len(everything)}
-    scored = [shown.scores for shown in everything if shown.scores is not None]
+    scored = [entry for entry in everything if "iou" in entry]
     if scored:
-        changes = np.array([after.iou - before.iou for before, after in scored])
+        iou, boundary = (np.array([entry[name] for entry in scored]) for name in ("iou", "boundary"))
+        change = iou[:, 1] - iou[:, 0]
         totals |= {
             "scored": len(scored),
-            "iou": [_mean([scores[i].iou for scores in scored]) for i in (0, 1)],
-            "boundary": [_mean([scores[i].boundary_iou for scores in scored]) for i in (0, 1)],
-            "better": _mean(changes > CHANGE_THRESHOLD),
-            "worse": _mean(changes < -CHANGE_THRESHOLD),
+            "iou": iou.mean(axis=0).tolist(),
+            "boundary": boundary.mean(axis=0).tolist(),
+            "better": float(np.mean(change > CHANGE_THRESHOLD)),
+            "worse": float(np.mean(change < -CHANGE_THRESHOLD)),
         }
     return {
         "before": Path(files[0]).name,
@@ -343,7 +335,7 @@ def _content(
         "quadtrees": has_quadtrees,
         "chosen": chosen,
         "totals": totals,
-        "categories": Counter(shown.category for shown in everything).most_common(),
+        "categories": Counter(entry["category"] for entry in everything).most_common(),
         "images": entries,
     }
 
@@ -363,10 +355,6 @@ def _count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _mean(values: Any) -> float:
-    return round(float(np.mean(values)), 5)
-
-
 def _save_image(image: NDArray[np.uint8], path: Path, side: int, *, quality: int) -> float:
     """Saves a JPEG whose longer side is at most ``side`` (0 for any); gives its scale."""
     height, width = image.shape[:2]
@@ -383,7 +371,8 @@ def _save_image(image: NDArray[np.uint8], path: Path, side: int, *, quality: int
 def _write_script(path: Path, function: str, content: Any) -> None:
     """JSON as a script: a page opened from disk may not fetch files, but it may load scripts."""
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=True)
+    short = json.loads(json.dumps(content), parse_float=lambda number: round(float(number), 5))
+    text = json.dumps(short, separators=(",", ":"), ensure_ascii=True)
     path.write_text(f"report.{function}({text});\n", encoding="utf-8")
 
 
