@@ -31,7 +31,7 @@ def test_rows_hold_the_scores_of_each_mask_in_the_order_they_came() -> None:
         assert row.before.mba == mean_boundary_accuracy(true_mask, mask)
         assert row.after is not None
         assert (row.after.iou, row.after.boundary_iou, row.after.mba) == (1, 1, 1)
-    assert [row.index for row in scores.rows] == [0, 1]
+    assert [row.image for row in scores.rows] == [0, 1]
 
 
 def test_small_instances_and_hopeless_coarse_masks_are_listed_but_not_counted() -> None:

@@ -27,7 +27,7 @@ from transfiner_refine.evaluation.overlap import (
 )
 from transfiner_refine.masks import Mask, MaskWindow
 
-__all__ = ["OVERLAPS", "AveragePrecision", "ClassPrecision", "Overlap", "average_precision"]
+__all__ = ["OVERLAPS", "AveragePrecision", "Overlap", "average_precision"]
 
 Overlap = Literal["mask", "boundary"]
 OVERLAPS: tuple[Overlap, ...] = ("mask", "boundary")
@@ -37,25 +37,17 @@ _AREAS = {"s": 1, "m": 2, "l": 3}  # index of COCO's size classes in the evaluat
 
 
 @dataclass(frozen=True)
-class ClassPrecision:
-    """AP of one category: at IoU 0.50 to 0.95, and at 0.50; nan where the truth has none of it."""
-
-    ap: float
-    ap50: float
-
-
-@dataclass(frozen=True)
 class AveragePrecision:
     """AP and AR in [0, 1], nan where the truth has nothing to find.
 
     Attributes:
         scores: AP, AP50, AP75, APs, APm, APl, and AR1, AR10, AR100, ARs, ARm, ARl for COCO; APr, APc, APf and
             AR300, ARs, ARm, ARl for LVIS.
-        classes: by category id.
+        classes: AP by category id.
     """
 
     scores: dict[str, float]
-    classes: dict[int, ClassPrecision]
+    classes: dict[int, float]
 
 
 def average_precision(
@@ -146,7 +138,14 @@ def _evaluator(
         made.createIndex()
         return made
 
-    scored = _scored(annotations, detections)
+    scored = list(detections)
+    if (
+        annotations.is_lvis
+    ):  # the best 300 of each image; the evaluator drops those of classes nobody looked for
+        best: dict[int, list[Detection]] = defaultdict(list)
+        for detection in sorted(detections, key=lambda entry: -(entry.score or 0)):
+            best[detection.image_id].append(detection)
+        scored = [detection for entries in best.values() for detection in entries[:_LVIS_DETECTIONS]]
     truth = [{"area": entry.area, "iscrowd": int(entry.is_crowd)} for entry in annotations.instances]
     found = [{"area": entry.mask.area, "iscrowd": 0, "score": entry.score} for entry in scored]
     tables = table(annotations.instances, truth), table(scored, found)
@@ -155,26 +154,6 @@ def _evaluator(
         evaluator.params.maxDets = [_LVIS_DETECTIONS]
     masks = [entry.mask for entry in annotations.instances], [entry.mask for entry in scored]
     return evaluator, _BoundaryOverlap(evaluator, *masks, boundary_ratio)
-
-
-def _scored(annotations: Annotations, detections: Sequence[Detection]) -> Sequence[Detection]:
-    """The detections that count: for COCO all; for LVIS the best 300 of each image, and of these the ones
-    whose category is known to be in the image or known not to be.
-    """
-    if not annotations.is_lvis:
-        return detections
-    of_image: dict[int, list[Detection]] = defaultdict(list)
-    for detection in detections:
-        of_image[detection.image_id].append(detection)
-    present = {(instance.image_id, instance.category_id) for instance in annotations.instances}
-    kept: list[Detection] = []
-    for image_id, entries in of_image.items():
-        best = sorted(entries, key=lambda entry: -(entry.score or 0.0))[:_LVIS_DETECTIONS]
-        absent = annotations.images[image_id].absent
-        kept += [
-            entry for entry in best if (image_id, entry.category_id) in present or entry.category_id in absent
-        ]
-    return kept
 
 
 class _BoundaryOverlap:
@@ -253,10 +232,7 @@ def _scores(
         scores |= {f"AP{name}": _mean(precision[:, :, frequency == name, 0, -1]) for name in "rcf"}
     scores |= {f"AR{limit}": _mean(recall[:, :, 0, index]) for index, limit in enumerate(params.maxDets)}
     scores |= {f"AR{name}": _mean(recall[:, :, area, -1]) for name, area in _AREAS.items()}
-    classes = {
-        int(key): ClassPrecision(_mean(precision[:, :, k, 0, -1]), _mean(precision[at[0.5], :, k, 0, -1]))
-        for k, key in enumerate(params.catIds)
-    }
+    classes = {int(key): _mean(precision[:, :, k, 0, -1]) for k, key in enumerate(params.catIds)}
     return AveragePrecision(scores, classes)
 
 

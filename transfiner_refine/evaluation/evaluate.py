@@ -270,8 +270,8 @@ def _class_rows(
         ClassRow(
             truth.categories[key],
             count,
-            None if before is None else {overlap: before[overlap].classes[key].ap for overlap in OVERLAPS},
-            {overlap: after[overlap].classes[key].ap for overlap in OVERLAPS},
+            None if before is None else {overlap: before[overlap].classes[key] for overlap in OVERLAPS},
+            {overlap: after[overlap].classes[key] for overlap in OVERLAPS},
         )
         for key, count in counts.items()
     ]

@@ -90,15 +90,12 @@ class InstanceScore:
     """One instance, before and after.
 
     Attributes:
-        index: position in the sequences that were compared.
         area: true area, pixels.
-        before: scores of the coarse mask.
-        after: scores of the refined mask; None where there is none.
+        before, after: scores of the coarse and the refined mask; ``after`` is None where there is none.
         counted: the instance takes part in the summary (large enough, coarse mask near enough).
         image: what tells its image from others, for the bootstrap.
     """
 
-    index: int
     area: int
     before: MaskScores
     after: MaskScores | None
@@ -150,13 +147,8 @@ class MatchedScores:
 def mask_scores(truth: AnyMask, mask: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> MaskScores:
     """IoU, boundary IoU and mBA of one mask against its true mask.
 
-    Args:
-        truth: the true mask, [H, W] bool or a window of it.
-        mask: the mask to judge, of the same image.
-        dilation_ratio: width of the boundary band as a share of the image's diagonal.
-
-    Raises:
-        InputError: the masks belong to images of different sizes.
+    ``dilation_ratio`` is the width of the boundary band as a share of the image's diagonal. Masks of images of
+    different sizes raise InputError.
     """
     true_window, window = as_window(truth), as_window(mask)
     crops = common_window(true_window, window)
@@ -197,12 +189,7 @@ def matched_scores(
     Raises:
         InputError: sequences of different lengths, or masks of different image sizes.
     """
-    sequences: dict[str, Iterable[Any] | None] = {
-        "truth": truth,
-        "coarse": coarse,
-        "refined": refined,
-        "image": images,
-    }
+    sequences: dict[str, Any] = {"truth": truth, "coarse": coarse, "refined": refined, "image": images}
     given = {name: sequence for name, sequence in sequences.items() if sequence is not None}
     end, rows = object(), []
     for index, entries in enumerate(zip_longest(*given.values(), fillvalue=end)):
@@ -210,13 +197,12 @@ def matched_scores(
             raise InputError(f"not as many masks to compare as true masks: one list ends at {index}")
         entry = dict(zip(given, entries, strict=True))
         window = as_window(entry["truth"])
-        before, after = (
-            None if mask is None else mask_scores(window, mask, dilation_ratio=dilation_ratio)
-            for mask in (entry["coarse"], entry.get("refined"))
-        )
-        assert before is not None
+        before = mask_scores(window, entry["coarse"], dilation_ratio=dilation_ratio)
+        after = None
+        if refined is not None:
+            after = mask_scores(window, entry["refined"], dilation_ratio=dilation_ratio)
         counted = window.area >= min_area and before.iou >= min_coarse_iou
-        rows.append(InstanceScore(index, window.area, before, after, counted, entry.get("image", index)))
+        rows.append(InstanceScore(window.area, before, after, counted, entry.get("image", index)))
     summary = {size: summarise(rows, size, seed=seed, refined=refined is not None) for size in SIZES}
     return MatchedScores(tuple(rows), summary)
 
@@ -224,7 +210,7 @@ def matched_scores(
 def summarise(
     rows: Sequence[InstanceScore], size: str = "all", *, refined: bool = True, seed: int = 0
 ) -> SizeSummary:
-    """Means over the counted rows of one size class (a key of ``SIZES``); ``seed`` is that of the bootstrap."""
+    """Means over the counted rows of one size class."""
     low, high = SIZES[size]
     rows = [row for row in rows if row.counted and low <= row.area < high]
     before = _mean_scores([row.before for row in rows])
@@ -289,19 +275,16 @@ def _mean_scores(scores: Sequence[MaskScores]) -> MaskScores:
 def match_detections(
     annotations: Annotations, detections: Sequence[Detection], source: str | Path, file: str | Path | None
 ) -> tuple[list[Match], str]:
-    """Which detection belongs to which true instance: as a match file says, the records, or the best IoU.
+    """Which detection belongs to which true instance: as a match file says, else the records, else the best IoU.
 
     Args:
         annotations: the truth.
-        detections: of the same images; the coarse masks where there are several versions.
+        detections: the coarse masks, where there are several versions.
         source: the file of the detections, for messages.
         file: a match file (see ``load_match``), or None.
 
     Returns:
         the matches, and how they were found: "match file", "annotation_id" or "best IoU".
-
-    Raises:
-        InputError: the file cannot be used, or names an annotation that does not fit.
     """
     if file is not None:
         return match_by_ids(annotations, detections, load_match(file, len(detections)), file), "match file"
@@ -314,16 +297,11 @@ def match_detections(
 def match_by_ids(
     annotations: Annotations, detections: Sequence[Detection], ids: Sequence[int | None], source: str | Path
 ) -> list[Match]:
-    """Matches detections with the annotations they name, in the order of the detections.
-
-    Args:
-        annotations: the truth; crowds cannot be named.
-        detections: of the same images.
-        ids: annotation id of each detection, None for one that has no true instance.
-        source: the file the ids stand in, for messages.
+    """Matches detections with the annotations they name (None for none), in the order of the detections.
 
     Raises:
-        InputError: an id that does not exist, is a crowd's, is of another image, or stands there twice.
+        InputError: an id that does not exist, is a crowd's, is of another image, or stands there twice; ``source`` is
+            the file the ids stand in.
     """
     index_of = {instance.id: index for index, instance in enumerate(annotations.instances)}
     matches: list[Match] = []
@@ -352,11 +330,8 @@ def match_by_ids(
 def match_by_iou(annotations: Annotations, detections: Sequence[Detection]) -> list[Match]:
     """Matches each true instance with at most one detection of its image and category, the best pairs first.
 
-    Scores play no part: what counts is which coarse mask shows the instance. Crowds stay without a match. Of equally
-    good pairs the earlier record is taken.
-
-    Returns:
-        matches in the order of the true instances; instances no detection overlaps have none.
+    Scores play no part: what counts is which coarse mask shows the instance. Crowds, and instances that no detection
+    overlaps, have no match. Of equally good pairs the earlier record is taken.
     """
     found: dict[tuple[int, int], list[int]] = defaultdict(list)
     for number, detection in enumerate(detections):
@@ -387,16 +362,13 @@ def check_same_detections(
     before: Sequence[Detection], after: Sequence[Detection], files: tuple[str | Path, str | Path]
 ) -> None:
     """Raises InputError unless two results files hold the same detections in the same order, but for their masks."""
-    remedy = (
-        "they must be the same detections in the same order; without --before the results are scored alone"
-    )
+    reason = label = None
     if len(before) != len(after):
         reason = f"{len(after)} records, but {len(before)} in {files[0]}"
-        raise InputError(reason, file=files[1], remedy=remedy)
-    for one, other in zip(before, after, strict=True):
-        if (one.image_id, one.category_id) != (other.image_id, other.category_id):
-            reason = (
-                f"image {other.image_id}, category {other.category_id}, but "
-                f"image {one.image_id}, category {one.category_id} in {files[0]}"
-            )
-            raise InputError(reason, file=files[1], record=f"record {other.record}", remedy=remedy)
+    for one, other in zip(before, after, strict=False):
+        places = [f"image {each.image_id}, category {each.category_id}" for each in (one, other)]
+        if reason is None and places[0] != places[1]:
+            reason, label = f"{places[1]}, but {places[0]} in {files[0]}", f"record {other.record}"
+    if reason is not None:
+        remedy = "they must be the same detections in the same order; without --before the results are scored alone"
+        raise InputError(reason, file=files[1], record=label, remedy=remedy)
