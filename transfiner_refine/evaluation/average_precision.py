@@ -139,13 +139,15 @@ def _evaluator(
         return made
 
     scored = list(detections)
-    if (
-        annotations.is_lvis
-    ):  # the best 300 of each image; the evaluator drops those of classes nobody looked for
+    if annotations.is_lvis:
+        # the best 300 of each image, and of these the ones of categories that were looked for in it
         best: dict[int, list[Detection]] = defaultdict(list)
-        for detection in sorted(detections, key=lambda entry: -(entry.score or 0)):
-            best[detection.image_id].append(detection)
-        scored = [detection for entries in best.values() for detection in entries[:_LVIS_DETECTIONS]]
+        for entry in sorted(detections, key=lambda entry: -(entry.score or 0)):
+            best[entry.image_id].append(entry)
+        looked_for = {(entry.image_id, entry.category_id) for entry in annotations.instances}
+        looked_for |= {(key, absent) for key, image in annotations.images.items() for absent in image.absent}
+        scored = [entry for entries in best.values() for entry in entries[:_LVIS_DETECTIONS]]
+        scored = [entry for entry in scored if (entry.image_id, entry.category_id) in looked_for]
     truth = [{"area": entry.area, "iscrowd": int(entry.is_crowd)} for entry in annotations.instances]
     found = [{"area": entry.mask.area, "iscrowd": 0, "score": entry.score} for entry in scored]
     tables = table(annotations.instances, truth), table(scored, found)
