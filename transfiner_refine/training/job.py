@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 
 from transfiner_refine.device import choose_device
+from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU
 from transfiner_refine.evaluation.overlap import boundary_iou, mask_iou
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.backbone import load_imagenet
@@ -29,8 +30,6 @@ from transfiner_refine.training.samples import Augmentation, RefinementSamples
 from transfiner_refine.training.simulate import simulate_coarse
 
 __all__ = ["TrainingJob", "run_training"]
-
-_LEAST_IOU, _LEAST_AREA = 0.5, 1024  # of the instances that are scored, as in ``evaluate``; pixels
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,9 @@ def _train(job: TrainingJob, say: Callable[[str], None]) -> bool:
         network = load_network(find_weights(job.start))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model, schedule = RefinementModel(network), job.schedule
+    count = schedule.steps * schedule.batch_size
     samples = RefinementSamples(
-        job.datasets,
-        network.config,
-        count=schedule.steps * schedule.batch_size,
-        seed=schedule.seed,
-        augmentation=job.augmentation,
+        job.datasets, network.config, count=count, seed=schedule.seed, augmentation=job.augmentation
     )
     bf16 = job.precision == "bf16"
     if job.precision == "auto":
@@ -152,7 +148,7 @@ def _evaluation(job: TrainingJob) -> Callable[[Path], dict[str, float]]:
             instance = data.instances[int(index)]
             truth = instance.truth.decode()
             coarse = instance.coarse[0].decode() if instance.coarse else simulate_coarse(truth, rng)
-            if truth.area >= _LEAST_AREA and mask_iou(coarse, truth) >= _LEAST_IOU:
+            if truth.area >= MIN_AREA and mask_iou(coarse, truth) >= MIN_COARSE_IOU:
                 chosen[data.name].append((data, instance.image, truth, coarse))
             if len(chosen[data.name]) == job.validate_limit:
                 break

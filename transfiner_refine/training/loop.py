@@ -123,6 +123,9 @@ class _Run:
 
     def __init__(self, model: TrainableModel, schedule: Schedule, output: Path) -> None:
         self.model, self.schedule, self.output = model, schedule, output
+        self.rank, self.size = 0, 1
+        if distributed.is_initialized():
+            self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         groups = model.parameter_groups(schedule.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -164,9 +167,8 @@ class _Run:
                 setattr(self, name, state.pop(name))
         except _UNREADABLE as error:
             first = str(error).partition("\n")[0]
-            raise CheckpointError(
-                f"the run cannot go on from it ({first})", file=file, remedy=remedy
-            ) from error
+            reason = f"the run cannot go on from it ({first})"
+            raise CheckpointError(reason, file=file, remedy=remedy) from error
         return True
 
     def export(self) -> None:
@@ -217,18 +219,14 @@ def train(
 
     Args:
         model: trained in place, already on its device.
-        samples: numbered samples; sample i must depend on i alone.
-        schedule: length and speed.
+        samples: sample i must depend on i alone.
         output: folder for ``state.pt`` (resume), ``refiner.safetensors`` (averaged weights), ``loss.csv`` and
             ``scores.csv``.
         minutes: stop cleanly after the step in which this long is over.
         workers: processes that prepare samples.
-        autocast: run the forward pass in this precision.
+        autocast: precision of the forward pass.
         save_every: seconds between checkpoints.
-        log_every: steps between lines in ``loss.csv``.
-        evaluate_every: steps between scores, 0 for none but at the end.
-        evaluate: scores the exported weights.
-        say: where progress lines go.
+        evaluate: scores the exported weights, every ``evaluate_every`` steps (0: never) and at the end.
 
     Returns:
         whether training is complete.
@@ -237,14 +235,12 @@ def train(
         InputError: a batch cannot be shared out evenly.
         CheckpointError: the loss is no longer finite, or the state in ``output`` cannot be used.
     """
-    rank, size = 0, 1
-    if distributed.is_initialized():
-        rank, size = distributed.get_rank(), distributed.get_world_size()
+    run = _Run(model, schedule, output)
+    rank, size = run.rank, run.size
     if schedule.batch_size % size:
         reason = f"a batch of {schedule.batch_size} cannot be shared out among {size} processes"
         raise InputError(reason, remedy="give a --batch-size that is a multiple of them")
     output.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, schedule, output)
     if run.load():
         say(f"resumed at step {run.step}")
         if rank == 0:
@@ -270,9 +266,8 @@ def train(
         # a step's randomness depends on its number alone, so a resumed run draws what the whole run would have drawn
         torch.manual_seed((schedule.seed * 1_000_003 + run.step) * size + rank)
         over = minutes is not None and time.monotonic() - start > 60 * minutes
-        terms, over = _step(
-            run, replica, [part.to(device, non_blocking=True) for part in batch], autocast, over
-        )
+        parts = [part.to(device, non_blocking=True) for part in batch]
+        terms, over = _step(run, replica, parts, autocast, over)
         run.step += 1
         run.seconds, run.cpu_seconds = before[0] + time.monotonic(), before[1] + time.process_time()
         if rank == 0:
@@ -305,17 +300,13 @@ def _step(
     run.optimizer.zero_grad(set_to_none=True)
     terms["total"].backward()
     facts = torch.stack([*(term.detach().float() for term in terms.values()), image.new_tensor(over)])
-    size = 1
-    if replica is not run.model:
+    if run.size > 1:
         distributed.all_reduce(facts)
-        size = distributed.get_world_size()
     if not torch.isfinite(facts).all():
-        raise CheckpointError(
-            f"the loss is no longer a number at step {run.step}",
-            remedy="lower the learning rate or use fp32",
-        )
+        reason = f"the loss is no longer a number at step {run.step}"
+        raise CheckpointError(reason, remedy="lower the learning rate or use fp32")
     nn.utils.clip_grad_norm_(run.model.parameters(), run.schedule.clip)
     run.optimizer.step()
     run.average.update_parameters(run.model)
-    *means, overs = (facts / size).tolist()
+    *means, overs = (facts / run.size).tolist()
     return dict(zip(terms, means, strict=True)), overs > 0

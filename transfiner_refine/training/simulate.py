@@ -85,11 +85,8 @@ def near_side(
 ) -> NDArray[np.bool_]:
     """The side of a random line that holds a share of a mask's foreground: [h, w] bool.
 
-    Args:
-        mask: [h, w] with at least one foreground pixel.
-        rng: draws the line.
-        share: least and most of the foreground to hold.
-        bend: how far the line may bend, at most, relative to the canvas.
+    ``share`` is the least and most of the foreground, of which there must be a pixel; the line bends by up to ``bend``
+    times the canvas.
     """
     h, w = mask.shape
     angle = rng.uniform(0, 2 * np.pi)
@@ -178,10 +175,8 @@ class _Simulation:
         """A hand-drawn polygon with few corners; holes are filled."""
         tolerance = self.rng.uniform(0.005, 0.03) * self.side
         polygons = [cv2.approxPolyDP(contour, tolerance, True) for contour in _contours(mask)]
-        return np.asarray(
-            cv2.fillPoly(np.zeros_like(mask), [polygon for polygon in polygons if len(polygon) >= 3], 1),
-            np.uint8,
-        )
+        polygons = [polygon for polygon in polygons if len(polygon) >= 3]
+        return np.asarray(cv2.fillPoly(np.zeros_like(mask), polygons, 1), np.uint8)
 
     def clicks(self, mask: Mask) -> Mask:
         """12 to 24 corners that a hurried annotator clicks, each a little off; holes and small parts are missed."""
