@@ -48,7 +48,7 @@ def format_case(folder: Path, rng: np.random.Generator) -> Case:
         path = pick(rng, files)
         if path.is_file() and not path.is_symlink():
             name = path.relative_to(masks.parent)
-            done.append(f"{name}: {_changed(rng, path, whole=path == masks)}")
+            done.append(f"{name}: {change_file(rng, path, whole=path == masks)}")
     # an id map that looks like one soft mask is taken for one, unless it is said what it is
     options = {} if rng.random() < 0.5 and entry.name != "id-maps" else {"format": entry.name}
     return Case(
@@ -61,7 +61,8 @@ def format_case(folder: Path, rng: np.random.Generator) -> Case:
     )
 
 
-def _changed(rng: np.random.Generator, path: Path, *, whole: bool) -> str:
+def change_file(rng: np.random.Generator, path: Path, *, whole: bool) -> str:
+    """Changes a file, or what lies under its name; says how."""
     data = path.read_bytes()
     changes: list[Callable[[np.random.Generator, bytes], tuple[str, bytes]]] = [_bits, _cut, _inserted]
     if path.suffix.lower() != ".png":

@@ -24,6 +24,7 @@ import coco_cases
 import conversion_cases
 import format_cases
 import image_cases
+import mutant_cases
 import numpy as np
 import png_cases
 import reader_cases
@@ -41,6 +42,7 @@ FAMILIES: dict[str, Callable[[Path, np.random.Generator], Case | str]] = {
     "segmentation": reader_cases.segmentation_trial,
     "evaluation": reader_cases.evaluation_trial,
     "training": reader_cases.training_trial,
+    "mutant": mutant_cases.mutant_trial,
 }
 SECONDS = 20  # for one input; the slowest take a tenth of it on one core
 MEMORY = 1 << 30  # bytes on top of what the imported libraries take
