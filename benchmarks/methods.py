@@ -113,12 +113,12 @@ def load_ours(rows: Sequence[str], weights: str | None, stack: ExitStack) -> Ite
 
 
 def load_baseline(folder: Path, stack: ExitStack) -> Method:
-    """The refiner of another checkout with its shipped weights and defaults.
+    """The refiner of another checkout with its shipped weights, in fp32 on the CPU.
 
     Raises:
         click.ClickException: it cannot be loaded.
     """
-    worker = stack.enter_context(_started(folder, {"device": "cpu"}))
+    worker = stack.enter_context(_started(folder, {"device": "cpu", "precision": "fp32"}))
     if worker.refusal is not None:
         raise click.ClickException(f"{folder}: {worker.refusal}")
     return _warm(BASELINE, worker)
