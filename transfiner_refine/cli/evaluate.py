@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,20 +51,10 @@ __all__ = ["command"]
 def command(
     annotations: Path,
     results: Path,
-    before: Path | None,
-    match: Path | None,
-    boundary_ratio: float,
-    min_area: int,
-    min_coarse_iou: float,
-    per_class: bool,
-    error_analysis: bool,
     images: Path | None,
-    weights: str,
-    device: str,
     json_file: Path | None,
     markdown_file: Path | None,
-    overwrite: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Score masks against the truth: mask AP, boundary AP and how well each mask fits.
 
@@ -75,7 +66,7 @@ def command(
     transfiner-refine evaluate --annotations instances_val2017.json \\
         --before detections.json --results refined.json
     """
-    if error_analysis and images is None:
+    if options["error_analysis"] and images is None:
         raise click.UsageError("--error-analysis looks at the images; give --images")
     import json
 
@@ -85,24 +76,26 @@ def command(
 
     if json_file is not None and json_file == markdown_file:
         raise click.UsageError("--json and --markdown need a file each")
-    inputs = [path for path in (annotations, results, before, match, images) if path is not None]
-    for output in (json_file, markdown_file):
-        if output is not None:
-            check_output_file(output, inputs, overwrite=overwrite)
+    inputs = (annotations, results, images, options["before"], options["match"])
+    for output in filter(None, (json_file, markdown_file)):
+        check_output_file(output, filter(None, inputs), overwrite=options["overwrite"])
     analysis = None
-    if error_analysis and images is not None:
+    if options["error_analysis"] and images is not None:
         from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
-        analysis = Analysis(images, load_refiner(weights, device=device, engine="torch"), Path(weights).name)
+        weights = options["weights"]
+        refiner = load_refiner(weights, device=options["device"], engine="torch")
+        analysis = Analysis(images, refiner, Path(weights).name)
     evaluation = evaluate(
         annotations,
         results,
-        before=before,
-        match=match,
-        settings=Settings(boundary_ratio, min_area, min_coarse_iou),
+        before=options["before"],
+        match=options["match"],
+        settings=Settings(options["boundary_ratio"], options["min_area"], options["min_coarse_iou"]),
         analysis=analysis,
-        progress=not quiet and sys.stderr.isatty(),
+        progress=not options["quiet"] and sys.stderr.isatty(),
     )
+    per_class = options["per_class"]
     click.echo(as_text(evaluation, per_class=per_class))
     if json_file is not None:
         with atomic_file(json_file) as file:

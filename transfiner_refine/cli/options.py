@@ -68,73 +68,62 @@ def count(name: str, least: int, text: str, **settings: Any) -> Callable[[Any], 
     return option(name, type=click.IntRange(min=least), help=text, **settings)
 
 
-_SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "images": (("--images",), {"type": FOLDER, "help": "Folder of the images."}),
-    "image_info": (
-        ("--image-info",),
-        {
-            "type": FILE,
-            "help": "COCO or LVIS annotation file that says which image id is "
-            "which image, and names the categories. Only for COCO results, where images are not named after their ids.",
-        },
+def _shared(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, settings
+
+
+_SHARED = {
+    "images": _shared("--images", type=FOLDER, help="Folder of the images."),
+    "image_info": _shared(
+        "--image-info",
+        type=FILE,
+        help="COCO or LVIS annotation file that says which image id is which image, and names the categories. "
+        "Only for COCO results, where images are not named after their ids.",
     ),
-    "class_names": (
-        ("--class-names",),
-        {
-            "type": FILE,
-            "help": "Text file with one class name a line, for formats that number their classes.",
-        },
+    "class_names": _shared(
+        "--class-names",
+        type=FILE,
+        help="Text file with one class name a line, for formats that number their classes.",
     ),
-    "from": (
-        ("--from", "format"),
-        {
-            "type": click.Choice(["auto", *FORMAT_NAMES]),
-            "metavar": "FORMAT",
-            "default": "auto",
-            "help": "Format of the masks, if their content should not decide.",
-        },
+    "from": _shared(
+        "--from",
+        "format",
+        type=click.Choice(["auto", *FORMAT_NAMES]),
+        metavar="FORMAT",
+        default="auto",
+        help="Format of the masks, if their content should not decide.",
     ),
-    "to": (
-        ("--to",),
-        {
-            "type": click.Choice(FORMAT_NAMES),
-            "metavar": "FORMAT",
-            "help": "Format of the output.  [default: that of the masks]",
-        },
+    "to": _shared(
+        "--to",
+        type=click.Choice(FORMAT_NAMES),
+        metavar="FORMAT",
+        help="Format of the output.  [default: that of the masks]",
     ),
-    "png_kind": (
-        ("--png-kind",),
-        {
-            "type": click.Choice(["auto", "binary", "id-map"]),
-            "default": "auto",
-            "help": "What plain PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as "
-            "background. auto looks into the pixels.",
-        },
+    "png_kind": _shared(
+        "--png-kind",
+        type=click.Choice(["auto", "binary", "id-map"]),
+        default="auto",
+        help="What plain PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as background. auto looks "
+        "into the pixels.",
     ),
-    "max_image_pixels": (
-        ("--max-image-pixels",),
-        {
-            "type": click.IntRange(min=1),
-            "default": 400_000_000,  # MAX_IMAGE_PIXELS of the image reader, whose import would bring in Pillow
-            "help": "Do not open images or mask images of more pixels; their masks stay as they are.",
-        },
+    "max_image_pixels": _shared(
+        "--max-image-pixels",
+        type=click.IntRange(min=1),
+        default=400_000_000,  # images.MAX_IMAGE_PIXELS, whose import would bring in Pillow
+        help="Do not open images or mask images of more pixels; their masks stay as they are.",
     ),
-    "match": (
-        ("--match",),
-        {
-            "type": FILE,
-            "help": "JSON list with each result's annotation_id; without it, the records' own, or the best IoU.",
-        },
+    "match": _shared(
+        "--match",
+        type=FILE,
+        help="JSON list with each result's annotation_id; without it, the records' own, or the best IoU.",
     ),
-    "weights": (
-        ("--weights",),
-        {"default": "lite", "help": "Name of built-in weights, or path of a checkpoint."},
+    "weights": _shared(
+        "--weights", default="lite", help="Name of built-in weights, or path of a checkpoint."
     ),
-    "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, cuda:N or mps."}),
-    "overwrite": (("--overwrite",), {"is_flag": True, "help": "Replace the output if it exists."}),
-    "quiet": (
-        ("--quiet",),
-        {"is_flag": True, "help": "No progress and no summary; errors are shown all the same."},
+    "device": _shared("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps."),
+    "overwrite": _shared("--overwrite", is_flag=True, help="Replace the output if it exists."),
+    "quiet": _shared(
+        "--quiet", is_flag=True, help="No progress and no summary; errors are shown all the same."
     ),
 }
 
