@@ -320,6 +320,7 @@ def test_png_masks_covered_by_others_in_an_id_map_stay_coarse_and_are_counted(tm
     ids = np.zeros(SIZE, np.uint8)
     ids[5:30, 5], ids[30, 5:50] = 1, 1  # an L whose box holds the square
     ids[10:20, 20:30] = 2
+    ids[11:19, 21:29] = 0
     (tmp_path / "masks").mkdir()
     Image.fromarray(ids).save(tmp_path / "masks" / "1.png")
     summary = refine_files(
@@ -335,7 +336,33 @@ def test_png_masks_covered_by_others_in_an_id_map_stay_coarse_and_are_counted(tm
     with Image.open(tmp_path / "out" / "1.png") as image:
         written = np.asarray(image)
     assert ((written == 2) == (ids == 2)).all()
-    assert np.count_nonzero(written == 1) == 26 * 45 - 100
+    assert np.count_nonzero(written == 1) == 26 * 45 - 36
+
+
+def test_a_mask_that_comes_back_as_it_was_leaves_its_record_byte_for_byte(tmp_path: Path) -> None:
+    square = [[10, 10, 30, 10, 30, 20, 10, 20]]  # a polygon, with a box and an area that do not fit
+    corner = [[40, 30, 50, 30, 40, 38]]
+    text = json.dumps(
+        [
+            {
+                "image_id": 1,
+                "category_id": 1,
+                "score": 0.5,
+                "segmentation": each,
+                "bbox": [1, 2, 3, 4],
+                "area": 5,
+            }
+            for each in (square, corner)
+        ]
+    )
+    (tmp_path / "masks.json").write_text(text)
+    summary = refine_files(
+        photos(tmp_path, 1), tmp_path / "masks.json", tmp_path / "out.json", refiner=FillBox(), workers=0
+    )
+    assert summary.refined == 2
+    before, after = (json.loads((tmp_path / name).read_text()) for name in ("masks.json", "out.json"))
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 def test_soft_masks_reach_the_refiner_soft(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -85,8 +84,10 @@ class CityscapesResultsSource(PngFolder):
         except InputError as error:
             return MapFile(name, error=error.at(self.folder / name, f"line {number}"))
         seen[path] = label = f"{name} line {number}"
-        with suppress(InputError):  # named where the mask is decoded
+        try:
             self.read(path)
+        except InputError as error:
+            return MapFile(path, error=error.at(record=label))
         mask = PngFileMask(self.folder / path, self.options.max_image_pixels, "any")
         return MapFile(path, Instance(0, mask, label, label_id, score))
 

@@ -7,7 +7,6 @@ keeps its pixels. What a thing gives up goes to the nearest background that is l
 
 from __future__ import annotations
 
-import shutil
 from array import array
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -29,7 +28,7 @@ from transfiner_refine.formats.coco import (
     layout_of,
 )
 from transfiner_refine.formats.coco_write import Ids, write_list
-from transfiner_refine.formats.folders import check_unchanged, digest_of
+from transfiner_refine.formats.folders import check_unchanged, digest_of, files_in, write_file
 from transfiner_refine.formats.json_stream import (
     Ambiguous,
     compact,
@@ -103,15 +102,19 @@ class PanopticSource:
         check_any_found(file.images, self._image)
         self._digests: dict[Path, bytes] = {}
         self._repeated = set[int]()  # positions of annotations whose PNG is that of one before
+        named = set[PurePosixPath]()
         for position in range(len(self._annotations)):
             annotation = self._annotations.value(position)
             segments = _segments(annotation)
             self._first.append(self._first[-1] + (1 if segments is None else len(segments)))
             with suppress(InputError):  # named where the annotation is read
-                png, _ = self._png(annotation)
+                png, name = self._png(annotation)
+                named.add(name)
                 if png in self._digests:
                     self._repeated.add(position)
                 self._digests[png] = digest_of(png)
+        others = files_in(self._folder, remedy="check --masks") if self._folder != path.parent else []
+        self._files, self._unnamed = named.union(others), set(others) - named
 
     @property
     def num_images(self) -> int:
@@ -133,6 +136,12 @@ class PanopticSource:
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         for position in range(len(self._annotations)):
             yield from self._record(position)
+        for name in sorted(self._unnamed):
+            if not (self._folder / name).is_file():
+                error = InputError(
+                    "is no file that can be copied", file=self._folder / name, remedy="remove it"
+                )
+                yield RecordFault(error, 0)
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         inputs = [self._path] if self._image_info is None else [self._path, self._image_info]
@@ -158,7 +167,6 @@ class PanopticSource:
                 indexes = range(self._first[position], self._first[position + 1])
                 masks = {index: results[index] for index in indexes if index in results}
                 if not masks:
-                    self._copy(position, draft)
                     continue
                 start, end = self._annotations.place(position)
                 for piece in self._text.pieces(at, start):
@@ -171,6 +179,9 @@ class PanopticSource:
             for piece in self._text.pieces(at):
                 file.write(piece)
             self._text.check_unchanged()
+            for name in self._files:
+                if (self._folder / name).is_file() and not (draft / name).exists():
+                    write_file(draft / name, (self._folder / name).read_bytes())
             # the JSON gets its name after the PNGs: where there is one, all that it speaks of is there
             file.flush()
             output.unlink(missing_ok=True)
@@ -243,16 +254,6 @@ class PanopticSource:
             text = _with_boxes(text, places_of(laid.values))
         covered = tuple(each.index for each in refined if each.instance_id in laid.covered)
         return text, Written(laid.overlap_pixels, covered)
-
-    def _copy(self, position: int, draft: Path) -> None:
-        """Copies the PNG of an image of which nothing was refined, if it has one."""
-        try:
-            path, name = self._png(self._annotations.value(position))
-        except InputError:  # named when the source was iterated
-            return
-        if path.is_file():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, draft / name)
 
     def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
         """The PNG of an annotation and its name in the folder.

@@ -404,10 +404,11 @@ class Journal:
 
 
 class _Masks(Mapping[int, Mask]):
-    """The masks of a journal, each read when it is asked for; a look never holds more than one."""
+    """The masks of a journal that refining changed, each read when it is asked for, and not kept."""
 
     def __init__(self, journal: Journal) -> None:
-        self._journal, self._valid = journal, journal._valid
+        # a record whose mask came back as it was is written as it was, its box and area included
+        self._journal, self._valid = journal, journal._valid & (journal.changed_shares != 0)
 
     def __getitem__(self, index: int) -> Mask:
         if index not in self:
