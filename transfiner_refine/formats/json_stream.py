@@ -112,23 +112,20 @@ def whole(value: object) -> int | None:
 class TextFile:
     """The bytes of a UTF-8 file at any offset, without its byte order mark; gzip is told by the first bytes.
 
-    Attributes:
-        path: the file.
-        size: bytes of text.
+    It stays open, so that replacing it during a run does no harm. ``size`` is that of the text, in bytes.
+
+    Raises:
+        InputError: the file cannot be read, is UTF-16, or is a gzip file that is damaged or holds too much; later,
+            that it has become shorter, or is another than it was.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file and keeps it open, so that replacing it during a run does no harm.
-
-        Raises:
-            InputError: it cannot be read, is UTF-16, or is a gzip file that is damaged or holds more than
-                ``MAX_UNPACKED``.
-        """
-        self.path, self._lock, self._checksum = path, Lock(), -1
+        self.path, self._lock = path, Lock()
+        self._checksum: int | None = None
         try:
             if path.exists() and not path.is_file():  # a pipe would be waited for, a device read for ever
                 raise InputError("is no file", file=path, remedy="give a plain file")
-            self._watched = path.open("rb")
+            self._watched: BinaryIO = path.open("rb", buffering=0)
             finalize(self, self._watched.close)
             self._file = _unpacked(path) if _is_gzip(path) else self._watched
             finalize(self, self._file.close)
@@ -142,11 +139,7 @@ class TextFile:
             raise InputError("is text in UTF-16 or UTF-32", file=path, remedy="save it as UTF-8")
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to ``end``, fewer only where the text ends.
-
-        Raises:
-            InputError: the disk refused, or the file has become shorter.
-        """
+        """The bytes from ``start`` to ``end``, fewer only where the text ends."""
         wanted = min(end, self.size) - start
         try:
             with self._lock:
@@ -159,29 +152,24 @@ class TextFile:
         return found
 
     def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from ``start`` to ``end``, a piece at a time; without ``end`` the whole text.
-
-        Raises:
-            InputError: as for ``read``, or the whole text is another than when it was first walked over.
-        """
+        """The bytes from ``start`` to ``end``, a piece at a time; the whole text is compared with what it was."""
         last, checksum = self.size if end is None else end, 0
         for at in range(start, last, PIECE):
             piece = self.read(at, min(at + PIECE, last))
             checksum = zlib.crc32(piece, checksum)
             yield piece
         if (start, last) == (0, self.size):
-            if self._checksum not in (-1, checksum):
+            if self._checksum not in (None, checksum):
                 raise self.changed()
             self._checksum = checksum
 
     def line_and_column(self, offset: int) -> str:
         """Where a byte lies as a person would look for it: "line 3 column 17", counted from 1, in bytes."""
-        line, line_start, at = 1, 0, 0
+        line, column = 1, 1
         for piece in self.pieces(0, offset):
-            if (count := piece.count(b"\n")) > 0:
-                line, line_start = line + count, at + piece.rindex(b"\n") + 1
-            at += len(piece)
-        return f"line {line} column {offset - line_start + 1}"
+            line += piece.count(b"\n")
+            column = len(piece) - piece.rfind(b"\n") if b"\n" in piece else column + len(piece)
+        return f"line {line} column {column}"
 
     def check_unchanged(self) -> None:
         """Raises InputError where the file is another than when it was opened."""
@@ -191,10 +179,8 @@ class TextFile:
             pass
 
     def changed(self) -> InputError:
-        """What to say where offsets do not fit the file any more."""
-        return InputError(
-            "has changed while it was read", file=self.path, remedy="run again when it is whole"
-        )
+        reason, remedy = "has changed while it was read", "run again when it is whole"
+        return InputError(reason, file=self.path, remedy=remedy)
 
     def _stamp_now(self) -> tuple[int, int]:
         state = os.fstat(self._watched.fileno())
@@ -220,22 +206,14 @@ class JsonValues:
         return self._starts[index], self._ends[index]
 
     def text(self, index: int) -> str:
-        """A value as it is in the file.
-
-        Raises:
-            InputError: the file cannot be read any more, or is not UTF-8 here.
-        """
+        """A value as it is in the file; InputError where that is not UTF-8."""
         try:
             return self._text.read(*self.place(index)).decode()
         except UnicodeDecodeError as error:
             raise _invalid(error) from None
 
     def value(self, index: int) -> Any:
-        """A value, as ``parse`` gives it.
-
-        Raises:
-            InputError: as for ``text`` and ``parse``.
-        """
+        """A value, as ``parse`` gives it."""
         return parse(self.text(index))
 
 
