@@ -8,56 +8,36 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coco_scenes import (
+    NEW,
+    RLE,
+    SIZE,
+    faults_of,
+    instances_of,
+    make_images,
+    records_of,
+    result,
+    written,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from transfiner_refine.errors import InputError, OutputError
-from transfiner_refine.formats import Mask, RecordFault, Source, open_source
-from transfiner_refine.formats.records import ImageRecord, Instance
-from transfiner_refine.masks import MaskWindow
-
-SIZE = (6, 8)
-RLE = {"size": [6, 8], "counts": [10, 5, 33]}
-NEW = Mask.from_window(MaskWindow(np.ones((2, 3), bool), 4, 1, SIZE))
-
-
-def make_images(folder: Path, *names: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        Image.new("RGB", SIZE[::-1]).save(folder / name)
-    return folder
-
-
-def write_json(path: Path, document: Any) -> Path:
-    path.write_text(json.dumps(document))
-    return path
+from transfiner_refine.formats import Source, open_source
+from transfiner_refine.formats.records import ImageRecord
 
 
 def opened(
     tmp_path: Path, document: Any, names: tuple[str, ...] = ("1.jpg", "2.jpg"), **options: Any
 ) -> Source:
-    images = make_images(tmp_path / "images", *names)
-    return open_source(write_json(tmp_path / "masks.json", document), images, **options)
-
-
-def instances_of(source: Source) -> list[Instance]:
-    return [instance for item in source if isinstance(item, ImageRecord) for instance in item.instances]
-
-
-def faults_of(source: Source) -> list[str]:
-    return [str(item.error) for item in source if isinstance(item, RecordFault)]
-
-
-def result(image_id: Any = 1, **keys: Any) -> dict[str, Any]:
-    return {"image_id": image_id, "category_id": 3, "segmentation": RLE, "score": 0.5, **keys}
+    return open_source(written(tmp_path, document), make_images(tmp_path / "images", *names), **options)
 
 
 def test_a_results_list_gives_images_in_the_order_in_which_they_first_occur(tmp_path: Path) -> None:
     source = opened(tmp_path, [result(2), result(1), result(2, score=1)])
-    records = [item for item in source if isinstance(item, ImageRecord)]
+    records = records_of(source)
     assert [record.path.name for record in records] == ["2.jpg", "1.jpg"]
     assert [[instance.index for instance in record.instances] for record in records] == [[0, 2], [1]]
     assert (source.num_images, source.num_instances) == (2, 3)
@@ -80,7 +60,7 @@ def test_an_annotation_file_names_its_images_categories_and_crowds(tmp_path: Pat
 
 
 def test_image_info_says_which_id_is_which_photo(tmp_path: Path) -> None:
-    info = write_json(tmp_path / "info.json", {"images": [{"id": 1, "file_name": "street.png"}]})
+    info = written(tmp_path, {"images": [{"id": 1, "file_name": "street.png"}]}, "info.json")
     source = opened(tmp_path, [result(1)], ("street.png",), image_info=info)
     assert [item.path.name for item in source if isinstance(item, ImageRecord)] == ["street.png"]
 
@@ -220,22 +200,11 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, text:
     assert str(caught.value).startswith(str(tmp_path / "masks.json"))
 
 
-def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "masks.json").write_bytes(b'["\xff"]')
-    with pytest.raises(InputError, match="not valid JSON"):
-        open_source(tmp_path / "masks.json", make_images(tmp_path / "images", "1.jpg"))
-
-
-def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "masks.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([result()]).encode())
-    assert open_source(tmp_path / "masks.json", make_images(tmp_path / "images", "1.jpg")).num_instances == 1
-
-
 def test_missing_masks_and_missing_images_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="check --masks"):
         open_source(tmp_path / "none.json", make_images(tmp_path / "images", "1.jpg"))
     with pytest.raises(InputError, match="give the folder of the images"):
-        open_source(write_json(tmp_path / "masks.json", [result()]), tmp_path / "nowhere")
+        open_source(written(tmp_path, [result()]), tmp_path / "nowhere")
 
 
 def test_the_output_is_never_an_input_nor_an_existing_file_unasked(tmp_path: Path) -> None:

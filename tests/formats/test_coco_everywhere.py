@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coco_scenes import faults_of, instances_of, records_of
 from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import load_annotations, load_match, load_results
-from transfiner_refine.formats import Mask, RecordFault, Source, json_stream, open_source
+from transfiner_refine.formats import Mask, json_stream, open_source
 from transfiner_refine.formats.json_stream import whole
-from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.training import datasets
 from transfiner_refine.training.datasets import load_training_set
@@ -51,14 +52,6 @@ def images(tmp_path: Path) -> Path:
     for name in ("1.png", "2.png"):
         Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / name)
     return tmp_path / "images"
-
-
-def instances_of(source: Source) -> list[Instance]:
-    return [each for item in source if isinstance(item, ImageRecord) for each in item.instances]
-
-
-def faults_of(source: Source) -> list[str]:
-    return [str(item.error) for item in source if isinstance(item, RecordFault)]
 
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
@@ -95,7 +88,10 @@ def test_every_command_reads_every_packing_and_layout(
     )
     found = load_training_set(images, annotations, [results])
     assert [(each.truth, each.coarse) for each in found.instances] == [(SQUARE, (SQUARE,))] * 2
-    assert [each.mask for each in instances_of(open_source(results, images))] == [SQUARE] * 2
+    options = {} if layout == "annotations" else {"image_info": annotations}
+    source = open_source(results, images, **options)
+    assert [each.mask for each in instances_of(source)] == [SQUARE] * 2
+    assert {item.size for item in records_of(source)} == {SIZE}
 
 
 def test_match_files_are_read_packed_too(tmp_path: Path) -> None:
@@ -140,7 +136,7 @@ def test_ids_and_sizes_that_are_whole_are_numbers(
     source = open_source(path, images)
     assert [(each.category_id, each.instance_id) for each in instances_of(source)] == [(3, 11), (3, 12)]
     assert (faults_of(source), dict(source.categories), source.num_images) == ([], {3: "tassé"}, 2)
-    records = [item for item in source if isinstance(item, ImageRecord)]
+    records = records_of(source)
     assert [(item.image_id, item.size) for item in records] == [(1, SIZE), (2, SIZE)]
     source.write(tmp_path / "out.json", {})
     assert (tmp_path / "out.json").read_bytes() == path.read_bytes()
@@ -207,7 +203,7 @@ def test_results_may_name_their_image_instead_of_its_id(tmp_path: Path, images: 
     text = "\n".join(map(json.dumps, records)) if lines else json.dumps(records)
     (tmp_path / "masks.json").write_text(text)
     source = open_source(tmp_path / "masks.json", images)
-    found = [item for item in source if isinstance(item, ImageRecord)]
+    found = records_of(source)
     assert [(item.path, item.image_id, item.indexes) for item in found] == [
         (images / "2.png", None, (0, 2)),
         (images / "1.png", None, (1,)),

@@ -10,40 +10,24 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from coco_scenes import (
+    NEW,
+    NEW_VALUE,
+    faults_of,
+    instances_of,
+    make_images,
+    records_of,
+    result,
+    written,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import Mask, RecordFault, Source, json_stream, open_source
-from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats import RecordFault, json_stream, open_source
+from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.formats.registry import recognise
-from transfiner_refine.masks import MaskWindow
-
-SIZE = (6, 8)
-RLE = {"size": [6, 8], "counts": [10, 5, 33]}
-NEW = Mask.from_window(MaskWindow(np.ones((2, 3), bool), 4, 1, SIZE))
-
-
-def result(image_id: Any = 1, **keys: Any) -> dict[str, Any]:
-    return {"image_id": image_id, "category_id": 3, "segmentation": RLE, "score": 0.5, **keys}
-
-
-def instances_of(source: Source) -> list[Instance]:
-    return [instance for item in source if isinstance(item, ImageRecord) for instance in item.instances]
-
-
-def faults_of(source: Source) -> list[str]:
-    return [str(item.error) for item in source if isinstance(item, RecordFault)]
-
-
-def written(tmp_path: Path, text: str | bytes, name: str = "masks.json") -> Path:
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
 
 UGLY = """ [
   {"image_id" : 1,"score":0.10,  "segmentation": {"counts":[10,5,33],"size":[6,8]}, "bbox":[1,2,3,4], "x": 1E5},
@@ -60,9 +44,6 @@ def test_bytes_that_are_not_a_refined_mask_or_its_box_are_never_touched(tmp_path
     expected = UGLY.replace('{"counts":[10,5,33],"size":[6,8]}', json.dumps(NEW_VALUE, separators=(",", ":")))
     expected = expected.replace("[1,2,3,4]", "[4.0,1.0,3.0,2.0]")
     assert (tmp_path / "out.json").read_bytes() == expected.encode()
-
-
-NEW_VALUE = {"size": [6, 8], "counts": NEW.counts}
 
 
 @pytest.fixture(scope="module")
@@ -182,21 +163,6 @@ def test_gzip_is_told_by_content_and_written_by_name(tmp_path: Path) -> None:
     assert open_source(tmp_path / "packed.json.gz").num_instances == 2
 
 
-def test_annotations_and_image_info_may_be_packed_too(tmp_path: Path) -> None:
-    document = {
-        "images": [{"id": 1, "file_name": "a.jpg", "height": 6, "width": 8}],
-        "annotations": [{"id": 4, **result()}],
-        "categories": [],
-    }
-    path = written(tmp_path, gzip.compress(json.dumps(document).encode()), "annotations.json.gz")
-    assert recognise(path).name == "coco-annotations"
-    assert open_source(path).num_instances == 1
-    source = open_source(written(tmp_path, json.dumps([result()])), image_info=path)
-    (record,) = source
-    assert isinstance(record, ImageRecord)
-    assert (record.file_name, record.size, record.image_id, record.path) == ("a.jpg", SIZE, 1, None)
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -287,8 +253,7 @@ def test_an_image_that_is_listed_twice_is_at_fault_as_a_whole(tmp_path: Path) ->
 
 
 def test_an_image_without_annotations_needs_no_photo_but_one_entry(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "a.jpg")
+    make_images(tmp_path / "images", "a.jpg")
     names = {1: "a.jpg", 2: "missing.jpg", 3: "c.jpg"}
     images = [{"id": n, "file_name": names[n]} for n in (1, 2, 3, 3)]
     document = {"images": images, "annotations": [{"id": 5, **result(1)}]}
@@ -302,7 +267,7 @@ def test_annotation_files_give_their_images_in_order_and_those_without_annotatio
     images = [{"id": n, "file_name": f"{n}.jpg", "height": 6, "width": 8} for n in (3, 1, 2)]
     document = {"images": images, "annotations": [{"id": 5, **result(1)}, {"id": 9, **result(3)}]}
     source = open_source(written(tmp_path, json.dumps(document)))
-    records = [item for item in source if isinstance(item, ImageRecord)]
+    records = records_of(source)
     assert [(record.image_id, len(record.instances)) for record in records] == [(3, 1), (1, 1), (2, 0)]
     assert [instance.instance_id for instance in instances_of(source)] == [9, 5]
     assert (source.num_images, source.num_instances) == (2, 2)
@@ -359,9 +324,7 @@ LVIS = {
 def test_lvis_results_are_coco_results_with_lvis_annotations_as_image_info(
     tmp_path: Path, place: str
 ) -> None:
-    photo = tmp_path / "images" / place
-    photo.parent.mkdir(parents=True)
-    Image.new("RGB", SIZE[::-1]).save(photo)
+    photo = make_images(tmp_path / "images", place) / place
     records = [result(397133, category_id=1 + index % 1203) for index in range(300)]
     info = written(tmp_path, json.dumps(LVIS), "lvis_v1_val.json")
     source = open_source(written(tmp_path, json.dumps(records)), tmp_path / "images", image_info=info)

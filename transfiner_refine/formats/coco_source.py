@@ -99,9 +99,9 @@ class CocoSource(UnreadSource):
         """Walks over the file once; no mask is decoded and no image looked for yet.
 
         Args:
-            path: the file.
+            path: the file; without a ``layout``, its kind is told by the content.
             options: what goes with it.
-            layout: its kind; None to tell it by the content.
+            layout: its kind.
             listing: an annotation file in place of what names the images otherwise.
 
         Raises:

@@ -14,7 +14,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -36,39 +36,33 @@ Entries = Iterator[tuple[Any, int, int]]
 
 
 class Ambiguous(dict[str, Any]):
-    """A JSON object that has a key twice, so that readers differ in what they take it for."""
+    """A JSON object that has a key twice, so that readers differ in what they take it for; ``error`` says so."""
 
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        self.error = InputError(f"has the key {short(key)} twice", remedy="keep one of them")
+    error: InputError
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else Ambiguous(pairs)
+    if len(found) != len(pairs):
+        found = ambiguous = Ambiguous(found)
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        ambiguous.error = InputError(f"has the key {short(key)} twice", remedy="keep one of them")
+    return found
 
 
 _decode = json.JSONDecoder().raw_decode  # in a third of the time of the other
-_decode_checked = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+_decode_checked = json.JSONDecoder(object_pairs_hook=_object).decode
 compact = json.JSONEncoder(separators=(",", ":")).encode  # ASCII without white space, lone surrogates escaped
 
 
 def parse(text: str) -> Any:
-    """The value that a text consists of; objects with repeated keys come as ``Ambiguous``.
-
-    Raises:
-        InputError: it is not valid JSON; the reason says why.
-    """
+    """The value that a text consists of, InputError where it is none; objects with repeated keys are ``Ambiguous``."""
     try:
-        value, end = _decode_checked(text, _after_space(text, 0))
-        if _after_space(text, end) != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
+        return _decode_checked(text)
     except json.JSONDecodeError as error:
         raise InputError(f"is not valid JSON: {error.msg} at character {error.pos + 1}") from None
     except (RecursionError, ValueError) as error:
         raise _invalid(error) from None
-    return value
 
 
 def parts(text: str, start: int = 0) -> Iterator[tuple[Any, Any, int, int]]:
@@ -220,7 +214,7 @@ class JsonValues:
 def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
     """The members of the object that a file holds: key and elements, None for a value that is no list.
 
-    A file that holds a list is one section without a key. What is not iterated over is checked all the same.
+    A list is one section without a key. What is not iterated over is checked all the same.
 
     Raises:
         InputError: the text is not valid JSON, has a key twice, or a value of more than ``MAX_VALUE``.
@@ -253,15 +247,14 @@ def json_lines(text: TextFile) -> Iterator[tuple[Any, int, int, int]]:
         lines = (rest + piece).split(b"\n")
         rest = lines.pop()
         if len(rest) > MAX_VALUE:
-            where = f"line {number + len(lines) + 1}"
-            raise InputError(f"is longer than {MAX_VALUE >> 20} MiB", file=text.path, record=where)
+            reason = f"line {number + len(lines) + 1} is longer than {MAX_VALUE >> 20} MiB"
+            raise InputError(reason, file=text.path)
         for line in lines:
             number += 1
             if line.strip():
-                try:
+                value = None
+                with suppress(InputError, UnicodeDecodeError):  # said when the records are read
                     value = parse(line.decode())
-                except (InputError, UnicodeDecodeError):  # said when the records are read
-                    value = None
                 yield value, at, at + len(line.rstrip()), number
             at += len(line) + 1
 
@@ -361,10 +354,7 @@ class _Scanner:
 
 
 def look_into(path: Path) -> Iterator[bytes]:
-    """The text of a file from its start, a piece at a time, unpacked if it is gzip; nothing after an error.
-
-    For recognising formats, which never fails: reading the file later says what is wrong with it.
-    """
+    """The text of a file from its start, a piece at a time, unpacked; nothing after an error: reading will say it."""
     try:
         if path.is_file():
             with cast(BinaryIO, gzip.open(path, "rb")) if _is_gzip(path) else path.open("rb") as file:
@@ -383,17 +373,12 @@ def is_wide(start: bytes) -> bool:
 
 @contextmanager
 def text_output(output: Path) -> Iterator[BinaryIO]:
-    """A file for UTF-8 bytes in the manner of ``atomic_binary_file``, packed if its name ends in ``.gz``.
-
-    Packing depends on the bytes alone: neither a name nor the time goes into the file.
-
-    Raises:
-        OutputError: the disk refused (full, read-only, no permission).
-    """
+    """A file in the manner of ``atomic_binary_file``, packed if its name ends in ``.gz``."""
     with atomic_binary_file(output) as file:
         if output.suffix.lower() != ".gz":
             yield file
             return
+        # neither a name nor the time goes into the file, so that it depends on the bytes alone
         with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
             yield cast(BinaryIO, packed)
 
@@ -405,23 +390,21 @@ def _is_gzip(path: Path) -> bool:
 
 def _unpacked(path: Path) -> BinaryIO:
     """The text of a gzip file in a file without a name, which is gone when it is closed."""
-    target = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  closed by the caller
-    try:
-        with gzip.open(path, "rb") as packed:
-            while piece := packed.read(PIECE):
-                if target.tell() + len(piece) > MAX_UNPACKED:
-                    reason = f"holds more than {MAX_UNPACKED / 2**30:g} GiB of text"
-                    raise InputError(reason, file=path, remedy="unpack it, if it is meant to be so long")
-                target.write(piece)
+    with ExitStack() as on_error:
+        target = on_error.enter_context(tempfile.TemporaryFile())
+        try:
+            with gzip.open(path, "rb") as packed:
+                while piece := packed.read(PIECE):
+                    if target.tell() + len(piece) > MAX_UNPACKED:
+                        reason = f"holds more than {MAX_UNPACKED / 2**30:g} GiB of text"
+                        raise InputError(reason, file=path, remedy="unpack it, if it is meant to be so long")
+                    target.write(piece)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            reason = f"is a damaged gzip file ({error})"
+            raise InputError(reason, file=path, remedy="check that it is complete") from error
         target.seek(0)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        target.close()
-        reason = f"is a damaged gzip file ({error})"
-        raise InputError(reason, file=path, remedy="check that it is complete") from error
-    except BaseException:
-        target.close()
-        raise
-    return target
+        on_error.pop_all()
+    return cast(BinaryIO, target)
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
