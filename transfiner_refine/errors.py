@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from reprlib import Repr
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+_E = TypeVar("_E", bound="MaskRefineError")
 _QUOTE = Repr()  # the beginning of a value, however long or deeply nested it is
 _QUOTE.maxlist = _QUOTE.maxdict = 8
 
@@ -37,7 +35,7 @@ class MaskRefineError(Exception):
         text = f"{where}: {reason}" if where else reason
         super().__init__(_one_line(f"{text}; {remedy}" if remedy else text))
 
-    def at(self, file: str | Path | None = None, record: str | None = None) -> Self:
+    def at(self: _E, file: str | Path | None = None, record: str | None = None) -> _E:
         """The same error, said of this file and record; what is not given stays."""
         where = self.file if file is None else file
         found = self.record if record is None else record

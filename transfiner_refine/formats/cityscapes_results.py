@@ -20,13 +20,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import FolderEntry, ImageTree, first_files
+from transfiner_refine.formats.folders import FolderEntry, ImageTree, first_files, first_lines
 from transfiner_refine.formats.label_map_folders import MapFile, PngFolder, label_of
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_MAPS, LABELS, base_of, image_key
 from transfiner_refine.formats.label_maps import PngFileMask
 from transfiner_refine.formats.png import write_png
 from transfiner_refine.formats.records import Format, Instance, OpenOptions, Source, Written
-from transfiner_refine.formats.text_lines import first_lines, read_lines
 from transfiner_refine.formats.writing import Conversion, stem_of
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
@@ -56,8 +55,7 @@ class CityscapesResultsSource(PngFolder):
         for name in names:
             lines, error = list[MapFile](), None
             try:
-                self.read(name)
-                for number, text in read_lines(folder / name):
+                for number, text in enumerate(self.lines(name), 1):
                     if text:
                         lines.append(self._line(name, number, text, seen))
             except InputError as unreadable:

@@ -38,7 +38,7 @@ class Converted:
 
     @property
     def exit_code(self) -> int:
-        """0 if everything is in the output, 1 if something is not."""
+        """0 if everything is in the output, else 1."""
         return 1 if self.errors else 0
 
     def lines(self) -> list[str]:
@@ -68,16 +68,9 @@ def convert_masks(
 ) -> Converted:
     """Writes masks in another format. What cannot be read or held is left out and named, the rest is written.
 
-    Args:
-        masks: a file or folder of any known format.
+    Args beside those of ``open_source``:
         output: the file or folder to write.
         to: the format to write; None for that of ``masks``, which copies everything as it is.
-        format: the format of ``masks``, "auto" to tell it by the content.
-        images: folder of the images; needed where only they tell the size of an image.
-        image_info: for COCO results: an annotation file that says which image id is which image.
-        png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
-        class_names: a text file with one class name a line, for formats that number their classes.
-        max_image_pixels: mask images with more pixels are not decoded.
         overwrite: an output that exists may be replaced.
         strict: refuse the whole input for one bad record; looks at every mask before it writes.
 

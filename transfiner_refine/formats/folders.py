@@ -18,7 +18,7 @@ from transfiner_refine.images import SUFFIXES, upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder
 
-_FOLDERS_LOOKED_INTO = 16
+_FOLDERS_LOOKED_INTO, _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 16, 5, 1 << 16
 
 
 def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
@@ -86,6 +86,22 @@ def read_file(path: Path, remedy: str = "check the path", most: int = -1) -> byt
         if isinstance(error, FileNotFoundError) and path.is_symlink():
             reason = "is a link that leads nowhere"
         raise InputError(reason, file=path, remedy=remedy) from error
+
+
+def start_of(path: Path, most: int) -> bytes:
+    """The first bytes of a file, for a cheap look; none where it cannot be read."""
+    with suppress(InputError):
+        return read_file(path, most=most)
+    return b""
+
+
+def first_lines(path: Path) -> list[str]:
+    """The first few lines with anything in them, complete ones only; none where the file cannot be read."""
+    start = start_of(path, _BYTES_LOOKED_AT)
+    lines = start.decode("utf-8-sig", errors="replace").split("\n")
+    if len(start) == _BYTES_LOOKED_AT and len(lines) > 1:
+        lines.pop()
+    return [line.strip() for line in lines if line.strip()][:_LINES_LOOKED_AT]
 
 
 def digest_of(path: Path) -> bytes:
@@ -228,6 +244,16 @@ class FolderSource(ABC):
         if self._digests.setdefault(name, digest) != digest:
             raise _changed(self.folder / name)
         return data
+
+    def lines(self, name: PurePosixPath) -> list[str]:
+        """The lines of one of the files, without their endings; raises InputError as ``read`` does."""
+        try:
+            text = self.read(name).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InputError(
+                "is no text in UTF-8", file=self.folder / name, remedy="replace the file"
+            ) from None
+        return [line.rstrip("\r") for line in text.split("\n")]
 
     @abstractmethod
     def instances_of(

@@ -20,6 +20,7 @@ import base64
 import io
 import json
 import math
+import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,14 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
-from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files, write_file
+from transfiner_refine.formats.folders import (
+    FolderEntry,
+    FolderSource,
+    ImageTree,
+    first_files,
+    start_of,
+    write_file,
+)
 from transfiner_refine.formats.json_stream import Ambiguous, edited, parse, parts, whole
 from transfiner_refine.formats.polygons import fill_polygons, inset_points, outlines
 from transfiner_refine.formats.records import (
@@ -45,12 +53,13 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.writing import Conversion
-from transfiner_refine.masks import MAX_PIXELS, Mask, MaskWindow, union
+from transfiner_refine.masks import MAX_PIXELS, Mask, MaskWindow, check_size, union
 from transfiner_refine.output import atomic_folder
 
 _VERSION = "5.5.0"  # of the layout; the first releases with mask shapes were of 5.3
 _NO_CLASS = "object"
 _CROWD = "iscrowd"
+_LARGEST = sys.float_info.max
 _LOOKED_AT = 1 << 20  # bytes; an image inside the file may come before the shapes
 _FEWEST_POINTS = {"polygon": 3, "rectangle": 2, "oriented_rectangle": 4, "circle": 2, "mask": 2}  # of areas
 
@@ -74,29 +83,21 @@ class _AreasMask:
 
     def decode(self) -> MaskWindow:
         """All pixels that are in any of the areas, inside their bounding box, bool."""
-        height, width = self.size
         try:
-            if height * width > MAX_PIXELS:
-                raise InputError(f"the image's size is {height}×{width} (height × width)")
+            check_size(self.size)
             return union([_drawn(area, self.size) for area in self.areas], self.size)
         except InputError as error:
             raise error.at(self.file, self.record) from error
 
 
 class _Instance(NamedTuple):
-    """One instance of a file: where its shapes are in the list, and its first shape."""
+    """One instance of a file: where its shapes are in the list, and what is kept of them."""
 
-    places: tuple[int, ...]
-    first: dict[str, Any]
+    places: list[int]
+    label: str
     areas: tuple[_Area, ...] | InputError
-
-    @property
-    def label(self) -> str:
-        return str(self.first.get("label", _NO_CLASS))
-
-    @property
-    def record(self) -> str:
-        return f"shape {self.places[0]} ({self.label})"
+    score: float | None
+    is_crowd: bool
 
 
 class _File(NamedTuple):
@@ -115,11 +116,6 @@ class LabelmeSource(FolderSource):
     """
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
-        """Reads the JSON files.
-
-        Raises:
-            InputError: no such folder, no JSON file in it, or no image that can be used.
-        """
         super().__init__(folder, options.images)
         names = [name for name in self.files if name.suffix.lower() == ".json"]
         if not names:
@@ -157,16 +153,10 @@ class LabelmeSource(FolderSource):
             if isinstance(drawn.areas, InputError):
                 yield RecordFault(drawn.areas)
                 continue
-            score: Any = drawn.first.get("score")
-            flags = drawn.first.get("flags")
-            yield Instance(
-                index=index,
-                mask=_AreasMask(drawn.areas, file.size or size(), self.folder / name, drawn.record),
-                label=f"{name} {drawn.record}",
-                category_id=self._ids[drawn.label],
-                score=float(score) if type(score) in (int, float) and math.isfinite(score) else None,
-                is_crowd=isinstance(flags, dict) and flags.get(_CROWD) is True,
-            )
+            record = f"shape {drawn.places[0]} ({drawn.label})"
+            mask = _AreasMask(drawn.areas, file.size or size(), self.folder / name, record)
+            category_id = self._ids[drawn.label]
+            yield Instance(index, mask, f"{name} {record}", category_id, drawn.score, drawn.is_crowd)
 
     def stated_size(self, position: int) -> tuple[int, int] | None:
         return self._files[position].size
@@ -186,7 +176,9 @@ class LabelmeSource(FolderSource):
             _, shape, begin, end = shapes[first]
             records = _shapes_of(mask.decode(), shape, free_group) or [{}]  # an empty mask changes nothing
             new[first] = (begin, end, between.join(_with(text[begin:end], record) for record in records))
-            for place in others:  # goes with the comma before it; a first shape is never among the others
+            for (
+                place
+            ) in others:  # each goes with the comma before it; the first of a file is never among them
                 new[place] = (shapes[place - 1][3], shapes[place][3], "")
             free_group += 1
         mark = data[: data.startswith(BOM_UTF8) * len(BOM_UTF8)]
@@ -214,22 +206,11 @@ class LabelmeSource(FolderSource):
 
 def recognise(path: Path) -> bool:
     """A folder with a JSON file that speaks of shapes."""
-    for file in first_files(path, ".json"):
-        try:
-            with file.open("rb") as opened:
-                if b'"shapes"' in opened.read(_LOOKED_AT):
-                    return True
-        except OSError:
-            continue
-    return False
+    return any(b'"shapes"' in start_of(file, _LOOKED_AT) for file in first_files(path, ".json"))
 
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    """Writes a JSON file an image.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Writes a JSON file an image."""
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
         for stem, (height, width), image in conversion:
@@ -257,15 +238,9 @@ def _new_shapes(
         if mask.area == 0:
             conversion.leave_out(image, instance, "its mask is empty", "labelme has no shape without points")
             continue
-        shape: dict[str, Any] = {
-            "label": _label(instance.category_id, categories),
-            "points": [],
-            "group_id": None,
-            "description": "",
-            "shape_type": "",
-            "flags": {_CROWD: True} if instance.is_crowd else {},
-            "mask": None,
-        }
+        shape: dict[str, Any] = {"label": _label(instance.category_id, categories), "points": []}
+        shape |= {"group_id": None, "description": "", "shape_type": ""}
+        shape |= {"flags": {_CROWD: True} if instance.is_crowd else {}, "mask": None}
         if instance.score is not None:
             shape["score"] = instance.score
         shapes += [shape | record for record in _shapes_of(mask, shape, group_id)]
@@ -291,13 +266,17 @@ def _instances_of(document: dict[str, Any], path: Path) -> _File:
             group = ("group", group_id) if type(group_id) in (int, float, str) else ("place", place)
             groups.setdefault((str(shape.get("label", _NO_CLASS)), *group), []).append(place)
     instances = []
-    for places in groups.values():
-        shapes = [document["shapes"][place] for place in places]
-        drawn = _Instance(tuple(places), shapes[0], ())
+    for (label, *_), places in groups.items():
+        areas: tuple[_Area, ...] | InputError
         try:
-            instances.append(drawn._replace(areas=tuple(_area(shape) for shape in shapes)))
+            areas = tuple(_area(document["shapes"][place]) for place in places)
         except InputError as error:
-            instances.append(drawn._replace(areas=error.at(path, drawn.record)))
+            areas = error.at(path, f"shape {places[0]} ({label})")
+        first = document["shapes"][places[0]]
+        score, flags = first.get("score"), first.get("flags")
+        score = float(score) if type(score) in (int, float) and abs(score) <= _LARGEST else None
+        crowd = isinstance(flags, dict) and flags.get(_CROWD) is True
+        instances.append(_Instance(places, label, areas, score, crowd))
     height, width, image = (document.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
     size = (height, width) if type(height) is type(width) is int and height > 0 and width > 0 else None
     # the parts of the path may be parted by \ or /
@@ -379,15 +358,10 @@ def _pasted(picture: str, points: NDArray[np.float64], size: tuple[int, int]) ->
 
 
 def _shapes_of(mask: MaskWindow, shape: Mapping[str, Any], free_group: int) -> list[dict[str, Any]]:
-    """What to change in a shape for a mask: a record for each polygon, or one where polygons cannot hold it.
+    """The changes that make a shape those of a mask: one for each polygon, or one mask where there are holes.
 
-    Polygons have no holes, so a mask with any becomes ``shape_type`` "mask" as a whole. Lines run a quarter of a pixel
-    inside the edges of the pixels, so that labelme's own export paints these pixels and no more.
-
-    Args:
-        mask: with at least one pixel.
-        shape: the shape that is replaced.
-        free_group: the group for several parts that had none.
+    Lines run a quarter of a pixel inside the edges of the pixels, so that labelme's own export paints these pixels and
+    no more. Several parts without a group get ``free_group``.
     """
     loops = outlines(mask)
     if any(loop.is_hole for loop in loops):

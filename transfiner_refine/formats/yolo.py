@@ -28,10 +28,16 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import check_class_names, read_class_names, write_class_names
-from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree, first_files, write_file
+from transfiner_refine.formats.folders import (
+    FolderEntry,
+    FolderSource,
+    ImageTree,
+    first_files,
+    first_lines,
+    write_file,
+)
 from transfiner_refine.formats.polygons import fill_contour, fill_polygons, is_pixel_contour, joined_outline
 from transfiner_refine.formats.records import Format, Instance, OpenOptions, RecordFault, Source, Written
-from transfiner_refine.formats.text_lines import first_lines
 from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask, MaskWindow
@@ -62,11 +68,6 @@ class YoloSource(FolderSource):
     """The label files of a folder and its subfolders."""
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
-        """Reads the label files.
-
-        Raises:
-            InputError: no images given, no such folder, no label file in it, or no image that can be used.
-        """
         super().__init__(folder, options.images)
         names = [name for name in self.files if name.suffix.lower() == ".txt" and name.name != CLASSES_FILE]
         if not names:
@@ -86,10 +87,7 @@ class YoloSource(FolderSource):
             stem = (name.relative_to(_LABELS) if _LABELS in name.parents else name).with_suffix("")
             lines, error = list[tuple[int, str]](), None
             try:
-                texts = self.read(name).decode("utf-8-sig").split("\n")
-                lines = [(number, text) for number, text in enumerate(texts, 1) if text.strip()]
-            except UnicodeDecodeError:
-                error = InputError("is no text in UTF-8", file=folder / name, remedy="replace the file")
+                lines = [(at, text) for at, text in enumerate(self.lines(name), 1) if text.strip()]
             except InputError as unreadable:
                 error = unreadable
             if lines and _is_image_name(lines[0][1]):  # a list of images, as exports have it for each split
@@ -159,11 +157,7 @@ def recognise(path: Path) -> bool:
 
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    """Writes a label file an image, and ``classes.txt`` where the source names its categories.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Writes a label file an image, and ``classes.txt`` where the source names its categories."""
     conversion = Conversion(source, results, _named)
     with atomic_folder(output) as draft:
         for stem, _, image in conversion:
