@@ -61,7 +61,10 @@ class CityscapesResultsSource(PngFolder):
             except InputError as unreadable:
                 error = unreadable
             self.groups.append(lines)
-            entries.append(FolderEntry(name, _stem(name, tree), 1 if error else len(lines), error=error))
+            stem = _stem(name, tree)
+            usual = self.row.image_name.format(stem) or None
+            count = 1 if error else len(lines)
+            entries.append(FolderEntry(name, stem, count, error=error, usual_name=usual))
         self.entries = tuple(entries)
         self.find_images(tree)
 

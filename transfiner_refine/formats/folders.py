@@ -201,6 +201,8 @@ class FolderEntry:
         count: number of instances, those at fault included.
         image: the image file, relative to ``--images``; None without such a folder, or where there is none.
         error: why nothing of it can be used.
+        size: (height, width) that the format states for the image, None where it states none.
+        usual_name: what the image is called by the custom of the format, for sources without images.
     """
 
     name: PurePosixPath
@@ -208,6 +210,8 @@ class FolderEntry:
     count: int
     image: PurePosixPath | None = None
     error: InputError | None = None
+    size: tuple[int, int] | None = None
+    usual_name: str | None = None
 
 
 class FolderSource(ABC):
@@ -217,15 +221,7 @@ class FolderSource(ABC):
     """
 
     def __init__(self, folder: Path, images: Path | None) -> None:
-        """Lists the folder.
-
-        Args:
-            folder: the folder of the masks.
-            images: the folder of the images, None to do without them.
-
-        Raises:
-            InputError: there is no such folder, or it cannot be listed.
-        """
+        """Lists the folder of the masks; raises InputError where that cannot be done."""
         self.folder, self.image_folder = folder, images
         self.files = files_in(folder, remedy="give the folder of the masks")
         self.entries: tuple[FolderEntry, ...] = ()
@@ -234,11 +230,7 @@ class FolderSource(ABC):
         self.no_files = {name for name in self.files if not _is_readable(folder / name)}
 
     def read(self, name: PurePosixPath) -> bytes:
-        """The bytes of one of the files; places found in it hold as long as it is the same.
-
-        Raises:
-            InputError: it cannot be read, or has changed since it was first read.
-        """
+        """The bytes of one of the files; raises InputError where it has changed since it was first read."""
         data = read_file(self.folder / name, "check --masks")
         digest = _digest(data)
         if self._digests.setdefault(name, digest) != digest:
@@ -250,9 +242,8 @@ class FolderSource(ABC):
         try:
             text = self.read(name).decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise InputError(
-                "is no text in UTF-8", file=self.folder / name, remedy="replace the file"
-            ) from None
+            file = self.folder / name
+            raise InputError("is no text in UTF-8", file=file, remedy="replace the file") from None
         return [line.rstrip("\r") for line in text.split("\n")]
 
     @abstractmethod
@@ -265,10 +256,6 @@ class FolderSource(ABC):
         """
 
     @abstractmethod
-    def stated_size(self, position: int) -> tuple[int, int] | None:
-        """(height, width) that the format states for an image, None where it states none."""
-
-    @abstractmethod
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         """Writes the files of one entry with refined masks, by their index in the entry, into ``draft``.
 
@@ -278,10 +265,6 @@ class FolderSource(ABC):
     def files_of(self, position: int) -> Collection[PurePosixPath]:
         """The files of an entry that its instances name where they cannot be read."""
         return (self.entries[position].name,)
-
-    def usual_image_name(self, position: int) -> str | None:  # noqa: ARG002  the formats differ
-        """What an image is called by the custom of the format, for sources without images."""
-        return None
 
     @property
     def num_images(self) -> int:
@@ -338,11 +321,7 @@ class FolderSource(ABC):
         return Written(overlap_pixels, tuple(covered))
 
     def find_images(self, tree: ImageTree | None) -> None:
-        """Gives each entry its image, or the error that there is none.
-
-        Raises:
-            InputError: no entry can be used.
-        """
+        """Gives each entry its image, or the error that there is none; raises InputError where none can be used."""
         if tree is None:
             return
         found = [entry if entry.error is not None else _with_image(entry, tree) for entry in self.entries]
@@ -383,7 +362,6 @@ class FolderSource(ABC):
                     yield item
                 else:
                     instances.append(replace(item, index=first + item.index))
-            stated = self.stated_size(position)
         except InputError as error:  # the image cannot be read: nothing of the entry can be used
             yield RecordFault(error, entry.count, whole_image=True)
             return
@@ -392,9 +370,9 @@ class FolderSource(ABC):
             path,
             image or entry.stem.as_posix(),
             tuple(instances),
-            stated,
+            entry.size,
             image_id=entry.stem.as_posix(),
-            file_name=image or self.usual_image_name(position),
+            file_name=image or entry.usual_name,
         )
 
 
@@ -405,12 +383,8 @@ def _is_readable(path: Path) -> bool:
 def _with_image(entry: FolderEntry, tree: ImageTree) -> FolderEntry:
     try:
         image = tree.find(entry.stem)
-        if image is None:
-            raise InputError(
-                f"there is no image of that name in {tree.root}",
-                record=entry.name.as_posix(),
-                remedy="check --images",
-            )
-        return replace(entry, image=image)
     except InputError as error:
         return replace(entry, error=error)
+    reason = f"there is no image of that name in {tree.root}"
+    missing = InputError(reason, record=entry.name.as_posix(), remedy="check --images")
+    return replace(entry, image=image, error=None if image else missing)

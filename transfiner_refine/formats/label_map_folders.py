@@ -178,12 +178,6 @@ class PngFolder(FolderSource):
     def files_of(self, position: int) -> Collection[PurePosixPath]:
         return [file.name for file in self.groups[position]]
 
-    def stated_size(self, position: int) -> tuple[int, int] | None:
-        return next((file.size for file in self.groups[position] if file.size is not None), None)
-
-    def usual_image_name(self, position: int) -> str | None:
-        return self.row.image_name.format(self.entries[position].stem) or None
-
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         overlap_pixels, covered, first = 0, list[int](), 0
         for file in self.groups[position]:
@@ -278,7 +272,14 @@ class LabelMapSource(PngFolder):
         self.groups = [[file] for file in files]
         stems = [row.stem(name.relative_to(self._inside).with_suffix("")) for name in names]
         self.entries = tuple(
-            FolderEntry(file.name, stem, file.count, error=file.error)
+            FolderEntry(
+                file.name,
+                stem,
+                file.count,
+                error=file.error,
+                size=file.size,
+                usual_name=row.image_name.format(stem) or None,
+            )
             for file, stem in zip(files, stems, strict=True)
         )
         if options.images is not None:

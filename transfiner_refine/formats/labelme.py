@@ -23,7 +23,7 @@ import math
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -100,14 +100,6 @@ class _Instance(NamedTuple):
     is_crowd: bool
 
 
-class _File(NamedTuple):
-    """What is kept of a file: its instances, (height, width) and the name of its image where it states them."""
-
-    instances: list[_Instance]
-    size: tuple[int, int] | None = None
-    image: str | None = None
-
-
 class LabelmeSource(FolderSource):
     """The JSON files of a folder and its subfolders.
 
@@ -121,22 +113,21 @@ class LabelmeSource(FolderSource):
         if not names:
             raise InputError("holds no JSON files", file=folder, remedy="give a folder of labelme's files")
         tree = None if options.images is None else ImageTree(options.images)
-        self._files: list[_File] = []
+        self._instances: list[list[_Instance]] = []  # of each entry
         entries = []
         for name in names:
-            stem, error, file = name.with_suffix(""), None, _File([])
+            entry, instances = FolderEntry(name, name.with_suffix(""), 1), list[_Instance]()
             try:
-                file = _instances_of(self._document(name), folder / name)
-            except InputError as unreadable:
-                error = unreadable
-            if file.image is not None:
-                called = name.with_name(PurePosixPath(file.image).stem)
-                stem = called if tree is None or tree.has_key(called.name) else stem
-            self._files.append(file)
-            entries.append(FolderEntry(name, stem, 1 if error else len(file.instances), error=error))
+                document = self._document(name)
+                instances = _instances_of(document["shapes"], folder / name)
+                entry = _described(replace(entry, count=len(instances)), document, tree)
+            except InputError as error:
+                entry = replace(entry, error=error)
+            self._instances.append(instances)
+            entries.append(entry)
         self.entries = tuple(entries)
         self._names = {} if options.class_names is None else read_class_names(options.class_names)
-        labels = {drawn.label for file in self._files for drawn in file.instances}
+        labels = {drawn.label for instances in self._instances for drawn in instances}
         self._names.update(enumerate(sorted(labels - {*self._names.values()}), max([0, *self._names]) + 1))
         self._ids = {label: number for number, label in reversed(self._names.items())}
         self.find_images(tree)
@@ -148,18 +139,15 @@ class LabelmeSource(FolderSource):
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
     ) -> Iterator[Instance | RecordFault]:
-        name, file = self.entries[position].name, self._files[position]
-        for index, drawn in enumerate(file.instances):
+        name, stated = self.entries[position].name, self.entries[position].size
+        for index, drawn in enumerate(self._instances[position]):
             if isinstance(drawn.areas, InputError):
                 yield RecordFault(drawn.areas)
                 continue
             record = f"shape {drawn.places[0]} ({drawn.label})"
-            mask = _AreasMask(drawn.areas, file.size or size(), self.folder / name, record)
+            mask = _AreasMask(drawn.areas, stated or size(), self.folder / name, record)
             category_id = self._ids[drawn.label]
             yield Instance(index, mask, f"{name} {record}", category_id, drawn.score, drawn.is_crowd)
-
-    def stated_size(self, position: int) -> tuple[int, int] | None:
-        return self._files[position].size
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name
@@ -172,7 +160,7 @@ class LabelmeSource(FolderSource):
         between = "," + text[start + 1 : shapes[0][2]]
         new: dict[int, tuple[int, int, str]] = {}  # edits by place
         for index, mask in masks.items():
-            first, *others = self._files[position].instances[index].places
+            first, *others = self._instances[position][index].places
             _, shape, begin, end = shapes[first]
             records = _shapes_of(mask.decode(), shape, free_group) or [{}]  # an empty mask changes nothing
             new[first] = (begin, end, between.join(_with(text[begin:end], record) for record in records))
@@ -184,10 +172,6 @@ class LabelmeSource(FolderSource):
         mark = data[: data.startswith(BOM_UTF8) * len(BOM_UTF8)]
         write_file(draft / name, mark + edited(text, [new[place] for place in sorted(new)]).encode())
         return Written()
-
-    def usual_image_name(self, position: int) -> str | None:
-        image = self._files[position].image
-        return None if image is None else self.entries[position].name.with_name(image).as_posix()
 
     def _document(self, name: PurePosixPath) -> dict[str, Any]:
         path = self.folder / name
@@ -257,9 +241,22 @@ def _label(number: int | None, categories: Mapping[int, str]) -> str:
     return label
 
 
-def _instances_of(document: dict[str, Any], path: Path) -> _File:
+def _described(entry: FolderEntry, document: dict[str, Any], tree: ImageTree | None) -> FolderEntry:
+    """The entry of a file with what the file says of its image."""
+    height, width, path = (document.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
+    size = (height, width) if type(height) is type(width) is int and height > 0 and width > 0 else None
+    # the parts of the path may be parted by \ or /
+    if isinstance(path, str) and (name := PureWindowsPath(path).name):
+        called = entry.name.with_name(name)
+        if tree is None or tree.has_key(called.stem):
+            entry = replace(entry, stem=called.with_suffix(""))
+        entry = replace(entry, usual_name=called.as_posix())
+    return replace(entry, size=size)
+
+
+def _instances_of(shapes: list[Any], path: Path) -> list[_Instance]:
     groups: dict[tuple[str, str, Any], list[int]] = {}
-    for place, shape in enumerate(document["shapes"]):
+    for place, shape in enumerate(shapes):
         if isinstance(shape, dict) and _kind(shape) in _FEWEST_POINTS:
             group_id = shape.get("group_id")
             # a shape without group is an instance of its own, hence its place
@@ -269,19 +266,15 @@ def _instances_of(document: dict[str, Any], path: Path) -> _File:
     for (label, *_), places in groups.items():
         areas: tuple[_Area, ...] | InputError
         try:
-            areas = tuple(_area(document["shapes"][place]) for place in places)
+            areas = tuple(_area(shapes[place]) for place in places)
         except InputError as error:
             areas = error.at(path, f"shape {places[0]} ({label})")
-        first = document["shapes"][places[0]]
+        first = shapes[places[0]]
         score, flags = first.get("score"), first.get("flags")
         score = float(score) if type(score) in (int, float) and abs(score) <= _LARGEST else None
         crowd = isinstance(flags, dict) and flags.get(_CROWD) is True
         instances.append(_Instance(places, label, areas, score, crowd))
-    height, width, image = (document.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
-    size = (height, width) if type(height) is type(width) is int and height > 0 and width > 0 else None
-    # the parts of the path may be parted by \ or /
-    name = PureWindowsPath(image).name if isinstance(image, str) else ""
-    return _File(instances, size, name or None)
+    return instances
 
 
 def _kind(shape: dict[str, Any]) -> str:

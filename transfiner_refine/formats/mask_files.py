@@ -91,6 +91,8 @@ class MaskFolder(PngFolder):
                 image if options.images is None else image.with_suffix(""),
                 sum(file.count for file in files),
                 None if options.images is None else image,
+                size=next((file.size for file in files if file.size is not None), None),
+                usual_name=self.row.image_name.format(image) or None,
             )
             for image, files in zip(groups, self.groups, strict=True)
         )

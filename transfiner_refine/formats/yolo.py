@@ -126,9 +126,6 @@ class YoloSource(FolderSource):
                 float(numbers[-extra]) if has_score else None,
             )
 
-    def stated_size(self, position: int) -> tuple[int, int] | None:  # noqa: ARG002  the image alone knows
-        return None
-
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name
         lines = self.read(name).decode().split("\n")
