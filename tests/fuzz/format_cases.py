@@ -136,24 +136,26 @@ def _moved(rng: np.random.Generator, path: Path) -> str:
 
 def _check(images: Path, masks: Path, output: Path, options: dict[str, str], summary: Summary) -> None:
     """What the output has is what came in, or its refined form; and no more of it changed than was counted."""
-    before, after = (_windows(path, images, options) for path in (masks, output))
+    before = _windows(masks, images, options)
+    after = _windows(output, images, options) if before else {}
     changed = 0
-    for index, coarse in before.items():
-        require(index in after, f"instance {index} cannot be read from the output")
-        same = np.array_equal(after[index], coarse)
+    for label, coarse in before.items():
+        require(label in after, f"{label} cannot be read from the output")
+        same = np.array_equal(after[label], coarse)
         changed += not same
-        require(same or np.array_equal(after[index], eroded(coarse)), f"instance {index} is another mask")
+        require(same or np.array_equal(after[label], eroded(coarse)), f"{label} is another mask")
     require(changed <= summary.refined, f"{changed} masks changed, {summary.refined} are said to be refined")
 
 
-def _windows(path: Path, images: Path, options: dict[str, str]) -> dict[int, NDArray[np.bool_]]:
+def _windows(path: Path, images: Path, options: dict[str, str]) -> dict[tuple[str, str], NDArray[np.bool_]]:
+    """Masks by image and label; what is no file is not in the output, and shifts the indexes."""
     found = {}
     for item in open_source(path, images, **options):
         if isinstance(item, RecordFault):
             continue
         for instance in item.instances:
             try:
-                found[instance.index] = instance.mask.decode().paste() >= 0.5
+                found[item.name, instance.label] = instance.mask.decode().paste() >= 0.5
             except InputError:
                 continue
     return found
