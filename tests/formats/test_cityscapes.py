@@ -118,6 +118,16 @@ def test_a_bad_line_is_named_and_the_others_go_on(
     assert (tmp_path / "out" / f"{FRAME}_pred.txt").read_text() == f"masks/1.png 24 0.9\n{line}\n"
 
 
+def test_one_damaged_line_does_not_change_what_a_folder_is_taken_for(tmp_path: Path, photos: Path) -> None:
+    for at in range(3):
+        lines = ["masks/0.png 26 0.98", "masks/1.png 24 1", "masks/2.png 24 1"]
+        lines[at] = lines[at].replace(" ", "\t")
+        folder = results(tmp_path, "\n".join(lines))
+        assert recognise(folder).name == "cityscapes-results"
+        source = open_source(folder, photos)
+        assert (len(faults_of(source)), source.num_instances) == (1, 3)
+
+
 def test_a_mask_that_is_missing_is_a_fault_of_its_own(tmp_path: Path, photos: Path) -> None:
     source = open_source(results(tmp_path, "masks/gone.png 24 0.9\nmasks/0.png 24 0.9\n"), photos)
     (fault,) = faults_of(source)

@@ -148,14 +148,16 @@ def _check(images: Path, masks: Path, output: Path, options: dict[str, str], sum
 
 
 def _windows(path: Path, images: Path, options: dict[str, str]) -> dict[tuple[str, str], NDArray[np.bool_]]:
-    """Masks by image and label; what is no file is not in the output, and shifts the indexes."""
+    """Masks by image, and file or place; what is no file is not in the output, and shifts the indexes."""
     found = {}
     for item in open_source(path, images, **options):
         if isinstance(item, RecordFault):
             continue
-        for instance in item.instances:
+        for number, instance in enumerate(item.instances):
+            label = instance.label
             try:
-                found[item.name, instance.label] = instance.mask.decode().paste() >= 0.5
+                mask = instance.mask.decode().paste() >= 0.5
             except InputError:
                 continue
+            found[item.name, label if label.lower().endswith(".png") else str(number)] = mask
     return found
