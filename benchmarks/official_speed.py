@@ -27,11 +27,10 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from transfiner_refine.official import Architecture, OfficialNetwork
-from transfiner_refine.official.network import ImageFeatures
-from transfiner_refine.official.nodes import NODE_GRIDS, box_levels, select_nodes
-from transfiner_refine.official.transformer import axis_embedding
+from transfiner_refine.official.features import CONTEXT_GRID, ImageFeatures, box_levels
+from transfiner_refine.official.nodes import NODE_GRIDS, select_nodes
+from transfiner_refine.official.transformer import axis_embedding, tokens_of
 
-CONTEXT_GRID = 14
 HEIGHT, WIDTH = 800, 1066
 STRIDES = (4, 8, 16, 32)
 CLEAR, DOUBTFUL, RULED_OUT = 0.9, 0.4, 0.01  # incoherence on an outline, beside it, elsewhere
@@ -151,12 +150,10 @@ def ours(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
     if inputs.boxes.device.type == "cpu":
         network.transformer.pack()
     results = []
-    contexts = inputs.image.context(inputs.boxes)
-    for box, context, coarse, incoherence in zip(
-        inputs.boxes, contexts, inputs.coarse, inputs.incoherence, strict=True
-    ):
-        labels = network.label(inputs.image, box, context, coarse, select_nodes(incoherence))
-        results.append(torch.cat(labels))
+    for box, coarse, incoherence in zip(inputs.boxes, inputs.coarse, inputs.incoherence, strict=True):
+        context = inputs.image.pooled(box[None])[0]
+        tokens = tokens_of(inputs.image, box, context, coarse, select_nodes(incoherence))
+        results.append(torch.sigmoid(network.transformer(*tokens)))
     return results
 
 

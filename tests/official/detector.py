@@ -14,7 +14,7 @@ from writing import clip_boxes
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.official.checkpoint import fill, fit
-from transfiner_refine.official.network import ImageFeatures
+from transfiner_refine.official.features import ImageFeatures
 from transfiner_refine.official.read import TensorFile
 
 __all__ = [

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from writing import blur, clip_boxes, paste_masks, write_back
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.official.network import ImageFeatures, OfficialNetwork, Preparation, prepare
+from transfiner_refine.official import OfficialNetwork, Preparation
+from transfiner_refine.official.features import ImageFeatures, prepare
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
+from transfiner_refine.official.transformer import tokens_of
 
 __all__ = ["LIMIT", "FaithfulMasks", "FaithfulOptions", "HeadOutput", "OfficialPredictor", "run_head"]
 
@@ -100,7 +102,7 @@ def run_head(
     """
     owners = [image for image, own in zip(images, boxes, strict=True) for _ in range(len(own))]
     flat = torch.cat(list(boxes))
-    context = torch.cat([image.context(own) for image, own in zip(images, boxes, strict=True)])
+    context = torch.cat([image.pooled(own) for image, own in zip(images, boxes, strict=True)])
     hidden = network.coarse.hidden(context)
     logits = network.coarse(hidden)[torch.arange(len(classes)), classes]
     count = len(flat) if options.limit is None else min(options.limit, len(flat))
@@ -109,7 +111,9 @@ def run_head(
     levels, labels = [], []
     for i in range(count):
         levels.append(select_nodes(u[i], dilate_finest=options.demo))
-        labels.append(network.label(owners[i], flat[i], context[i], coarse[i], levels[i]))
+        tokens, position = tokens_of(owners[i], flat[i], context[i], coarse[i], levels[i])
+        probability = torch.sigmoid(network.transformer(tokens, position))
+        labels.append(list(torch.split(probability, [len(level) for level in levels[i]])))
     refined = write_back(coarse[:count], levels, labels, skip_empty_level=options.skip_empty_level)
     if options.demo:
         refined = blur(refined)
@@ -156,15 +160,15 @@ class OfficialPredictor:
             boxes: for each image [N, 4] XYXY, pixels.
             classes: for each image [N], class indices in the order of training, 0 … K - 1.
         """
-        batch = prepare(images, self.preparation, self.device)
-        features = self.network.features(batch.input)
+        pixels, sizes, scales = prepare(images, self.preparation, self.device)
+        features = self.network.features(pixels)
         scaled = [
             torch.as_tensor(each, dtype=torch.float32).reshape(-1, 4) * scale
-            for each, scale in zip(boxes, batch.scales, strict=True)
+            for each, scale in zip(boxes, scales, strict=True)
         ]
         labels = [torch.as_tensor(each, dtype=torch.int64).reshape(-1) for each in classes]
         found = [Detections(box, box.new_zeros(0), label) for box, label in zip(scaled, labels, strict=True)]
-        return self._paste(features, found, batch.sizes, images, scored=False)
+        return self._paste(features, found, sizes, images, scored=False)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[FaithfulMasks]:
@@ -175,13 +179,13 @@ class OfficialPredictor:
         """
         if self.detector is None:
             raise CheckpointError("no RPN and box head to find boxes with", remedy="pass load_detector(...)")
-        batch = prepare(images, self.preparation, self.device)
-        features = self.network.features(batch.input)
+        pixels, sizes, _ = prepare(images, self.preparation, self.device)
+        features = self.network.features(pixels)
         found = []
-        for each, size in zip(features, batch.sizes, strict=True):
+        for each, size in zip(features, sizes, strict=True):
             (proposals,) = self.detector.rpn.propose(each.maps, [size])
             found.append(self.detector.box.detect(each, proposals.boxes, size))
-        return self._paste(features, found, batch.sizes, images, scored=True)
+        return self._paste(features, found, sizes, images, scored=True)
 
     @property
     def device(self) -> torch.device:

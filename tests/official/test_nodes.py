@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from transfiner_refine.model.propagate import area_pyramid
-from transfiner_refine.official.network import ImageFeatures
-from transfiner_refine.official.nodes import Nodes, box_levels, node_features, propagate, select_nodes
+from transfiner_refine.official.features import ImageFeatures, box_levels
+from transfiner_refine.official.nodes import Nodes, propagate, select_nodes
 
 
 def random_map(seed: int, share: float) -> Tensor:
@@ -146,7 +146,7 @@ def check_features(corners: tuple[float, ...], grid: int, seed: int) -> None:
     finer = max(level - 1 - (28, 56, 112).index(grid), 2)
     source = image.maps[0] + image.semantic if finer == 2 else image.maps[finer - 2]
     dense = roi_align(source, [corners_[None]], grid, 0.5**finer, 0, aligned=True)[0]
-    ours = node_features(image.tables, corners_, level, nodes)
+    ours = image.at(corners_, nodes)
     torch.testing.assert_close(ours, dense[:, nodes.y, nodes.x].T, atol=1e-5, rtol=1e-5)
 
 
@@ -167,12 +167,12 @@ def test_features_of_nodes_are_those_of_dense_pooling_in_any_box(
 def test_without_nodes_nothing_is_read() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     image = pyramid(0)
-    assert node_features(image.tables, torch.tensor(BOXES[0]), 2, Nodes(28, none, none)).shape == (0, 6)
+    assert image.at(torch.tensor(BOXES[0]), Nodes(28, none, none)).shape == (0, 6)
 
 
 def test_context_features_are_those_of_dense_pooling_without_the_residual() -> None:
     image, boxes = pyramid(1), torch.tensor(BOXES)
-    for corners, ours in zip(boxes, image.context(boxes), strict=True):
+    for corners, ours in zip(boxes, image.pooled(boxes), strict=True):
         level = int(box_levels(corners[None]))
         theirs = roi_align(image.maps[level - 2], [corners[None]], 14, 0.5**level, 0, aligned=True)[0]
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -21,10 +21,10 @@ from writing import blur, clip_boxes, paste_masks, write_back
 from transfiner_refine.official import Architecture, OfficialNetwork, Preparation, load_official_network
 from transfiner_refine.official.backbones import ResNet, Swin
 from transfiner_refine.official.checkpoint import fill, release_names
-from transfiner_refine.official.network import network_size, prepare
+from transfiner_refine.official.features import network_size, prepare
 from transfiner_refine.official.nodes import select_nodes
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.transformer import NodeTransformer, Tokens, axis_embedding
+from transfiner_refine.official.transformer import NodeTransformer, axis_embedding
 
 DEFORMABLE = Architecture("resnet", (1, 1, 1, 1), 8, (False, True, True, True), 5, 32, 48, 2)
 
@@ -113,28 +113,23 @@ class Reference(nn.Module):
         return x[0]
 
 
-def random_tokens(nodes: int, width: int, context: int = 4) -> Tokens:
-    size = context + nodes
-    return Tokens(torch.randn(size, width), torch.rand(size), torch.randn(size, width), context)
-
-
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("nodes", [1, 7, 12])
 def test_the_transformer_is_pytorchs_with_positions_in_queries_and_keys(nodes: int, packed: bool) -> None:
     torch.manual_seed(0)
     transformer = NodeTransformer(16, 24, 3).eval()
     reference = Reference(transformer, 16, 24).eval()
-    tokens = random_tokens(nodes, 16)
+    tokens, position = torch.randn(4 + nodes, 17), torch.randn(4 + nodes, 16)
     with torch.no_grad():
         if packed:
             transformer.pack()
-        fused = transformer.fuse(torch.cat((tokens.features, tokens.coarse[:, None]), 1))
-        expected = transformer.decoded(reference(fused, tokens.position))
-        close(transformer(tokens), expected[tokens.context :])
+        expected = transformer.decode(reference(transformer.fuse(tokens), position))[:, 0]
+        close(transformer(tokens, position, 4), expected[4:])
+        close(transformer(tokens, position, 0), expected)
 
 
 def test_without_nodes_there_is_nothing_to_label() -> None:
-    assert NodeTransformer(16, 24, 1)(random_tokens(0, 16)).shape == (0,)
+    assert NodeTransformer(16, 24, 1)(torch.randn(196, 17), torch.randn(196, 16)).shape == (0,)
 
 
 def test_positions_start_one_cell_in_and_end_at_a_full_turn() -> None:
@@ -195,9 +190,9 @@ def test_images_come_blue_first_and_are_padded_after_normalising() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, :, 2] = 255  # blue
     preparation = Preparation.of(Architecture("swin", (2, 2, 6, 2), 96))
-    batch = prepare([image, image[:, :40]], replace(preparation, short_side=40, max_side=100))
-    assert batch.input.shape == (2, 3, 64, 64)
-    assert batch.sizes == [(40, 60), (40, 40)]
-    assert batch.input[0, 0, 0, 0] == pytest.approx((255 - 123.675) / 58.395, abs=1e-4)
-    assert batch.input[0, 2, 0, 0] == pytest.approx(-103.53 / 57.375, abs=1e-4)
-    assert (batch.input[1, :, :, 40:] == 0).all()
+    pixels, sizes, _ = prepare([image, image[:, :40]], replace(preparation, short_side=40, max_side=100))
+    assert pixels.shape == (2, 3, 64, 64)
+    assert sizes == [(40, 60), (40, 40)]
+    assert pixels[0, 0, 0, 0] == pytest.approx((255 - 123.675) / 58.395, abs=1e-4)
+    assert pixels[0, 2, 0, 0] == pytest.approx(-103.53 / 57.375, abs=1e-4)
+    assert (pixels[1, :, :, 40:] == 0).all()

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.official import OfficialNetwork, Preparation, load_official_network
-from transfiner_refine.official.network import ImageFeatures, prepare
-from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, box_levels, node_features
+from transfiner_refine.official.features import ImageFeatures, box_levels, prepare
+from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
 from transfiner_refine.official.read import TensorFile
+from transfiner_refine.official.transformer import tokens_of
 
 pytestmark = pytest.mark.slow
 
@@ -104,10 +105,10 @@ def run(request: pytest.FixtureRequest, reference: Any) -> Run:
     images = [reference.image(arrays, meta, i) for i in range(count)]
     result = Run(arrays, meta, network, [], (), [], None, images)  # type: ignore[arg-type]
     with torch.inference_mode():
-        batch = prepare(images, result.preparation)
-        result.padded = tuple(batch.input.shape)
-        result.features = network.features(batch.input)
-        result.boxes = [torch.from_numpy(arrays[f"boxes_{i}"]) * batch.scales[i] for i in range(count)]
+        pixels, _, scales = prepare(images, result.preparation)
+        result.padded = tuple(pixels.shape)
+        result.features = network.features(pixels)
+        result.boxes = [torch.from_numpy(arrays[f"boxes_{i}"]) * scales[i] for i in range(count)]
         classes = torch.cat([torch.from_numpy(arrays[f"classes_{i}"]) for i in range(count)])
         result.output = run_head(network, result.features, result.boxes, classes, result.options)
     return result
@@ -135,9 +136,9 @@ def test_features_agree(run: Run) -> None:
         ours = []
         for image, box in run.each_box()[: len(theirs)]:
             if grid == 14:
-                ours.append(image.context(box[None])[0, ::channels, ::step, ::step])
+                ours.append(image.pooled(box[None])[0, ::channels, ::step, ::step])
                 continue
-            rows = node_features(image.tables, box, int(box_levels(box[None])), Nodes(grid, cells, cells))
+            rows = image.at(box, Nodes(grid, cells, cells))
             ours.append(rows[:, ::channels].T.unflatten(1, (grid // step, grid // step)))
         close(torch.stack(ours), theirs)
 
@@ -170,12 +171,12 @@ def test_tokens_agree_before_and_after_the_encoder(run: Run) -> None:
     for box, levels in enumerate(run.output.levels[:stored]):
         image, corners = run.each_box()[box]
         with torch.inference_mode():
-            context = image.context(corners[None])[0]
+            context = image.pooled(corners[None])[0]
             coarse = torch.sigmoid(run.output.coarse_logits[box])
-            tokens = run.network.tokens(image, corners, context, coarse, levels)
-            fused = transformer.fused(tokens)
-            encoded = transformer.encode(fused, tokens.position)
-            decoded = torch.sigmoid(transformer.decoded(encoded))
+            tokens, position = tokens_of(image, corners, context, coarse, levels)
+            fused = transformer.fuse(tokens)
+            encoded = transformer.encode(fused, position, 0)
+            decoded = torch.sigmoid(transformer.decode(encoded)[:, 0])
         if "fused_first" in run.arrays:
             close(fused[:SHOWN_TOKENS], run.arrays["fused_first"][box])
             close(encoded[:SHOWN_TOKENS], run.arrays["encoded_first"][box])
@@ -221,13 +222,13 @@ def test_boxes_classes_and_masks_from_the_image_alone(reference: Any) -> None:
     preparation = replace(Preparation.of(network.architecture), short_side=meta["short_side"])
     image = reference.image(arrays, meta, 0)
     with torch.inference_mode():
-        batch = prepare([image], preparation)
-        (features,) = network.features(batch.input)
+        pixels, sizes, _ = prepare([image], preparation)
+        (features,) = network.features(pixels)
         logits, deltas = detector.rpn(features.maps)
         for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True), 2):
             close(logit[:, :, ::4, ::4], arrays[f"rpn_logits_p{level}"])
             close(delta[:, :, ::8, ::8], arrays[f"rpn_deltas_p{level}"])
-        (proposals,) = detector.rpn.propose(features.maps, batch.sizes)
+        (proposals,) = detector.rpn.propose(features.maps, sizes)
         assert len(proposals.boxes) == int(arrays["proposal_count"])
         close(proposals.boxes[:100], arrays["proposals"], BOX_PIXELS)
         close(proposals.logits[:100], arrays["proposal_logits"])
@@ -235,7 +236,7 @@ def test_boxes_classes_and_masks_from_the_image_alone(reference: Any) -> None:
         close(hidden[:4], arrays["box_feature"])
         close(scores, arrays["class_logits"])
         close(steps.flatten(1)[:8], arrays["box_deltas"])
-        found = detector.box.detect(features, proposals.boxes, batch.sizes[0])
+        found = detector.box.detect(features, proposals.boxes, sizes[0])
     # two late detections score within 7e-7 of each other, so the order beyond the first 20 is not compared
     close(found.scores, arrays["det_scores"], 1e-5)
     close(found.boxes[:20], arrays["det_boxes_net"][:20], BOX_PIXELS)

@@ -29,7 +29,7 @@ from writing import paste_masks
 
 from transfiner_refine.official import Preparation, load_official_network
 from transfiner_refine.official.checkpoint import fill
-from transfiner_refine.official.network import prepare
+from transfiner_refine.official.features import prepare
 from transfiner_refine.official.nodes import NODE_GRIDS
 from transfiner_refine.official.read import TensorFile
 from transfiner_refine.official.transformer import axis_embedding
@@ -139,7 +139,7 @@ def test_training_losses(
         Preparation.of(network.architecture), short_side=meta["short_side"], max_side=meta["max_side"]
     )
     with torch.inference_mode():
-        (features,) = network.features(prepare([reference.image(losses, meta, 0)], preparation).input)
+        (features,) = network.features(prepare([reference.image(losses, meta, 0)], preparation)[0])
         boxes, classes = (torch.from_numpy(losses[name]) for name in ("proposals", "classes"))
         output = training_losses(network, heads, features, boxes, classes, targets, torch.arange)
 

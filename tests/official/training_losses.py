@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfiner_refine.official.network import ImageFeatures, OfficialNetwork
+from transfiner_refine.official import OfficialNetwork
+from transfiner_refine.official.features import ImageFeatures
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
+from transfiner_refine.official.transformer import tokens_of
 
 __all__ = [
     "TRAINING_NAMES",
@@ -124,7 +126,7 @@ def training_losses(
         targets: their truth.
         permutation: draws the order in which a level's nodes are sampled.
     """
-    context = image.context(boxes)
+    context = image.pooled(boxes)
     hidden = network.coarse.hidden(context)
     mask_logits = network.coarse(hidden)[torch.arange(len(classes)), classes]
     incoherence = torch.sigmoid(network.incoherence(context.detach(), hidden))
@@ -138,9 +140,8 @@ def training_losses(
     for i in chosen or trained:
         sampled = [_sample(level, permutation) for level in levels[i]] if chosen else []
         coarse = torch.sigmoid(mask_logits[i]).detach()
-        tokens = network.tokens(image, boxes[i], context[i], coarse, sampled)
-        encoded = network.transformer.encode(network.transformer.fused(tokens), tokens.position)
-        refined.append(torch.sigmoid(network.transformer.decoded(encoded)))
+        tokens, position = tokens_of(image, boxes[i], context[i], coarse, sampled)
+        refined.append(torch.sigmoid(network.transformer(tokens, position, 0)))
         own = [targets.truth[14][i].flatten()]
         truth.append(
             torch.cat(own + [targets.truth[level.grid][i].flatten()[level.cell] for level in sampled])

@@ -33,10 +33,10 @@ def command(ctx: click.Context, files: tuple[Path, ...]) -> None:
     asked = {str(file): find_weights(file) for file in files} if files else known
     if not asked:
         click.echo("no built-in weights: the installation is incomplete")
-    described = {name: describe(path) for name, path in asked.items()}
-    for name, description in described.items():
-        click.echo(
-            "\n".join((f"{name} ({description.path})" if name in known else name, *description.lines()))
-        )
-    if not all(description.usable for description in described.values()):
+    usable = True
+    for name, path in asked.items():
+        lines, fits = describe(path)
+        click.echo("\n".join((f"{name} ({path})" if name in known else name, *lines)))
+        usable &= fits
+    if not usable:
         ctx.exit(1)

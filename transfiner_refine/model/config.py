@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import inf
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -140,29 +140,32 @@ class RefinerConfig(RefineSettings, Architecture):
         """
 
         def wrong(what: str, remedy: str = "the file is damaged or was edited") -> CheckpointError:
-            return CheckpointError(f"configuration: {what}", file=file or None, remedy=remedy)
+            return CheckpointError(what, file=file or None, remedy=remedy)
 
         if not isinstance(values, dict):
-            raise wrong(f"{type(values).__name__} instead of named fields")
-        if unknown := sorted(set(values) - {f.name for f in fields(cls)} - _FORMER):
-            raise CheckpointError(
+            raise wrong(f"configuration: {type(values).__name__} instead of named fields")
+        types = get_type_hints(cls, include_extras=True)
+        if unknown := sorted(set(values) - set(types) - _FORMER):
+            raise wrong(
                 f"unknown configuration fields {', '.join(map(short, unknown))}",
-                file=file or None,
-                remedy="the checkpoint was made by a newer version; update transfiner-refine",
+                "the checkpoint was made by a newer version; update transfiner-refine",
             )
         # files from before there was trust were made without it
         known: dict[str, Any] = {"trust": 0.0, "deep_trust": 0.0}
-        types = get_type_hints(cls, include_extras=True)
-        for name in sorted(set(values) - _FORMER):
+        for name in set(values) - _FORMER:
             try:
                 known[name] = _checked(values[name], types[name])
             except (ValueError, OverflowError) as error:
-                raise wrong(f"{name} is {short(values[name])}; {error}") from None
+                raise wrong(f"configuration: {name} is {short(values[name])}; {error}") from None
         config = cls(**known)
         if config.width % config.heads or config.width % 4:
-            raise wrong(f"width is {config.width}; expected a multiple of 4 and of heads ({config.heads})")
+            raise wrong(
+                f"configuration: width is {config.width}; expected a multiple of 4 and {config.heads} heads"
+            )
         if len(config.node_budget) < config.max_depth:
-            raise wrong(f"node_budget has {len(config.node_budget)} levels, max_depth {config.max_depth}")
+            raise wrong(
+                f"configuration: node_budget is {config.node_budget}; expected {config.max_depth} numbers"
+            )
         return config
 
 

@@ -2,7 +2,8 @@
 
 from transfiner_refine.official.architecture import Architecture
 from transfiner_refine.official.checkpoint import convert_weights, load_official_network
-from transfiner_refine.official.network import OfficialNetwork, Preparation
+from transfiner_refine.official.features import Preparation
+from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.read import read_tensors
 from transfiner_refine.official.refiner import OfficialRefiner, RefineOptions, load_official_refiner
 

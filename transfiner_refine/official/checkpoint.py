@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class Fit:
     """How a file's tensors fit the official network they belong to.
 
     Attributes:
-        architecture: the network.
+        network: the network, without numbers (on the meta device).
         used: names that refining reads.
         unused: names it does not read: RPN, box head, boundary and semantic predictors, constants.
         missing: names it would read, but that are not there.
@@ -111,12 +112,17 @@ class Fit:
         misshapen: (name, shape found, shape expected).
     """
 
-    architecture: Architecture
+    network: OfficialNetwork
     used: list[str]
     unused: list[str]
     missing: list[str]
     unknown: list[str]
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its architecture."""
+        return self.network.architecture
 
     def lines(self) -> list[str]:
         """What was kept and what was not, for a terminal."""
@@ -161,11 +167,6 @@ def fit(file: TensorFile) -> Fit:
     Raises:
         CheckpointError: they belong to no official Mask Transfiner.
     """
-    return _fit(file)[0]
-
-
-def _fit(file: TensorFile) -> tuple[Fit, OfficialNetwork]:
-    """``fit``, and the network on the meta device."""
     if file.kind not in ("", KIND):
         raise CheckpointError(
             f"a checkpoint of another kind ({file.kind})",
@@ -181,8 +182,8 @@ def _fit(file: TensorFile) -> tuple[Fit, OfficialNetwork]:
         rows, *rest = state[ours[0]].shape
         expected[name] = (rows * len(ours), *rest, *((1, 1) if name.endswith(_ONE_BY_ONE) else ()))
     others = [name for name in shapes if name not in expected]
-    found = Fit(
-        architecture,
+    return Fit(
+        network,
         used=[name for name in expected if name in shapes],
         unused=[name for name in others if _part(name)],
         missing=[name for name in expected if name not in shapes],
@@ -193,7 +194,6 @@ def _fit(file: TensorFile) -> tuple[Fit, OfficialNetwork]:
             if name in shapes and shapes[name] != shape
         ],
     )
-    return found, network
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, list[str]]) -> None:
@@ -211,11 +211,11 @@ def load_official_network(file: TensorFile) -> OfficialNetwork:
     Raises:
         CheckpointError: the tensors do not make up an official network.
     """
-    found, network = _fit(file)
+    found = fit(file)
     found.check(file)
-    fill(network, file.tensors, release_names(network))
-    network.backbone.fuse()
-    return network.eval()
+    fill(found.network, file.tensors, release_names(found.network))
+    found.network.backbone.fuse()
+    return found.network.eval()
 
 
 def convert_weights(source: Path, target: Path) -> Fit:
@@ -243,11 +243,7 @@ def convert_weights(source: Path, target: Path) -> Fit:
 
 def groups(names: Iterable[str]) -> dict[str, int]:
     """Unused names counted by the part of the network they belong to, for people."""
-    counts: dict[str, int] = {}
-    for name in names:
-        part = _part(name)
-        counts[part] = counts.get(part, 0) + 1
-    return counts
+    return dict(Counter(map(_part, names)))
 
 
 def _part(name: str) -> str:

@@ -1,136 +1,20 @@
-"""The official network, from images to the labels of quadtree nodes (§2, §3, §4)."""
+"""The official network: features, coarse mask and incoherence (§4), transformer."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops import FeaturePyramidNetwork
 
 from transfiner_refine.official.architecture import Architecture
 from transfiner_refine.official.backbones import ResNet, Swin
-from transfiner_refine.official.nodes import Nodes, box_levels, node_features
-from transfiner_refine.official.transformer import NodeTransformer, Tokens, tokens_of
+from transfiner_refine.official.features import ImageFeatures
+from transfiner_refine.official.transformer import NodeTransformer
 
-__all__ = ["Batch", "ImageFeatures", "OfficialNetwork", "Preparation", "network_size", "prepare"]
-
-_CAFFE = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
-_TORCH = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_MULTIPLE = 32  # sides of the padded input, so that every stride divides them
-_CONTEXT_GRID = 14  # of the context tokens, and of the features that the coarse and the incoherence head read
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How an image becomes the network's input (§2).
-
-    Attributes:
-        short_side: the shorter side is resized to this, pixels.
-        max_side: unless the longer one passes this; then it becomes this.
-        mean, std: of the channels in the order blue, green, red.
-    """
-
-    short_side: int = 800
-    max_side: int = 1333
-    mean: tuple[float, float, float] = _CAFFE[0]
-    std: tuple[float, float, float] = _CAFFE[1]
-
-    @classmethod
-    def of(cls, architecture: Architecture) -> Preparation:
-        """The release's settings for a backbone.
-
-        A Swin's mean and std are those of red, green, blue, but its images come as blue, green, red: the
-        configuration file repeats a section, and the colour order falls back to its default.
-        """
-        mean, std = _TORCH if architecture.backbone == "swin" else _CAFFE
-        return cls(mean=mean, std=std)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images as the network takes them.
-
-    Attributes:
-        input: [B, 3, H, W] float32, blue, green, red; normalised, then padded with zeros right and bottom.
-        sizes: (height, width) of each resized image inside it, pixels.
-        scales: [B, 4] float32, factors that turn XYXY boxes of an image into boxes of its resized image.
-    """
-
-    input: Tensor
-    sizes: list[tuple[int, int]]
-    scales: Tensor
-
-
-def network_size(height: int, width: int, preparation: Preparation) -> tuple[int, int]:
-    """(height, width) to which an image of ``height`` × ``width`` pixels is resized."""
-    scale = preparation.short_side / min(height, width)
-    new_height, new_width = scale * height, scale * width
-    if height < width:  # the short side is exact, whatever the multiplication rounds to
-        new_height = float(preparation.short_side)
-    else:
-        new_width = float(preparation.short_side)
-    if max(new_height, new_width) > preparation.max_side:
-        shrink = preparation.max_side / max(new_height, new_width)
-        new_height, new_width = new_height * shrink, new_width * shrink
-    return int(new_height + 0.5), int(new_width + 0.5)
-
-
-def prepare(
-    images: Sequence[NDArray[np.uint8]], preparation: Preparation, device: torch.device | None = None
-) -> Batch:
-    """The network's input from H×W×3 uint8 RGB images."""
-    sizes = [network_size(image.shape[0], image.shape[1], preparation) for image in images]
-    height, width = (-(-max(axis) // _MULTIPLE) * _MULTIPLE for axis in zip(*sizes, strict=True))
-    mean = torch.tensor(preparation.mean, device=device)[:, None, None]
-    std = torch.tensor(preparation.std, device=device)[:, None, None]
-    padded, scales = [], []
-    for image, (h, w) in zip(images, sizes, strict=True):
-        bgr = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
-        resized = np.array(bgr.resize((w, h), Image.Resampling.BILINEAR))
-        pixels = torch.from_numpy(resized).to(device).permute(2, 0, 1).float()  # [3, h, w]
-        padded.append(F.pad((pixels - mean) / std, (0, width - w, 0, height - h)))
-        scales.append([w / image.shape[1], h / image.shape[0]] * 2)
-    return Batch(torch.stack(padded), sizes, torch.tensor(scales, device=device))
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What one image gives its boxes to read.
-
-    Attributes:
-        maps: p2 … p5, [1, C, H/4, W/4] to [1, C, H/32, W/32].
-        semantic: S(p2), [1, C, H/4, W/4].
-        tables: p2 + S(p2), p3, p4, p5 with channels last, [H, W, C] each; quadtree nodes read these.
-    """
-
-    maps: list[Tensor]
-    semantic: Tensor
-    tables: list[Tensor]
-
-    def pooled(self, boxes: Tensor, grid: int) -> Tensor:
-        """RoIAlign of boxes [N, 4] XYXY pixels of the resized image, each from its level: [N, C, grid, grid]."""
-        levels = box_levels(boxes)
-        result = self.semantic.new_zeros(len(boxes), self.semantic.shape[1], grid, grid)
-        for level in range(2, 6):
-            mine = (levels == level).nonzero().squeeze(1)
-            rois = F.pad(boxes[mine], (1, 0))  # all of image 0
-            map_ = self.maps[level - 2]
-            result[mine] = roi_align(map_, rois.to(map_.dtype), grid, 0.5**level, 0, aligned=True).to(
-                result.dtype
-            )
-        return result
-
-    def context(self, boxes: Tensor) -> Tensor:
-        """x14, what both heads and the context tokens read: [N, C, 14, 14]."""
-        return self.pooled(boxes, _CONTEXT_GRID)
+__all__ = ["OfficialNetwork"]
 
 
 def _convolutions(*widths: int) -> nn.Sequential:
@@ -201,33 +85,8 @@ class OfficialNetwork(nn.Module):
         maps = list(self.fpn(OrderedDict(enumerate(self.backbone(images)))).values())
         semantic = self.semantic(maps[0])
         tables = [each.permute(0, 2, 3, 1).contiguous() for each in (maps[0] + semantic, *maps[1:])]
+        split = [list(each.split(1)) for each in maps]
         return [
-            ImageFeatures(
-                [each[i : i + 1] for each in maps], semantic[i : i + 1], [each[i] for each in tables]
-            )
+            ImageFeatures([own[i] for own in split], semantic[i : i + 1], [own[i] for own in tables])
             for i in range(len(images))
         ]
-
-    def tokens(
-        self, image: ImageFeatures, box: Tensor, context: Tensor, coarse: Tensor, levels: Sequence[Nodes]
-    ) -> Tokens:
-        """The tokens of one box.
-
-        Args:
-            image: the image's features.
-            box: [4] XYXY, pixels of the resized image.
-            context: [C, 14, 14], its context features.
-            coarse: [28, 28] probability of its mask before refining.
-            levels: the nodes of the three levels.
-        """
-        level = int(box_levels(box[None]))
-        return tokens_of(
-            context, coarse, levels, [node_features(image.tables, box, level, each) for each in levels]
-        )
-
-    def label(
-        self, image: ImageFeatures, box: Tensor, context: Tensor, coarse: Tensor, levels: Sequence[Nodes]
-    ) -> list[Tensor]:
-        """Foreground probability of every node of one box, [n] for each level; arguments as for ``tokens``."""
-        labels = torch.sigmoid(self.transformer(self.tokens(image, box, context, coarse, levels)))
-        return list(torch.split(labels, [len(level) for level in levels]))

@@ -1,4 +1,4 @@
-"""Quadtree nodes of one box: which cells they are (§4), what they read (§3), where their labels go."""
+"""Quadtree nodes of one box: which cells they are (§4), and where their labels go."""
 
 from __future__ import annotations
 
@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "NODE_GRIDS",
-    "NODE_THRESHOLDS",
-    "Nodes",
-    "box_levels",
-    "node_features",
-    "propagate",
-    "select_nodes",
-]
+__all__ = ["NODE_GRIDS", "NODE_THRESHOLDS", "Nodes", "propagate", "select_nodes"]
 
 #: Grids of the nodes' three levels.
 NODE_GRIDS = (28, 56, 112)
 #: Least incoherence of a node on each level; the release reads all three levels off one 28×28 map.
 NODE_THRESHOLDS = (1e-6, 0.125, 0.8)
-
-_FINEST, _COARSEST = 2, 5  # p2 … p5
-_CANONICAL_LEVEL, _CANONICAL_SIDE = 4, 224  # a box of 224 pixels reads p4 (Lin et al. 2017)
 
 
 @dataclass(frozen=True)
@@ -92,66 +81,6 @@ def _repeated(cells: Tensor, grid: int) -> Tensor:
     """[g, g] → [grid, grid], every cell as a square of cells."""
     times = grid // cells.shape[0]
     return cells.repeat_interleave(times, 0).repeat_interleave(times, 1)
-
-
-def box_levels(boxes: Tensor) -> Tensor:
-    """The pyramid level k of each box: [N, 4] XYXY pixels → [N] int64 in 2..5."""
-    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    level = (_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE + 1e-8)).floor()
-    return level.clamp(_FINEST, _COARSEST).long()
-
-
-def node_features(tables: Sequence[Tensor], box: Tensor, level: int, nodes: Nodes) -> Tensor:
-    """Features of nodes, each level of the tree one step finer than the one before: [n, C].
-
-    Args:
-        tables: p2 + S(p2), p3, p4, p5 of one image, [H, W, C] each.
-        box: [4] float32 XYXY, pixels of the resized image.
-        level: its pyramid level k.
-        nodes: of one level of the tree.
-    """
-    finer = max(level - 1 - NODE_GRIDS.index(nodes.grid), _FINEST)
-    return _roi_align_at(tables[finer - _FINEST], box / 2**finer, nodes)
-
-
-def _roi_align_at(table: Tensor, box: Tensor, nodes: Nodes) -> Tensor:
-    """RoIAlign (aligned, sampling ratio 0, as in torchvision and detectron2) at single cells of a box's grid.
-
-    One weighted sum of table rows a node: as many samples a side as a cell has feature cells, four taps a sample.
-
-    Args:
-        table: [H, W, C].
-        box: [4] XYXY in cells of the table.
-        nodes: the cells.
-    """
-    # sides are differences of shifted corners because RoIAlign rounds them so, and the ceiling is not continuous
-    start, end = box[:2] - 0.5, box[2:] - 0.5  # (x, y)
-    cell = (end - start) / nodes.grid
-    columns, rows = (max(int(count), 0) for count in cell.ceil().tolist())
-    height, width, _ = table.shape
-    if len(nodes) == 0 or rows * columns == 0:
-        return table.new_zeros(len(nodes), table.shape[2])
-
-    def taps(axis: int, index: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
-        """Places on one axis of the two taps of each sample, and their weights: [n, count, 2] each."""
-        step = torch.arange(count, device=index.device) + 0.5
-        position = (start[axis] + index * cell[axis])[:, None] + step * (cell[axis] / count)
-        inside = (position >= -1) & (position <= size)  # further out a sample counts as zero
-        position = position.clamp(0, size - 1)
-        low = position.floor()
-        part = position - low
-        weight = torch.stack((1 - part, part), 2) * inside[:, :, None]
-        return torch.stack((low, (low + 1).clamp(max=size - 1)), 2).long(), weight
-
-    (y, y_weight), (x, x_weight) = taps(1, nodes.y, rows, height), taps(0, nodes.x, columns, width)
-    index = (y * width).flatten(1)[:, :, None] + x.flatten(1)[:, None]  # [n, 2 · rows, 2 · columns]
-    weight = y_weight.flatten(1)[:, :, None] * x_weight.flatten(1)[:, None] / (rows * columns)
-    return F.embedding_bag(
-        index.flatten(1),
-        table.flatten(0, 1),
-        mode="sum",
-        per_sample_weights=weight.flatten(1).to(table.dtype),
-    )
 
 
 def propagate(

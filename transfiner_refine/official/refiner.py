@@ -19,9 +19,11 @@ from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.official.checkpoint import load_official_network
-from transfiner_refine.official.network import ImageFeatures, OfficialNetwork, Preparation, prepare
+from transfiner_refine.official.features import ImageFeatures, Preparation, prepare
+from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.nodes import NODE_GRIDS, NODE_THRESHOLDS, Nodes, propagate, select_nodes
 from transfiner_refine.official.read import read_tensors
+from transfiner_refine.official.transformer import tokens_of
 from transfiner_refine.refine.base import BaseRefiner, check_masks
 from transfiner_refine.refine.instance import harden
 from transfiner_refine.refine.roi import Roi, paste_into_roi, read_mask, resample, roi_around
@@ -178,82 +180,62 @@ class OfficialRefiner(BaseRefiner):
             InputError: a mask belongs to an image of another size, or a class is unknown to the network.
         """
         check_masks(images, masks, image_index)
-        classes = list(class_ids or [None] * len(masks))
         known = self.official.architecture.classes
+        classes = list(class_ids or [None] * len(masks))
         if len(classes) != len(masks):
             raise InputError(f"{len(classes)} classes for {len(masks)} masks")
         for given in classes:
             if given is not None and not 0 <= given < known:
                 raise InputError(f"class {given}", remedy=f"this network knows the classes 0 to {known - 1}")
         result = list(masks)
-        waiting: dict[int, list[int]] = {}
-        for i, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
-            if mask.area:
-                waiting.setdefault(image, []).append(i)
-        # On a CPU one instance at a time is as fast, and the result cannot depend on its neighbours.
-        step = 1 if self._device.type == "cpu" else self.batch_size
-        for image, members in waiting.items():
-            for first in range(0, len(members), step):
-                group = members[first : first + step]
-                found = self._run(images[image], [masks[i] for i in group], [classes[i] for i in group])
-                for i, instance in zip(group, found, strict=True):
-                    result[i] = instance.refined()
+        for i in sorted(range(len(masks)), key=image_index.__getitem__):  # one image after the other
+            if masks[i].area:
+                result[i] = self._run(images[image_index[i]], masks[i], classes[i]).refined()
         return result if soft else [harden(mask) for mask in result]
 
     def trace(self, image: NDArray[np.uint8], mask: MaskWindow) -> Trace:
         """See ``BaseRefiner``."""
         check_masks([image], [mask], [0])
-        (instance,) = self._run(image, [mask], [None])
-        return instance.trace()
+        return self._run(image, mask, None).trace()
 
     def _features(self, image: NDArray[np.uint8]) -> tuple[Tensor, ImageFeatures]:
-        """The factors of its boxes, and the image's features; kept, as the pipeline may hand one image over twice."""
+        """The factors of its boxes, and the image's features; the last image's are kept."""
         # by content, because callers may read the next image into the same array
         digest = blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
         digest += repr(image.shape).encode()
         if self._last is None or self._last[0] != digest:
             self._last = None  # free before allocating
-            batch = prepare([image], self.preparation, self._device)
-            (features,) = self.official.features(batch.input)
-            self._last = (digest, batch.scales[0], features)
-        return self._last[1], self._last[2]
+            pixels, _, scales = prepare([image], self.preparation, self._device)
+            self._last = (digest, scales[0], self.official.features(pixels)[0])
+        return self._last[1:]
 
     @torch.inference_mode()
-    def _run(
-        self, image: NDArray[np.uint8], masks: Sequence[MaskWindow], classes: Sequence[int | None]
-    ) -> list[_Instance]:
-        """Some instances of one image through the network."""
-        rois = [roi_around(mask, self.options) for mask in masks]
-        values = [
-            resample(read_mask(mask, roi), _FINEST, _FINEST) for mask, roi in zip(masks, rois, strict=True)
-        ]
-        given = area_pyramid(torch.from_numpy(np.stack(values)).to(self._device)[:, None], _COARSEST)
-        coarse = given[_COARSEST][:, 0]  # [n, 28, 28]
-        corners = [[roi.x0, roi.y0, roi.x1, roi.y1] for roi in rois]
-        found = []
+    def _run(self, image: NDArray[np.uint8], mask: MaskWindow, class_id: int | None) -> _Instance:
+        """One instance through the network; by itself, so its mask cannot depend on others."""
+        roi = roi_around(mask, self.options)
+        values = torch.from_numpy(resample(read_mask(mask, roi), _FINEST, _FINEST)).to(self._device)
+        given = {grid: each[0, 0] for grid, each in area_pyramid(values[None, None], _COARSEST).items()}
+        coarse = given[_COARSEST]
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             scale, features = self._features(image)
-            boxes = torch.tensor(corners, dtype=torch.float32, device=self._device) * scale
-            context = features.context(boxes)
+            corners = torch.tensor([roi.x0, roi.y0, roi.x1, roi.y1], dtype=torch.float32)
+            box = corners.to(self._device) * scale
+            context = features.pooled(box[None])
             hidden = self.official.coarse.hidden(context)
-            incoherence = torch.sigmoid(self.official.incoherence(context, hidden))
-            always: Sequence[Tensor | None] = [None] * len(rois)
+            incoherence = torch.sigmoid(self.official.incoherence(context, hidden))[0]
+            always = None
             if self.options.visit_disagreement:
-                own = self._own_mask(hidden, coarse, classes)
-                always = list((own >= 0.5) != (coarse >= 0.5))
-            for i, (mask, roi) in enumerate(zip(masks, rois, strict=True)):
-                levels = select_nodes(incoherence[i], always[i], thresholds=self.options.thresholds)
-                labels = self.official.label(features, boxes[i], context[i], coarse[i], levels)
-                grids = {grid: each[i, 0] for grid, each in given.items()}
-                maps = propagate(grids, levels, labels)
-                found.append(_Instance(mask, roi, grids, incoherence[i], levels, labels, maps))
-        return found
+                always = (self._own_mask(hidden, coarse, class_id) >= 0.5) != (coarse >= 0.5)
+            levels = select_nodes(incoherence, always, thresholds=self.options.thresholds)
+            tokens, position = tokens_of(features, box, context[0], coarse, levels)
+            labels = torch.sigmoid(self.official.transformer(tokens, position))
+        split = list(torch.split(labels, [len(level) for level in levels]))
+        return _Instance(mask, roi, given, incoherence, levels, split, propagate(given, levels, split))
 
-    def _own_mask(self, hidden: Tensor, coarse: Tensor, classes: Sequence[int | None]) -> Tensor:
-        """The network's own coarse probability [n, 28, 28], of the given class (None: of the best fitting one)."""
-        every = torch.sigmoid(self.official.coarse(hidden))  # [n, K, 28, 28]
-        common = torch.einsum("nkyx,nyx->nk", every, coarse)
-        either = every.sum((2, 3)) + coarse.sum((1, 2))[:, None] - common
-        best = (common / either).argmax(1)
-        chosen = [int(best[i]) if given is None else given for i, given in enumerate(classes)]
-        return every[torch.arange(len(chosen)), chosen]
+    def _own_mask(self, hidden: Tensor, coarse: Tensor, class_id: int | None) -> Tensor:
+        """The network's own coarse probability [28, 28], of the given class (None: of the best fitting one)."""
+        every = torch.sigmoid(self.official.coarse(hidden))[0]  # [K, 28, 28]
+        if class_id is not None:
+            return every[class_id]
+        common = torch.einsum("kyx,yx->k", every, coarse)
+        return every[(common / (every.sum((1, 2)) + coarse.sum() - common)).argmax()]

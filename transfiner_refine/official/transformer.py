@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transfiner_refine.official.features import CONTEXT_GRID, ImageFeatures
 from transfiner_refine.official.nodes import Nodes
 
-__all__ = ["NodeTransformer", "Tokens", "axis_embedding", "tokens_of"]
+__all__ = ["NodeTransformer", "axis_embedding", "tokens_of"]
 
 _HEADS = 4
 _TEMPERATURE = 10000.0
@@ -26,31 +26,20 @@ def axis_embedding(grid: int, width: int, device: torch.device | None = None) ->
     return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), 2).flatten(1)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of one box: the context tokens, then the nodes level by level.
-
-    Attributes:
-        features: [t, C].
-        coarse: [t] the coarse mask's probability.
-        position: [t, C] sine embedding of the cell.
-        context: number of context tokens.
-    """
-
-    features: Tensor
-    coarse: Tensor
-    position: Tensor
-    context: int
-
-
-def tokens_of(context: Tensor, coarse: Tensor, levels: Sequence[Nodes], features: Sequence[Tensor]) -> Tokens:
-    """The tokens of one box.
+def tokens_of(
+    image: ImageFeatures, box: Tensor, context: Tensor, coarse: Tensor, levels: Sequence[Nodes]
+) -> tuple[Tensor, Tensor]:
+    """The tokens of one box: 196 context tokens, then its nodes level by level.
 
     Args:
-        context: [C, 14, 14], x14.
-        coarse: [28, 28] probability of the mask before refining.
-        levels: the nodes.
-        features: [n, C] of each level.
+        image: the image's features.
+        box: [4] XYXY, pixels of the resized image.
+        context: [C, 14, 14], what it pools of them.
+        coarse: [28, 28] probability of its mask before refining.
+        levels: its nodes.
+
+    Returns:
+        features and the coarse mask's value [t, C + 1], and the sine embedding of the cells [t, C].
     """
     width, grid, _ = context.shape
     every = torch.arange(grid * grid, device=context.device)
@@ -60,8 +49,9 @@ def tokens_of(context: Tensor, coarse: Tensor, levels: Sequence[Nodes], features
         values.append(resized.flatten()[level.cell])
         axis = axis_embedding(level.grid, width // 2, context.device)
         positions.append(torch.cat((axis[level.y], axis[level.x]), 1))
-    parts = (context.flatten(1).T, *features)
-    return Tokens(torch.cat(parts), torch.cat(values), torch.cat(positions), grid * grid)
+    features = torch.cat([context.flatten(1).T, *(image.at(box, level) for level in levels)])
+    coarse_values = torch.cat(values)[:, None].to(features.dtype)
+    return torch.cat((features, coarse_values), 1), torch.cat(positions)
 
 
 class _Layer(nn.Module):
@@ -103,40 +93,30 @@ class NodeTransformer(nn.Module):
     """From the tokens of one box to its nodes' labels.
 
     Args:
-        width: channels of a token.
+        width: channels of a feature and of a token.
         feedforward: hidden channels of a layer.
         layers: number of layers.
     """
 
     def __init__(self, width: int, feedforward: int, layers: int) -> None:
         super().__init__()
-        self.fuse = nn.Linear(width + 1, width)
+        self.fuse = nn.Linear(width + 1, width)  # all that the release has of the paper's node encoder
         self.layers = nn.ModuleList(_Layer(width, feedforward) for _ in range(layers))
         self.decode = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """Foreground logits [t - context] of the nodes."""
-        if len(tokens.features) == tokens.context:
-            return tokens.coarse.new_zeros(0)
-        return self.decoded(self.encode(self.fused(tokens), tokens.position, tokens.context))
+    def forward(self, tokens: Tensor, position: Tensor, first: int = CONTEXT_GRID**2) -> Tensor:
+        """Foreground logits [t - first] of the tokens from ``first`` on; what the context says is not computed."""
+        if len(tokens) == first:
+            return position.new_zeros(0)
+        logits: Tensor = self.decode(self.encode(self.fuse(tokens), position, first))
+        return logits.squeeze(1).float()
 
-    def fused(self, tokens: Tokens) -> Tensor:
-        """The node encoder of the release: feature and coarse value, mixed by one linear layer: [t, C]."""
-        coarse = tokens.coarse[:, None].to(tokens.features.dtype)
-        fused: Tensor = self.fuse(torch.cat((tokens.features, coarse), 1))
-        return fused
-
-    def encode(self, x: Tensor, position: Tensor, first: int = 0) -> Tensor:
-        """The transformer: [t, C] → [t - first, C]; what earlier tokens say at the end is not computed."""
+    def encode(self, x: Tensor, position: Tensor, first: int) -> Tensor:
+        """The layers: [t, C] → [t - first, C]."""
         for layer in self.layers[:-1]:
             x = layer(x, position, 0)
         encoded: Tensor = self.layers[-1](x, position, first)
         return encoded
-
-    def decoded(self, encoded: Tensor) -> Tensor:
-        """Foreground logits: [t, C] → [t]."""
-        logits: Tensor = self.decode(encoded)
-        return logits.squeeze(1).float()
 
     def pack(self) -> None:
         """Makes the layers' linear maps run through oneDNN; for inference in float32 on a CPU, once on the CPU.

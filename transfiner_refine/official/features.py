@@ -1,0 +1,168 @@
+"""From images to what boxes and quadtree nodes read of their features (§2, §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from transfiner_refine.official.architecture import Architecture
+from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
+
+__all__ = ["CONTEXT_GRID", "ImageFeatures", "Preparation", "box_levels", "network_size", "prepare"]
+
+#: Grid of the context tokens, and of the features that the coarse and the incoherence head read.
+CONTEXT_GRID = 14
+_FINEST, _COARSEST = 2, 5  # p2 … p5
+_CANONICAL_LEVEL, _CANONICAL_SIDE = 4, 224  # a box of 224 pixels reads p4 (Lin et al. 2017)
+_CAFFE = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+_TORCH = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_MULTIPLE = 32  # sides of the padded input, so that every stride divides them
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How an image becomes the network's input (§2).
+
+    Attributes:
+        short_side: the shorter side is resized to this, pixels.
+        max_side: unless the longer one passes this; then it becomes this.
+        mean, std: of the channels in the order blue, green, red.
+    """
+
+    short_side: int = 800
+    max_side: int = 1333
+    mean: tuple[float, float, float] = _CAFFE[0]
+    std: tuple[float, float, float] = _CAFFE[1]
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Preparation:
+        """The release's settings for a backbone.
+
+        A Swin's mean and std are those of red, green, blue, but its images come as blue, green, red: the
+        configuration file repeats a section, and the colour order falls back to its default.
+        """
+        mean, std = _TORCH if architecture.backbone == "swin" else _CAFFE
+        return cls(mean=mean, std=std)
+
+
+def network_size(height: int, width: int, preparation: Preparation) -> tuple[int, int]:
+    """(height, width) to which an image of ``height`` × ``width`` pixels is resized."""
+    scale = preparation.short_side / min(height, width)
+    new_height, new_width = scale * height, scale * width
+    if height < width:  # the short side is exact, whatever the multiplication rounds to
+        new_height = float(preparation.short_side)
+    else:
+        new_width = float(preparation.short_side)
+    if max(new_height, new_width) > preparation.max_side:
+        shrink = preparation.max_side / max(new_height, new_width)
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return int(new_height + 0.5), int(new_width + 0.5)
+
+
+def prepare(
+    images: Sequence[NDArray[np.uint8]], preparation: Preparation, device: torch.device | None = None
+) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
+    """The network's input from H×W×3 uint8 RGB images.
+
+    Returns:
+        [B, 3, H, W] float32, blue, green, red; normalised, then padded with zeros right and bottom;
+        (height, width) of each resized image inside it;
+        [B, 4] factors that turn XYXY boxes of an image into boxes of its resized image.
+    """
+    sizes = [network_size(image.shape[0], image.shape[1], preparation) for image in images]
+    height, width = (-(-max(axis) // _MULTIPLE) * _MULTIPLE for axis in zip(*sizes, strict=True))
+    mean = torch.tensor(preparation.mean, device=device)[:, None, None]
+    std = torch.tensor(preparation.std, device=device)[:, None, None]
+    padded, scales = [], []
+    for image, (h, w) in zip(images, sizes, strict=True):
+        bgr = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
+        resized = np.array(bgr.resize((w, h), Image.Resampling.BILINEAR))
+        pixels = torch.from_numpy(resized).to(device).permute(2, 0, 1).float()  # [3, h, w]
+        padded.append(F.pad((pixels - mean) / std, (0, width - w, 0, height - h)))
+        scales.append([w / image.shape[1], h / image.shape[0]] * 2)
+    return torch.stack(padded), sizes, torch.tensor(scales, device=device)
+
+
+def box_levels(boxes: Tensor) -> Tensor:
+    """The pyramid level k of each box: [N, 4] XYXY pixels → [N] int64 in 2..5."""
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    level = (_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE + 1e-8)).floor()
+    return level.clamp(_FINEST, _COARSEST).long()
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What one image gives its boxes to read; boxes are XYXY float32, pixels of the resized image.
+
+    Attributes:
+        maps: p2 … p5, [1, C, H/4, W/4] to [1, C, H/32, W/32].
+        semantic: S(p2), [1, C, H/4, W/4].
+        tables: p2 + S(p2), p3, p4, p5 with channels last, [H, W, C] each; quadtree nodes read these.
+    """
+
+    maps: list[Tensor]
+    semantic: Tensor
+    tables: list[Tensor]
+
+    def pooled(self, boxes: Tensor, grid: int = CONTEXT_GRID) -> Tensor:
+        """RoIAlign of boxes [N, 4], each from its level: [N, C, grid, grid]; of the context grid it is x14."""
+        result = self.semantic.new_zeros(len(boxes), self.semantic.shape[1], grid, grid)
+        for i, level in enumerate(box_levels(boxes).tolist()):
+            source = self.maps[level - _FINEST]
+            rois = boxes[i : i + 1].to(source.dtype)
+            result[i] = roi_align(source, [rois], grid, 0.5**level, 0, aligned=True)[0]
+        return result
+
+    def at(self, box: Tensor, nodes: Nodes) -> Tensor:
+        """Features of a box's nodes, each level of the tree one step finer than the one before: [n, C]."""
+        finer = int(box_levels(box[None])) - 1 - NODE_GRIDS.index(nodes.grid)
+        level = max(finer, _FINEST)
+        return _roi_align_at(self.tables[level - _FINEST], box / 2**level, nodes)
+
+
+def _roi_align_at(table: Tensor, box: Tensor, nodes: Nodes) -> Tensor:
+    """RoIAlign (aligned, sampling ratio 0, as in torchvision and detectron2) at single cells of a box's grid.
+
+    One weighted sum of table rows a node: as many samples a side as a cell has feature cells, four taps a sample.
+
+    Args:
+        table: [H, W, C].
+        box: [4] XYXY in cells of the table.
+        nodes: the cells.
+    """
+    # sides are differences of shifted corners because RoIAlign rounds them so, and the ceiling is not continuous
+    start, end = box[:2] - 0.5, box[2:] - 0.5  # (x, y)
+    cell = (end - start) / nodes.grid
+    columns, rows = (max(int(count), 0) for count in cell.ceil().tolist())
+    height, width, _ = table.shape
+    if len(nodes) == 0 or rows * columns == 0:
+        return table.new_zeros(len(nodes), table.shape[2])
+
+    def taps(axis: int, index: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
+        """Places on one axis of the two taps of each sample, and their weights: [n, count, 2] each."""
+        step = torch.arange(count, device=index.device) + 0.5
+        position = (start[axis] + index * cell[axis])[:, None] + step * (cell[axis] / count)
+        inside = (position >= -1) & (position <= size)  # further out a sample counts as zero
+        position = position.clamp(0, size - 1)
+        low = position.floor()
+        part = position - low
+        weight = torch.stack((1 - part, part), 2) * inside[:, :, None]
+        return torch.stack((low, (low + 1).clamp(max=size - 1)), 2).long(), weight
+
+    (y, y_weight), (x, x_weight) = taps(1, nodes.y, rows, height), taps(0, nodes.x, columns, width)
+    index = (y * width).flatten(1)[:, :, None] + x.flatten(1)[:, None]  # [n, 2 · rows, 2 · columns]
+    weight = y_weight.flatten(1)[:, :, None] * x_weight.flatten(1)[:, None] / (rows * columns)
+    return F.embedding_bag(
+        index.flatten(1),
+        table.flatten(0, 1),
+        mode="sum",
+        per_sample_weights=weight.flatten(1).to(table.dtype),
+    )
