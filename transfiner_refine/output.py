@@ -53,40 +53,25 @@ def check_output_file(output: Path, inputs: Iterable[Path], *, overwrite: bool) 
         raise OutputError("is no plain file", file=output, remedy=_ELSEWHERE)
     if os.path.lexists(output) and not overwrite:
         raise OutputError("exists already", file=output, remedy=_ASK)
-    _check_parent(output)
 
 
 def check_output_folder(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """Says whether a folder may be written at ``output``; an empty one counts as not there.
-
-    Raises:
-        OutputError: it is, holds or lies inside one of the inputs, has files without ``overwrite``, or cannot be
-            made there.
-    """
+    """The same for a folder; an empty one counts as not there."""
     _check_apart(output, inputs)
-    if os.path.lexists(output):
-        if not output.is_dir():
-            raise OutputError(
-                "is a file, but the result is a folder", file=output, remedy="give a folder name"
-            )
-        if os.path.ismount(output):
-            raise OutputError(
-                "cannot be replaced as a whole, for a disk is mounted there",
-                file=output,
-                remedy="give a folder inside it",
-            )
-        if not overwrite and any(output.iterdir()):
-            raise OutputError("exists already and is not empty", file=output, remedy=_ASK)
-    _check_parent(output)
+    if not os.path.lexists(output):
+        return
+    if not output.is_dir():
+        raise OutputError("is a file, but the result is a folder", file=output, remedy="give a folder name")
+    if os.path.ismount(output):
+        what = "cannot be replaced as a whole, for a disk is mounted there"
+        raise OutputError(what, file=output, remedy="give a folder inside it")
+    if not overwrite and any(output.iterdir()):
+        raise OutputError("exists already and is not empty", file=output, remedy=_ASK)
 
 
 @contextmanager
 def atomic_file(output: Path) -> Iterator[TextIO]:
-    """A text file in UTF-8 in the manner of ``atomic_binary_file``.
-
-    Raises:
-        OutputError: as there.
-    """
+    """A text file in UTF-8 in the manner of ``atomic_binary_file``."""
     with atomic_binary_file(output) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         yield text
@@ -116,9 +101,7 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``output`` when the block ends well and vanishes when it does not.
 
     An older folder is replaced as a whole; one that gets files during the block is not, if it had none before.
-
-    Raises:
-        OutputError: as for ``atomic_binary_file``.
+    Errors are those of ``atomic_binary_file``.
     """
     replace = output.is_dir() and any(output.iterdir())
     with _draft(_target(output)) as draft:
@@ -207,40 +190,30 @@ def _target(output: Path) -> Path:
 def _name(draft: Path, output: Path, *, replace: bool) -> None:
     """Gives a finished draft its name, at one stroke."""
     try:
-        if not draft.is_dir():
-            if replace:
-                draft.replace(output)
-            else:
-                _name_file(draft, output)
-            return
-        if output.is_dir():
+        if draft.is_dir() and output.is_dir():
             shutil.copymode(output, draft)
             if replace and any(output.iterdir()):
                 _swap(draft, output)
                 return
             if os.name == "nt":  # elsewhere an empty folder is replaced by renaming
                 output.rmdir()
-        draft.rename(output)
+        if draft.is_dir() or (os.name == "nt" and not replace):
+            draft.rename(output)
+        elif replace:
+            draft.replace(output)
+        else:
+            try:
+                os.link(draft, output)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                if os.path.lexists(output):
+                    raise
+                draft.replace(output)
     except OSError as error:
         if os.path.lexists(output) and not replace:
             raise _appeared(output) from error
         raise
-
-
-def _name_file(draft: Path, output: Path) -> None:
-    """Renames a file where there is none of that name.
-
-    Raises:
-        FileExistsError: there is.
-    """
-    try:
-        (os.rename if os.name == "nt" else os.link)(draft, output)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if os.path.lexists(output):
-            raise
-        draft.replace(output)
 
 
 def _swap(draft: Path, output: Path) -> None:
@@ -287,7 +260,7 @@ def _appeared(output: Path) -> OutputError:
 
 
 def _check_apart(output: Path, inputs: Iterable[Path]) -> None:
-    """Compares paths with all links resolved."""
+    """Refuses an output that has to do with an input, all links resolved, or whose folder cannot be written to."""
     place = Path(os.path.realpath(output))
     for source in inputs:
         given = Path(os.path.realpath(source))
@@ -302,6 +275,10 @@ def _check_apart(output: Path, inputs: Iterable[Path]) -> None:
         else:
             continue
         raise OutputError(what, file=output, remedy=_ELSEWHERE)
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        what = "is not writable" if parent.is_dir() else "is a file"
+        raise OutputError(f"cannot be made, for {parent} {what}", file=output, remedy=_ELSEWHERE)
 
 
 def _link_into(folder: Path, place: Path) -> Path | None:
@@ -311,11 +288,3 @@ def _link_into(folder: Path, place: Path) -> Path | None:
             if path.is_symlink() and place in (real := Path(os.path.realpath(path)), *real.parents):
                 return path
     return None
-
-
-def _check_parent(output: Path) -> None:
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise OutputError(f"cannot be made, for {parent} is a file", file=output, remedy=_ELSEWHERE)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot be made, for {parent} is not writable", file=output, remedy=_ELSEWHERE)

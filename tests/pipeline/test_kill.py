@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,18 +132,52 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_they_stay_silent(job: 
     assert (process.returncode, errors.count("\n")) == (130, 1)
 
 
+def real_command(folder: Path, records: list[Any], *more: str) -> list[str]:
+    """The command on example images, to out.json in the folder."""
+    (folder / "masks.json").write_text(json.dumps(records))
+    return [
+        sys.executable, "-c", "from transfiner_refine.cli import main; main()", "refine",
+        "--images", str(EXAMPLES / "images"), "--masks", str(folder / "masks.json"),
+        "--image-info", str(EXAMPLES / "image_info.json"), "--output", str(folder / "out.json"),
+        "--device", "cpu", "--batch-size", "1", "--resume", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_is_killed_in_its_last_second_and_resumed_to_the_end(tmp_path: Path) -> None:
+    output, report = tmp_path / "out.json", tmp_path / "report"
+    records = json.loads((EXAMPLES / "detections.json").read_text())[:2]
+    command = real_command(tmp_path, records, "--report", str(report))
+    whole = subprocess.run(command, capture_output=True, text=True, check=True)
+    wanted = output.read_bytes()
+    pages = {path.relative_to(report): path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    killed = []
+    for delay in (0, 0, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8):
+        output.unlink()
+        shutil.rmtree(report)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(output.exists, 120)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        killed.append(process.returncode == -9)
+        if killed[-1]:  # else it was done
+            last = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (last.returncode, last.stderr) == (0, "")
+            assert without_seconds(last.stdout) == without_seconds(whole.stdout)
+        assert output.read_bytes() == wanted
+        found = {path.relative_to(report): path.read_bytes() for path in report.rglob("*") if path.is_file()}
+        assert found == pages
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.json", "out.json", "report"]
+    assert sum(killed) > 2
+
+
 @pytest.mark.slow
 def test_the_command_is_killed_at_any_moment_and_resumed_byte_for_byte(tmp_path: Path) -> None:
     records = json.loads((EXAMPLES / "detections.json").read_text())
     records += [{**record, "score": record["score"] / 2} for record in records] * 2
-    (tmp_path / "masks.json").write_text(json.dumps(records))
     output, journal = tmp_path / "out.json", tmp_path / ".out.json.journal"
-    command = [
-        sys.executable, "-c", "from transfiner_refine.cli import main; main()", "refine",
-        "--images", str(EXAMPLES / "images"), "--masks", str(tmp_path / "masks.json"),
-        "--image-info", str(EXAMPLES / "image_info.json"), "--output", str(output),
-        "--device", "cpu", "--batch-size", "1", "--resume",
-    ]  # fmt: skip
+    command = real_command(tmp_path, records)
     start = time.monotonic()
     whole = subprocess.run(command, capture_output=True, text=True, check=True)
     duration = time.monotonic() - start

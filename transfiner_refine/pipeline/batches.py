@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import Mask, MaskWindow
-from transfiner_refine.pipeline.prepare import PreparedImage, prepared_mask, system_fault
+from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, prepared_mask, system_fault
 
 __all__ = [
     "AnyRefiner",
@@ -25,7 +25,6 @@ __all__ = [
     "refine_masks",
 ]
 
-_NO_MASK = MaskWindow(np.zeros((0, 0), bool), 0, 0, (0, 0))
 _BATCH_PIXELS = 1 << 27  # of the images and masks of one batch; a single larger instance makes a batch alone
 # what PyTorch, CUDA's libraries and OpenCV write into errors that are not of a type of their own
 _MEMORY_TEXTS = (
@@ -38,11 +37,7 @@ _MEMORY_TEXTS = (
 
 
 class MaskRefiner(Protocol):
-    """Refines the masks of a batch, which may come from several images.
-
-    Attributes:
-        batch_size: instances it wants at a time.
-    """
+    """Refines the masks of a batch, which may come from several images; ``batch_size`` is how many it wants."""
 
     batch_size: int
 
@@ -71,11 +66,7 @@ class MaskRefiner(Protocol):
 
 
 class WindowRefiner(Protocol):
-    """The same with decoded masks.
-
-    Attributes:
-        batch_size: instances it wants at a time.
-    """
+    """The same with decoded masks."""
 
     batch_size: int
 
@@ -86,6 +77,8 @@ class WindowRefiner(Protocol):
 
 
 AnyRefiner = MaskRefiner | WindowRefiner
+# an image that has instances to refine: its position in the source, the image as given, its identity, what is ready
+ImageToRefine = tuple[int, ImageRecord, int, PreparedImage]
 
 
 class BatchItem(NamedTuple):
@@ -110,14 +103,10 @@ class BatchItem(NamedTuple):
     mask: Mask | MaskWindow
 
 
-# an image that has instances to refine: its position in the source, the image as given, its identity, what is ready
-ImageToRefine = tuple[int, ImageRecord, int, PreparedImage]
-
-
 def batches(
     images: Iterable[ImageToRefine],
     batch_size: Callable[[], int],
-    refuse: Callable[[BatchItem, InputError], None],
+    refuse: Callable[[int, int, PreparedImage], None],
 ) -> Iterator[list[BatchItem]]:
     """Batches of ``batch_size()`` instances; smaller at the end and where images or masks are very large.
 
@@ -127,23 +116,21 @@ def batches(
     Args:
         images: an image may be in several batches that follow each other.
         batch_size: asked anew for every instance, as it may shrink.
-        refuse: told of masks that can no longer be decoded; their items hold no mask.
+        refuse: told of masks that can no longer be decoded: position and identity of the image, and the fault.
     """
     batch: list[BatchItem] = []
     pixels = 0
     for position, record, identity, prepared in images:
-        image = prepared.pixels
+        image, turned = prepared.pixels, prepared.turned
         assert image is not None
         for chosen in prepared.chosen:
-            item = BatchItem(
-                position, chosen.index, chosen.label, identity, prepared.turned, record.path, image, _NO_MASK
-            )
             try:
-                item = item._replace(mask=prepared_mask(chosen.coarse_mask))
+                mask = prepared_mask(chosen.coarse_mask)
             except InputError as error:
-                if (fault := system_fault(error)) is not None:
-                    raise fault from error
-                refuse(item, error)
+                if (system := system_fault(error)) is not None:
+                    raise system from error
+                fault = InstanceFault(error, (chosen.index,), by_refiner=True)
+                refuse(position, identity, PreparedImage(turned=turned, faults=(fault,)))
                 continue
             is_new = not batch or batch[-1].image is not image
             cost = chosen.pixels + is_new * image.shape[0] * image.shape[1]
@@ -151,6 +138,7 @@ def batches(
                 yield batch
                 batch, pixels = [], 0
                 cost = chosen.pixels + image.shape[0] * image.shape[1]
+            item = BatchItem(position, chosen.index, chosen.label, identity, turned, record.path, image, mask)
             batch.append(item)
             pixels += cost
     if batch:
@@ -170,48 +158,46 @@ class OomSplittingRefiner:
     def __init__(
         self, refiner: AnyRefiner, say: Callable[[str], None], progress: Callable[[int], object]
     ) -> None:
-        """Args:
-        refiner: does the work; of masks, or of windows.
-        say: told once, when the batch has to become smaller.
-        progress: told of instances that are done; of as many less when their batch has failed.
+        """``say`` is told once, when the batch has to become smaller; ``progress`` of instances that are done, and of
+        as many less when their batch has failed.
         """
-        self._refiner, self._say, self._said, self._progress = refiner, say, False, progress
+        self._refiner, self._say, self._progress = refiner, say, progress
+        self._said, self._fitted = False, 0  # instances of the largest part of a batch that went through
         self.batch_size = refiner.batch_size
 
     def refine(self, batch: Sequence[BatchItem]) -> list[Mask | InputError]:
         """The refined mask of each instance, or why there is none."""
-        fitted: list[int] = []
-        refined = self._in_parts(batch, fitted)
+        self._fitted = 0
+        refined = self._in_parts(batch)
         is_giant_to_blame = any(isinstance(each, InputError) for each in refined)
-        if fitted and max(fitted) < len(batch) and not is_giant_to_blame:
-            self.batch_size = min(self.batch_size, max(fitted))
+        if 0 < self._fitted < len(batch) and not is_giant_to_blame:
+            self.batch_size = min(self.batch_size, self._fitted)
         return refined
 
-    def _in_parts(self, batch: Sequence[BatchItem], fitted: list[int]) -> list[Mask | InputError]:
-        """The batch whole, or else each half in the same way; ``fitted`` receives the sizes that went through."""
+    def _in_parts(self, batch: Sequence[BatchItem]) -> list[Mask | InputError]:
+        """The batch whole, or else each half in the same way."""
         refined, failure = self._attempt(batch)
         if failure is None:
-            fitted.append(len(batch))
+            self._fitted = max(self._fitted, len(batch))
             return list(refined)
         if len(batch) == 1:
             self._progress(1)
             return [_blame(failure, batch[0])]
         if failure == "memory":
             if not self._said:
-                self._said = True
-                self._say(
-                    f"{len(batch)} masks at a time do not fit into memory; going on with fewer (same result)"
-                )
-            _free()
+                text = "masks at a time do not fit into memory; going on with fewer (same result)"
+                self._say(f"{len(batch)} {text}")
+            self._said = True
+            torch = sys.modules.get("torch")
+            if (
+                torch and torch.cuda.is_initialized()
+            ):  # it keeps memory of the attempt, which may lie in pieces
+                torch.cuda.empty_cache()
         half = (len(batch) + 1) // 2
-        first = self._in_parts(batch[:half], fitted)
-        return first + self._in_parts(batch[half:], fitted)
+        return self._in_parts(batch[:half]) + self._in_parts(batch[half:])
 
-    def _attempt(self, batch: Sequence[BatchItem]) -> tuple[list[Mask], str | InputError | None]:
-        """The refined masks, or what stood against them.
-
-        A function of its own, because an exception that is still being handled holds the memory of the attempt.
-        """
+    def _attempt(self, batch: Sequence[BatchItem]) -> tuple[list[Mask], InputError | str | None]:
+        """The refined masks, or what stood against them; an exception would hold the memory of the attempt."""
         refined: list[Mask] = []
         try:
             for mask in refine_masks(self._refiner, batch):
@@ -249,13 +235,6 @@ def _is_about_memory(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return any(part in text for part in _MEMORY_TEXTS)
-
-
-def _free() -> None:
-    """Gives back what PyTorch keeps of the failed attempt, which may lie in pieces."""
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _blame(failure: str | InputError, item: BatchItem) -> InputError:

@@ -23,13 +23,7 @@ def input_entries(
 ) -> dict[str, str]:
     """The part that the input and the options have in a fingerprint, by the names of the options.
 
-    Images are not among it: the journal looks at each when it comes to it.
-
-    Args:
-        images: the folder of the images.
-        files: inputs whose content counts, None where an option is not used.
-        choices: options that say how the inputs are read.
-        selection: what is refined.
+    Of ``files`` the content counts, of the folder of images the path: the journal looks at each when it comes to it.
     """
     contents = {
         name: "none" if path is None or not Path(path).exists() else content_digest(Path(path))
@@ -48,12 +42,7 @@ def input_entries(
 
 
 def refiner_entries(refiner: AnyRefiner, weights: Path | None) -> dict[str, str]:
-    """The part that the refiner has in a fingerprint: its weights and how it uses them.
-
-    Args:
-        refiner: the refiner in use.
-        weights: its file, None for a refiner that was handed over; that is known by its class.
-    """
+    """The part of a refiner: its weights, or its class where it was handed over, and how it uses them."""
     kind = type(refiner)
     name = f"{kind.__module__}.{kind.__qualname__}" if weights is None else content_digest(weights)
     entries = {"--weights": name}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from transfiner_refine.pipeline.batches import (
 )
 from transfiner_refine.pipeline.journal import Journal, Recalled
 from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, Selection, system_fault
-from transfiner_refine.pipeline.summary import RunStats, Summary
+from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.workers import Pending, WorkerPool
 
 __all__ = ["Outcome", "changed_share", "default_workers", "mean_share", "read_ahead", "refine_source"]
@@ -40,6 +39,7 @@ _BATCHES_BEHIND = 1  # refined and not written down yet, while the next is refin
 _NOTES_AT_ONCE = 64  # images and batches written down together at most
 _DRY_BATCH = 32
 _MOST_WORKERS = 16
+_EMPTIED = "refined mask came out empty, coarse mask kept"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def refine_source(
         smoothing=0,  # the mean of the whole run: images differ too much for a recent rate to say when it ends
     )
     pool, behind = WorkerPool(workers, selection or Selection(), max_image_pixels), _Behind(journal)
-    run = _Run(RunStats(summary, strict=strict), None if refiner is None else journal, behind, bar)
+    run = _Run(summary, strict, journal, behind, bar)
     with bar, pool, behind:
         if refiner is None:
             for _, _, _, prepared in run.to_refine(read_ahead(source, journal, pool, lambda: _DRY_BATCH)):
@@ -111,9 +111,9 @@ def refine_source(
         else:
             splitting = OomSplittingRefiner(refiner, _say, bar.update)
             run.refine(read_ahead(source, journal, pool, lambda: splitting.batch_size), splitting)
-    run.stats.close()
+    run.close()
     summary.mean_changed_share = mean_share(journal.changed_shares)
-    return Outcome(journal.masks, journal.changed_shares, summary)
+    return Outcome(journal, journal.changed_shares, summary)
 
 
 def mean_share(changed_shares: NDArray[np.float64], without: Iterable[int] = ()) -> float:
@@ -142,18 +142,6 @@ def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
     return before.differing(refined) / ((x1 - x0) * (y1 - y0))
 
 
-@dataclass
-class _Ahead:
-    """An image on its way through the workers, or a fault of the source."""
-
-    position: int
-    item: ImageRecord | RecordFault
-    recalled: Recalled
-    pending: Pending | None
-    pixels: int
-    instances: int  # what it counts among those ahead
-
-
 # position in the source, what is there, what an interrupted run had done of it, the rest; None where there is none
 _Item = tuple[int, ImageRecord | RecordFault, Recalled, PreparedImage | None]
 
@@ -166,34 +154,30 @@ def read_ahead(
     Ahead are four batches of instances or twice as many images as the pool works on at a time, whichever is more,
     but of large images only as many as fit into ``_PIXELS_AHEAD``. Memory does not grow with the source.
     """
-    waiting: deque[_Ahead] = deque()
+    waiting: deque[tuple[int, ImageRecord | RecordFault, Recalled, Pending | None, int, int]] = deque()
     pixels = instances = 0
 
     def first() -> _Item:
         nonlocal pixels, instances
-        ahead = waiting.popleft()
-        pixels, instances = pixels - ahead.pixels, instances - ahead.instances
-        prepared = None if ahead.pending is None else ahead.pending.result()
-        return ahead.position, ahead.item, ahead.recalled, prepared
+        at, item, recalled, pending, its_pixels, its_instances = waiting.popleft()
+        pixels, instances = pixels - its_pixels, instances - its_instances
+        return at, item, recalled, None if pending is None else pending.result()
 
     for position, item in enumerate(source.unread() if isinstance(source, UnreadSource) else source):
-        new = _Ahead(position, item, Recalled(0), None, 0, 1)
-        rest = None
+        recalled, rest, new_pixels, new_instances = Recalled(0), None, 0, 1
         if isinstance(item, ImageRecord):
-            new.recalled = journal.recall(item)
-            done = new.recalled.done
-            rest = item.without(done) if done else item
-            if rest.indexes:
-                new.instances, new.pixels = len(rest.indexes), rest.stated_pixels
+            recalled = journal.recall(item)
+            left = item.without(recalled.done) if recalled.done else item
+            if left.indexes:
+                rest, new_pixels, new_instances = left, left.stated_pixels, len(left.indexes)
         while waiting and (
-            pixels + new.pixels > _PIXELS_AHEAD
+            pixels + new_pixels > _PIXELS_AHEAD
             or (instances >= _BATCHES_AHEAD * batch_size() and len(waiting) >= 2 * pool.size)
         ):
             yield first()
-        if rest is not None and rest.indexes:
-            new.pending = pool.submit(rest)
-        pixels, instances = pixels + new.pixels, instances + new.instances
-        waiting.append(new)
+        pending = None if rest is None else pool.submit(rest)
+        pixels, instances = pixels + new_pixels, instances + new_instances
+        waiting.append((position, item, recalled, pending, new_pixels, new_instances))
     while waiting:
         yield first()
 
@@ -214,12 +198,7 @@ class _Behind:
     def __enter__(self) -> _Behind:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with self._thread:  # after Ctrl-C too: what is refined is worth keeping
             self._submit()
         while kind is None and self._waiting:
@@ -254,10 +233,18 @@ class _Behind:
 
 
 class _Run:
-    """Tells statistics, journal and progress bar what becomes of each instance."""
+    """Tells summary, journal and progress bar what becomes of each instance.
 
-    def __init__(self, stats: RunStats, journal: Journal | None, behind: _Behind, bar: tqdm[None]) -> None:
-        self.stats, self._journal, self._behind, self._bar = stats, journal, behind, bar  # None: a dry run
+    The order in which it is told does not show in the summary, so that a run that was interrupted, or that had
+    another batch size, ends with the same one.
+    """
+
+    def __init__(
+        self, summary: Summary, strict: bool, journal: Journal, behind: _Behind, bar: tqdm[None]
+    ) -> None:
+        self._summary, self._strict, self._journal = summary, strict, journal
+        self._behind, self._bar = behind, bar
+        self._errors: list[tuple[int, int, InputError]] = []
 
     def to_refine(self, items: Iterable[_Item]) -> Iterator[ImageToRefine]:
         """Notes what needs no refiner and lets through the images that do.
@@ -267,18 +254,14 @@ class _Run:
         """
         for position, item, recalled, prepared in items:
             if isinstance(item, RecordFault):
-                if (fault := system_fault(item.error)) is not None:
-                    raise fault
+                if (system := system_fault(item.error)) is not None:
+                    raise system
                 self._passed(item.instances)
-                self._behind.note(
-                    partial(
-                        self.stats.fault, position, item.error, item.instances, whole_image=item.whole_image
-                    )
-                )
+                self._behind.note(partial(self._fail, position, item.error, item.instances, item.whole_image))
                 continue
             chosen = () if prepared is None else prepared.chosen
             self._passed(len(item.indexes) - len(chosen))
-            said = None
+            said = PreparedImage()
             if prepared is not None:  # without pixels, which would live until it is written down
                 said = PreparedImage(None, prepared.turned, (), prepared.kept, prepared.faults)
             self._behind.note(partial(self._image, position, recalled, said))
@@ -288,16 +271,21 @@ class _Run:
     def refine(self, items: Iterable[_Item], refiner: OomSplittingRefiner) -> None:
         """Refines batch by batch."""
 
-        def refuse(item: BatchItem, error: InputError) -> None:
+        def refuse(position: int, identity: int, said: PreparedImage) -> None:
             self._passed(1)
-            self._behind.note(partial(self._refused, item, error))
+            self._behind.note(partial(self._left, position, identity, said))
 
         for batch in batches(self.to_refine(items), lambda: refiner.batch_size, refuse):
             refined = refiner.refine(batch)
-            without_pixels = [item._replace(image=_NO_PIXELS) for item in batch]
+            without_pixels = [BatchItem(*item[:6], _NO_PIXELS, item.mask) for item in batch]
             del batch
             self._behind.note(partial(self._batch, without_pixels, refined))
             self._behind.hand_over()
+
+    def close(self) -> None:
+        """Completes the summary."""
+        # a stable sort: of one image, faults of the same kind stay in the order in which they were found
+        self._summary.errors += [error for *_, error in sorted(self._errors, key=lambda fault: fault[:2])]
 
     def _passed(self, instances: int) -> None:
         """Moves the bar by instances that took no time, so that its rate is that of refining."""
@@ -307,36 +295,52 @@ class _Run:
 
     # in the writing thread
 
-    def _image(self, position: int, before: Recalled, now: PreparedImage | None) -> None:
+    def _image(self, position: int, before: Recalled, now: PreparedImage) -> None:
         for _, has_pixels in before.masks:
-            self.stats.mask(has_pixels)
-        for said in (before,) if now is None else (before, now):
-            self.stats.faults(position, said.faults)
-            self.stats.kept(said.kept)
-        if before.turned or (now is not None and now.turned):
-            self.stats.turned()
-        if now is not None and self._journal is not None:
-            self._journal.note_image(before.identity, now)
+            self._mask(has_pixels)
+        self._count(position, before)
+        self._summary.images_turned += before.turned or now.turned
+        self._left(position, before.identity, now)
 
-    def _refused(self, item: BatchItem, error: InputError) -> None:
-        assert self._journal is not None
-        said = PreparedImage(
-            turned=item.turned, faults=(InstanceFault(error, (item.instance,), by_refiner=True),)
-        )
-        self.stats.faults(item.position, said.faults)
-        self._journal.note_image(item.identity, said)
+    def _left(self, position: int, identity: int, said: PreparedImage) -> None:
+        self._count(position, said)
+        if not self._summary.dry_run:
+            self._journal.note_image(identity, said)
 
     def _batch(self, batch: Sequence[BatchItem], refined: Sequence[Mask | InputError]) -> None:
-        assert self._journal is not None
         Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
         for item, mask in zip(batch, refined, strict=True):
             if isinstance(mask, InputError):
-                self._refused(item, mask)
+                fault = InstanceFault(mask, (item.instance,), by_refiner=True)
+                said = PreparedImage(turned=item.turned, faults=(fault,))
+                self._left(item.position, item.identity, said)
                 continue
-            share = changed_share(item.mask, mask) if mask.area else 0.0
-            self.stats.mask(mask.area > 0)
-            found = mask if mask.area else None
+            found, share = (mask, changed_share(item.mask, mask)) if mask.area else (None, 0.0)
+            self._mask(found is not None)
             self._journal.note_mask(item.instance, item.identity, item.turned, found, share)
+
+    def _count(self, position: int, said: PreparedImage | Recalled) -> None:
+        for _, reason in said.kept:
+            self._summary.passed_through[reason] += 1
+        for fault in said.faults:
+            # what is found when an image is prepared comes before what the refiner says
+            order = fault.indexes[0] if fault.by_refiner else -1
+            self._fail(position, fault.error, len(fault.indexes), fault.whole_image, order)
+
+    def _fail(
+        self, position: int, error: InputError, instances: int, whole_image: bool, order: int = -1
+    ) -> None:
+        if self._strict:
+            raise error
+        self._errors.append((position, order, error))
+        self._summary.failed += instances
+        self._summary.images_failed += whole_image
+
+    def _mask(self, has_pixels: bool) -> None:
+        if has_pixels:
+            self._summary.refined += 1
+        else:
+            self._summary.passed_through[_EMPTIED] += 1
 
 
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.pipeline.prepare import InstanceFault
 
-__all__ = ["RunStats", "Summary"]
-
-_EMPTIED = "refined mask came out empty, coarse mask kept"
+__all__ = ["Summary"]
 
 
 @dataclass
@@ -84,64 +80,6 @@ class Summary:
         if self.overlap_pixels:
             lines.append(f"Overlaps resolved, one id a pixel: {_count(self.overlap_pixels, 'pixel')}.")
         return lines
-
-
-class RunStats:
-    """Counts what becomes of each instance.
-
-    The order in which it is told does not show in the summary, so that a run that was interrupted, or that had
-    another batch size, ends with the same one.
-    """
-
-    def __init__(self, summary: Summary, *, strict: bool) -> None:
-        """Args:
-        summary: what it fills.
-        strict: raise the first fault.
-        """
-        self._summary, self._strict = summary, strict
-        self._errors: list[tuple[tuple[int, int], InputError]] = []
-
-    def kept(self, kept: Iterable[tuple[int, str]]) -> None:
-        """Counts instances that are left alone, as (index, reason)."""
-        for _, reason in kept:
-            self._summary.passed_through[reason] += 1
-
-    def mask(self, has_pixels: bool) -> None:
-        """Counts a refined mask."""
-        if has_pixels:
-            self._summary.refined += 1
-        else:
-            self._summary.passed_through[_EMPTIED] += 1
-
-    def turned(self) -> None:
-        """Counts an image whose EXIF orientation was applied."""
-        self._summary.images_turned += 1
-
-    def faults(self, position: int, faults: Iterable[InstanceFault]) -> None:
-        """Counts faults of instances of the image at a position of the source."""
-        for fault in faults:
-            # what is found when an image is prepared comes before what the refiner says
-            order = fault.indexes[0] if fault.by_refiner else -1
-            self.fault(position, fault.error, len(fault.indexes), whole_image=fault.whole_image, order=order)
-
-    def fault(
-        self, position: int, error: InputError, instances: int, *, whole_image: bool, order: int = -1
-    ) -> None:
-        """Counts a fault; those of one image are listed by ``order``.
-
-        Raises:
-            InputError: with ``strict``.
-        """
-        if self._strict:
-            raise error
-        self._errors.append(((position, order), error))
-        self._summary.failed += instances
-        self._summary.images_failed += whole_image
-
-    def close(self) -> None:
-        """Completes the summary."""
-        # a stable sort: of one image, faults of the same kind stay in the order in which they were found
-        self._summary.errors += [error for _, error in sorted(self._errors, key=lambda item: item[0])]
 
 
 def _count(number: int, noun: str) -> str:

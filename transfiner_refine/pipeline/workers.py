@@ -20,13 +20,12 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any
+from typing import IO, Any
 from weakref import WeakSet
 
 from transfiner_refine.errors import InputError
@@ -41,10 +40,7 @@ _SECONDS_TO_END = 5
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 _ATTEMPTS = 2  # an image is not blamed for a worker that was killed by chance
 _READY = "ready"  # a worker's first answer
-_HEAD = struct.Struct(
-    "<qq"
-)  # number of arrays beside a message, bytes of their lengths and the pickled message
-_LENGTH = struct.Struct("<q")
+_HEAD = struct.Struct("<q")  # bytes of a message
 _SHARED_FROM = 1 << 16  # bytes of an array; a smaller one is pickled with the rest
 _ALIGNED = 64  # bytes to which an array's length is rounded up, so that each begins where numbers may lie
 _MOST_MAPPED = 256  # arrays in use at a time without a copy: each holds a file descriptor
@@ -55,13 +51,11 @@ class WorkerPool:
     """Prepares images ahead, in ``workers`` processes, or with 0 in a few threads of this process.
 
     Every image goes at once to the worker that has the fewest, which answers in the same order. Answers are read by
-    who asks for a result, so that no thread waits for Python's lock. May be used by one thread.
+    who asks for a result, so that no thread waits for Python's lock. May be used by one thread; ``size`` is how many
+    images are prepared at the same time.
 
     A worker that dies is replaced, and the image that it was at is tried once more; if that kills the next one
     too, the image is at fault. Where processes cannot be started at all, threads do the work.
-
-    Attributes:
-        size: images that are prepared at the same time.
     """
 
     def __init__(self, workers: int, selection: Selection, max_image_pixels: int) -> None:
@@ -75,12 +69,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.process.kill()  # it holds nothing that could be lost
         for worker in self._workers:
@@ -124,8 +113,7 @@ class WorkerPool:
     def _advance(self, worker: _Worker) -> None:
         """Reads a worker's next answer."""
         try:
-            message, arrays = _receive(worker.socket)
-            answer = pickle.loads(message, buffers=arrays)
+            answer = _loaded(*_receive(worker.socket))
         except MemoryError:  # in the middle of an answer, of which nobody will read the rest
             pending = worker.asked.popleft()
             pending.prepared = failed(pending.image, no_memory(pending.image))
@@ -164,14 +152,16 @@ class WorkerPool:
             self._assign(pending)
 
 
+@dataclass
 class Pending:
-    """An image that is being prepared."""
+    """An image that is being prepared, by a worker or in a thread of this process."""
 
-    def __init__(self, pool: WorkerPool, image: ImageRecord) -> None:
-        self._pool, self.image, self.attempts = pool, image, 0
-        self.worker: _Worker | None = None
-        self.future: Future[PreparedImage] | None = None
-        self.prepared: PreparedImage | None = None
+    _pool: WorkerPool
+    image: ImageRecord
+    attempts: int = 0
+    worker: _Worker | None = None
+    future: Future[PreparedImage] | None = None
+    prepared: PreparedImage | None = None
 
     def result(self) -> PreparedImage:
         """Waits until it is prepared.
@@ -197,21 +187,30 @@ class _Worker:
     """
 
     def __init__(self, how: tuple[Selection, int]) -> None:
-        """Starts the process.
-
-        Raises:
-            OSError: it cannot be started.
-        """
+        """Starts the process; raises OSError where it cannot be started."""
         self.asked: deque[Pending] = deque()
         self.is_ready = False
+        program = (
+            f"import sys; sys.path[:] = {[path or str(Path.cwd()) for path in sys.path]!r}; "
+            "from transfiner_refine.pipeline.workers import work; work()"
+        )
+        options = ["-X", "utf8"] if sys.flags.utf8_mode else []
         self.socket, theirs = socket.socketpair()
-        environment = _KEEP_MEMORY | os.environ
+        # a process that is started meanwhile never gets Ctrl-C, which is for the run alone
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with theirs, _deaf_to_ctrl_c():
-                self.process = subprocess.Popen(_command(), stdin=theirs.fileno(), stdout=2, env=environment)
+            self.process = subprocess.Popen(
+                [sys.executable, *options, "-c", program],
+                stdin=theirs.fileno(),
+                stdout=2,  # a library that prints must not print into the results
+                env=_KEEP_MEMORY | os.environ,
+            )
         except OSError:
             self.socket.close()
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
         with suppress(OSError):  # noticed with the first image
             _send(self.socket, pickle.dumps(how))
 
@@ -222,32 +221,9 @@ class _Worker:
         self.process.kill()
         code = self.process.wait()
         self.socket.close()
-        if code >= 0:
-            return f"exit code {code}"
-        try:
-            return signal.Signals(-code).name
-        except ValueError:
-            return f"signal {-code}"
-
-
-def _command() -> list[str]:
-    """The command line that starts a worker in this Python, with this process' module search path."""
-    program = (
-        f"import sys; sys.path[:] = {[path or str(Path.cwd()) for path in sys.path]!r}; "
-        "from transfiner_refine.pipeline.workers import work; work()"
-    )
-    options = ["-X", "utf8"] if sys.flags.utf8_mode else []
-    return [sys.executable, *options, "-c", program]
-
-
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile never get Ctrl-C, which is for the run alone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with suppress(ValueError):
+            return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return f"signal {-code}"
 
 
 def work() -> None:
@@ -259,19 +235,19 @@ def work() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the command, whose stderr this is
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = socket.socket(fileno=os.dup(0))
+    images: SimpleQueue[Any] = SimpleQueue()
     try:
         selection, max_image_pixels = pickle.loads(_receive(run)[0])
-        _send(run, pickle.dumps(_READY))
-        images: SimpleQueue[Any] = SimpleQueue()
+        _send(run, _dumped(_READY)[0])
         threading.Thread(target=_listen, args=(run, images), daemon=True).start()
         while True:
-            answer: object = images.get()
+            answer = images.get()
             if isinstance(answer, ImageRecord):
                 try:
                     answer = prepare(answer, selection, max_image_pixels)
                 except OSError as error:
                     answer = OSError(error.errno, error.strerror)
-            _answer(run, answer)
+            _send(run, *_dumped(answer))
             del answer
     except (EOFError, OSError):
         os._exit(0)
@@ -288,108 +264,80 @@ def _listen(run: socket.socket, images: SimpleQueue[Any]) -> None:
             images.put(str(error))
 
 
-def _answer(run: socket.socket, answer: object) -> None:
-    """Sends an object, its large arrays in shared memory where there is such a thing."""
+def _dumped(answer: object) -> tuple[bytes, IO[bytes] | None]:
+    """An answer as it is sent: its pickle with the lengths of its large arrays, and a file without a name with them."""
     arrays: list[memoryview] = []
 
     def is_small(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes >= _SHARED_FROM:
-            arrays.append(raw)
-        return raw.nbytes < _SHARED_FROM
+        if buffer.raw().nbytes >= _SHARED_FROM:
+            arrays.append(buffer.raw())
+        return buffer.raw().nbytes < _SHARED_FROM
 
     if sys.platform == "linux":
-        message = pickle.dumps(answer, 5, buffer_callback=is_small)
         with suppress(OSError):  # a limit on the size of files or on memory
-            if (descriptor := _shared(arrays)) is not None:
-                try:
-                    _send(run, message, [array.nbytes for array in arrays], descriptor)
-                finally:
-                    os.close(descriptor)
-                return
-        if not arrays:
-            _send(run, message)
-            return
-    _send(run, pickle.dumps(answer, 5))
+            pickled = pickle.dumps(answer, 5, buffer_callback=is_small)
+            message = pickle.dumps((pickled, [array.nbytes for array in arrays]))
+            if not arrays:
+                return message, None
+            file = os.fdopen(os.memfd_create("transfiner-refine"), "wb", buffering=0)
+            parts = [part for array in arrays for part in (array, bytes(-array.nbytes % _ALIGNED))]
+            if sum(map(file.write, parts)) == sum(map(len, parts)):
+                return message, file
+            file.close()
+    return pickle.dumps((pickle.dumps(answer, 5), [])), None
 
 
-def _shared(arrays: Sequence[memoryview]) -> int | None:
-    """A file without a name that holds arrays one after the other; None for no arrays.
-
-    Raises:
-        OSError: the system refuses it.
-    """
-    if not arrays:
-        return None
-    descriptor = os.memfd_create("transfiner-refine")
-    try:
-        start = 0
-        for array in arrays:
-            at, rest = start, array
-            while rest.nbytes:
-                count = os.pwrite(descriptor, rest, at)
-                rest, at = rest[count:], at + count
-            start += _rounded(array.nbytes)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+def _loaded(message: bytes | bytearray, file: IO[bytes] | None) -> Any:
+    """The answer of a message; its arrays lie where the worker has put them, or in a copy."""
+    pickled, lengths = pickle.loads(message)
+    buffers = []
+    if file is not None:
+        with file:
+            total = sum(length + -length % _ALIGNED for length in lengths)
+            shared = _mapping(file, total)
+        for length in lengths:
+            buffers.append(shared[:length])
+            shared = shared[length + -length % _ALIGNED :]
+    return pickle.loads(pickled, buffers=buffers)
 
 
-def _rounded(length: int) -> int:
-    return -(-length // _ALIGNED) * _ALIGNED
+def _mapping(file: IO[bytes], length: int) -> memoryview:
+    if len(_mapped) < _MOST_MAPPED:
+        with suppress(OSError):
+            mapping = mmap.mmap(file.fileno(), length)
+            _mapped.add(mapping)
+            return memoryview(mapping)
+    copy = bytearray(length)
+    file.seek(0)
+    file.readinto(copy)  # type: ignore[attr-defined]
+    return memoryview(copy)
 
 
-def _send(
-    to: socket.socket, message: bytes, lengths: Sequence[int] = (), descriptor: int | None = None
-) -> None:
-    """Writes a message, with a descriptor and the lengths of the arrays that lie there."""
-    rest = b"".join((*map(_LENGTH.pack, lengths), message))
-    whole = _HEAD.pack(len(lengths), len(rest)) + rest
-    sent = 0 if descriptor is None else socket.send_fds(to, [whole], [descriptor])
+def _send(to: socket.socket, message: bytes, file: IO[bytes] | None = None) -> None:
+    """Writes a message, with a file beside it, which is closed here."""
+    whole, sent = _HEAD.pack(len(message)) + message, 0
+    if file is not None:
+        with file:
+            sent = socket.send_fds(to, [whole], [file.fileno()])
     to.sendall(memoryview(whole)[sent:])
 
 
-def _receive(source: socket.socket) -> tuple[memoryview, list[memoryview]]:
-    """The next message and the arrays beside it.
-
-    Raises:
-        EOFError: the other side has ended.
-    """
+def _receive(source: socket.socket) -> tuple[bytearray, IO[bytes] | None]:
+    """The next message and the file beside it; EOFError where the other side has ended."""
     head, descriptors, _, _ = socket.recv_fds(source, _HEAD.size, 1, socket.MSG_WAITALL)
+    file = os.fdopen(descriptors[0], "rb") if descriptors else None
     try:
         if len(head) < _HEAD.size:
             raise EOFError
-        count, length = _HEAD.unpack(head)
-        message = memoryview(bytearray(length))
-        rest = message
+        message = bytearray(*_HEAD.unpack(head))
+        rest = memoryview(message)
         while rest:
             read = source.recv_into(rest, flags=socket.MSG_WAITALL)
             if not read:
                 raise EOFError
             rest = rest[read:]
-        if not descriptors:
-            return message, []
-        lengths = [length for (length,) in _LENGTH.iter_unpack(message[: count * _LENGTH.size])]
-        shared = _mapping(descriptors[0], sum(map(_rounded, lengths[:-1])) + lengths[-1])
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    arrays = []
-    for length in lengths:
-        arrays.append(shared[:length])
-        shared = shared[_rounded(length) :]
-    return message[count * _LENGTH.size :], arrays
-
-
-def _mapping(descriptor: int, length: int) -> memoryview:
-    if len(_mapped) < _MOST_MAPPED:
-        with suppress(OSError):
-            mapping = mmap.mmap(descriptor, length)
-            _mapped.add(mapping)
-            return memoryview(mapping)
-    copy = memoryview(bytearray(length))
-    rest = copy
-    while rest:
-        rest = rest[os.preadv(descriptor, [rest], length - len(rest)) :]
-    return copy
+    except BaseException:
+        if file is not None:
+            file.close()
+        raise
+    return message, file
