@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -88,30 +89,24 @@ def _number(record: ImageRecord) -> int | None:
     return int(stem) if stem.isascii() and stem.isdigit() and len(stem) <= _LONGEST_NUMBER else None
 
 
-def _write_results(layout: Layout, output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    """Writes results; of those of COCO, the records keep all keys, numbers and their order."""
+def _write(layout: Layout, output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
+    """Writes what any source holds; results of COCO keep the keys, numbers and order of their records."""
     faults: list[RecordFault] = []
     with text_output(output) as file:
-        texts = _result_texts(source, results, faults)
-        if layout == "results":
-            write_list(file, texts)
+        if layout == "lines":
+            file.writelines(text.encode() + b"\n" for text in _result_texts(source, results, faults))
+        elif layout == "results":
+            write_list(file, _result_texts(source, results, faults))
             file.write(b"\n")
         else:
-            file.writelines(text.encode() + b"\n" for text in texts)
-    return Written(faults=tuple(faults))
-
-
-def _write_annotations(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    ids = Ids(source)
-    faults: list[RecordFault] = []
-    with text_output(output) as file:
-        file.write(b'{"images":')
-        write_list(file, map(compact, _image_entries(source, ids)))
-        file.write(b',\n"annotations":')
-        write_list(file, map(compact, _annotations(source, results, ids, faults)))
-        file.write(b',\n"categories":')
-        write_list(file, map(compact, ids.categories))
-        file.write(b"}\n")
+            ids = Ids(source)
+            file.write(b'{"images":')
+            write_list(file, map(compact, _image_entries(source, ids)))
+            file.write(b',\n"annotations":')
+            write_list(file, map(compact, _annotations(source, results, ids, faults)))
+            file.write(b',\n"categories":')
+            write_list(file, map(compact, ids.categories))
+            file.write(b"}\n")
     return Written(faults=tuple(faults))
 
 
@@ -187,9 +182,7 @@ def _converted(
                 yield image_id, item, instance, mask
             except InputError as error:
                 label = error.record or instance.label
-                where = label if error.file else f"{item.name}, {label}"
-                named = InputError(error.reason, file=error.file, record=where, remedy=error.remedy)
-                faults.append(RecordFault(named))
+                faults.append(RecordFault(error.at(record=label if error.file else f"{item.name}, {label}")))
 
 
 def _image_entries(source: Source, ids: Ids) -> Iterator[dict[str, Any]]:
@@ -204,18 +197,15 @@ def _image_entries(source: Source, ids: Ids) -> Iterator[dict[str, Any]]:
 
 
 def _image_size(record: ImageRecord) -> tuple[int, int] | None:
-    """(height, width) of an image as the source, its masks or the photo says; None where nothing does."""
+    """(height, width) of an image as the source, its masks or its file says; None where nothing does."""
     if record.size is not None:
         return record.size
     for instance in record.instances:
-        try:
+        with suppress(InputError):  # named when the mask is decoded
             return instance.mask.size
-        except InputError:  # named when the mask is decoded
-            continue
-    try:
+    with suppress(InputError):  # an image without masks: nothing depends on it
         return None if record.path is None else upright_size(record.path)
-    except InputError:  # an image without masks: nothing depends on it
-        return None
+    return None
 
 
 def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
@@ -228,28 +218,21 @@ def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
     return source
 
 
-def _format(
-    name: str, title: str, layout: Layout, write: Callable[[Path, Source, Mapping[int, Mask]], Written]
-) -> Format:
+def _format(name: str, title: str, layout: Layout) -> Format:
     return Format(
         name,
         title,
         is_folder=False,
         recognise=lambda path: layout_of(path) == layout,
         open=partial(_open, layout),
-        write=write,
+        write=partial(_write, layout),
     )
 
 
-COCO_RESULTS = _format(
-    "coco-results", "COCO or LVIS results: a JSON list", "results", partial(_write_results, "results")
-)
-COCO_LINES = _format(
-    "coco-results-jsonl", "COCO results, one a line (JSON Lines)", "lines", partial(_write_results, "lines")
-)
+COCO_RESULTS = _format("coco-results", "COCO or LVIS results: a JSON list", "results")
+COCO_LINES = _format("coco-results-jsonl", "COCO results, one a line (JSON Lines)", "lines")
 COCO_ANNOTATIONS = _format(
     "coco-annotations",
     "COCO or LVIS annotations: images, annotations and categories in one JSON file",
     "annotations",
-    _write_annotations,
 )
