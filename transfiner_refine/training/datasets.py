@@ -91,7 +91,11 @@ def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
             file=folder,
             remedy="expected images/, annotations.json and optional coarse*.json",
         )
-    coarse = [file for file in sorted(folder.glob("coarse*.json")) if not file.stem.endswith("_match")]
+    coarse = [
+        file
+        for file in sorted(folder.glob("coarse*"))
+        if file.name.endswith((".json", ".json.gz", ".jsonl")) and not file.stem.endswith("_match")
+    ]
     return replace(load_training_set(images, annotations, coarse, weight=weight), name=folder.name)
 
 
