@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import threading
@@ -28,7 +27,7 @@ import click
 import numpy as np
 import torch
 from device_inputs import CLASSES, SIZES, Session, examples, make_scene, one_line, prepared_batch
-from device_stages import check_host, check_stages, check_variants
+from device_stages import check_host, check_memory, check_stages, check_variants
 
 from transfiner_refine import load_refiner
 from transfiner_refine.device import choose_device
@@ -138,54 +137,6 @@ def time_of(run: Session, function: Callable[[], object], repeats: int) -> tuple
         returned += time.perf_counter() - begin
     run.synchronise()
     return 1e3 * (time.perf_counter() - start) / repeats, 1e3 * returned / repeats
-
-
-@torch.inference_mode()
-def check_memory(run: Session) -> Any:
-    """Peak memory of one batch by size class and batch size."""
-    batches = (2,) if run.small else (64, 128, 256, 512)
-    engine, found = run.engine(), {}
-    large = ("1024 canvas", Group(SizeClass(5, True), 1024, True, SizeClass(4, False), False), 900)
-    click.echo(
-        f"  {engine.precision}; GiB, MiB an RoI, bytes a pixel of canvas, ms a batch, of which launching"
-    )
-    for (label, group, side), count in product([*CLASSES, large][: 1 if run.small else None], batches):
-        share = 1 if group.window is None else 4
-        count //= share  # as the queue does
-        name = f"{label}, {count} RoIs"
-        if not run.has_time(name):
-            break
-        try:
-            arguments = prepared_batch(run, group, side, count)
-            refine_group(engine, group, *arguments)
-            run.synchronise()
-            before = 0
-            if run.is_cuda:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats(run.device)
-                before = torch.cuda.memory_allocated(run.device)
-            start = time.perf_counter()
-            refine_group(engine, group, *arguments)
-            launched = time.perf_counter() - start
-            run.synchronise()
-            total, used = time.perf_counter() - start, _peak_bytes(run) - before
-        except Exception as error:
-            click.echo(f"  {name:28}{one_line(error)}")
-            if run.is_cuda:
-                torch.cuda.empty_cache()
-            continue
-        found[name] = {"bytes": used, "ms": 1e3 * total, "launch ms": 1e3 * launched}
-        click.echo(f"  {name:28}{used / 2**30:8.2f}{used / 2**20 / count:10.1f}{used / count / group.canvas**2:10.0f}"
-                   f"{1e3 * total:10.1f}{1e3 * launched:10.1f}")  # fmt: skip
-    return found
-
-
-def _peak_bytes(run: Session) -> int:
-    if run.is_cuda:
-        return torch.cuda.max_memory_allocated(run.device)
-    if run.device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @torch.inference_mode()

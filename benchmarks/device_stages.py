@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,12 +15,13 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from device_inputs import SIZES, Scene, Session, make_scene, one_line
+from device_inputs import CLASSES, SIZES, Scene, Session, make_scene, one_line, prepared_batch
 
 from transfiner_refine.masks import Mask
 from transfiner_refine.refine import device_queue
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.device_queue import BatchedPasses, fitting_batch
+from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.torch_engine import TorchEngine
 
 BATCH_PIXELS = 1 << 27  # of the images of one call, as in the pipeline
@@ -192,6 +195,54 @@ def _timed_call(run: Session, name: str, passes: BatchedPasses, scene: Scene) ->
         "images a second": repeats * images / wall, "batches": batches, "cpu ms": 1e3 * cpu / done,
         "ms": each, "host ms": {s: 1e3 * clock.cpu[s] / done for s in STAGES},
     }  # fmt: skip
+
+
+@torch.inference_mode()
+def check_memory(run: Session) -> Any:
+    """Peak memory of one batch by size class and batch size."""
+    batches = (2,) if run.small else (64, 128, 256, 512)
+    engine, found = run.engine(), {}
+    large = ("1024 canvas", Group(SizeClass(5, True), 1024, True, SizeClass(4, False), False), 900)
+    click.echo(
+        f"  {engine.precision}; GiB, MiB an RoI, bytes a pixel of canvas, ms a batch, of which launching"
+    )
+    for (label, group, side), count in product([*CLASSES, large][: 1 if run.small else None], batches):
+        share = 1 if group.window is None else 4
+        count //= share  # as the queue does
+        name = f"{label}, {count} RoIs"
+        if not run.has_time(name):
+            break
+        try:
+            arguments = prepared_batch(run, group, side, count)
+            refine_group(engine, group, *arguments)
+            run.synchronise()
+            before = 0
+            if run.is_cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(run.device)
+                before = torch.cuda.memory_allocated(run.device)
+            start = time.perf_counter()
+            refine_group(engine, group, *arguments)
+            launched = time.perf_counter() - start
+            run.synchronise()
+            total, used = time.perf_counter() - start, _peak_bytes(run) - before
+        except Exception as error:
+            click.echo(f"  {name:28}{one_line(error)}")
+            if run.is_cuda:
+                torch.cuda.empty_cache()
+            continue
+        found[name] = {"bytes": used, "ms": 1e3 * total, "launch ms": 1e3 * launched}
+        click.echo(f"  {name:28}{used / 2**30:8.2f}{used / 2**20 / count:10.1f}{used / count / group.canvas**2:10.0f}"
+                   f"{1e3 * total:10.1f}{1e3 * launched:10.1f}")  # fmt: skip
+    return found
+
+
+def _peak_bytes(run: Session) -> int:
+    if run.is_cuda:
+        return torch.cuda.max_memory_allocated(run.device)
+    if run.device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_host(run: Session) -> Any:
