@@ -25,14 +25,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
-    available = ["cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])]
+    available = ", ".join(["cpu", *(f"cuda:{i}" for i in range(cuda)), *["mps"] * mps])
     if match is None:
-        raise DeviceError(f"unknown device {name!r}", remedy=f"available here: auto, {', '.join(available)}")
-    missing = (name == "mps" and not mps) or (name.startswith("cuda") and int(match[1] or 0) >= cuda)
-    if missing:
-        raise DeviceError(
-            f"this machine has no device {name!r}", remedy=f"available here: {', '.join(available)}"
-        )
+        raise DeviceError(f"unknown device {name!r}", remedy=f"available here: auto, {available}")
+    if (name == "mps" and not mps) or (name.startswith("cuda") and int(match[1] or 0) >= cuda):
+        raise DeviceError(f"this machine has no device {name!r}", remedy=f"available here: {available}")
     return torch.device(name)
 
 
@@ -50,9 +47,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "int8":
         raise DeviceError("PyTorch does not compute in int8 here", remedy="use --engine onnx on a CPU")
     if name not in _PRECISIONS:
-        raise DeviceError(
-            f"unknown precision {name!r}", remedy=f"known: auto, {', '.join(_PRECISIONS)}, int8"
-        )
+        known = f"known: auto, {', '.join(_PRECISIONS)}, int8"
+        raise DeviceError(f"unknown precision {name!r}", remedy=known)
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 is too slow on a CPU to be of use", remedy="use fp32 or bf16")
     return _PRECISIONS[name]

@@ -114,7 +114,9 @@ def test_labels_are_pasted_as_into_one_roi(height: int, width: int, seed: int) -
     expected = paste_into_roi(probability, cells.repeat(4, 0).repeat(4, 1), mask, roi)
     rows, columns = (axis_matrix(CANVAS, 112, whole(length), whole(112)) for length in (height, width))
     pasted = resample_maps(torch.from_numpy(probability)[None, None], rows, columns)[0, 0]
-    relabelled = spread_cells(torch.from_numpy(cells)[None], whole(height), whole(width), CANVAS)[0]
+    relabelled = spread_cells(
+        torch.from_numpy(cells)[None], whole(height), whole(width), CANVAS, whole(0), whole(0)
+    )[0]
     values = torch.where(relabelled, pasted, 0)[:height, :width].numpy()
     given_mask = np.where(relabelled[:height, :width], 0, read_mask(mask, roi))
     # a pixel whose centre lies on the edge of two cells may take either

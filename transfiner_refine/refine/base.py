@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,9 +50,8 @@ class BaseRefiner(ABC):
         """
         image, masks = np.asarray(image), np.asarray(masks)
         if masks.ndim != 3:
-            raise InputError(
-                f"masks of shape {masks.shape}", remedy="expected N×H×W; use masks[None] for one mask"
-            )
+            remedy = "expected N×H×W; use masks[None] for one mask"
+            raise InputError(f"masks of shape {masks.shape}", remedy=remedy)
         check_image(image)
         if masks.shape[1:] != image.shape[:2]:
             raise InputError(
@@ -103,11 +103,7 @@ class BaseRefiner(ABC):
 def check_masks(
     images: Sequence[NDArray[np.uint8]], masks: Sequence[MaskWindow], image_index: Sequence[int]
 ) -> None:
-    """Whether the masks are for their images.
-
-    Raises:
-        InputError: an image is none, or a mask belongs to an image of another size.
-    """
+    """Raises InputError where an image is none, or a mask belongs to an image of another size."""
     for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
         check_image(images[index])
         if mask.image_size != images[index].shape[:2]:
@@ -118,22 +114,18 @@ def check_masks(
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:
     """A full-size mask [H, W] as a window around its values above zero."""
-    if mask.dtype != bool and not np.issubdtype(mask.dtype, np.floating):
-        if mask.size and not np.isin(mask, (0, 1)).all():
-            raise InputError(
-                f"masks of type {mask.dtype} with values beyond 0 and 1",
-                remedy="pass bool or floats in [0, 1]",
-            )
-        mask = mask.astype(bool)
-    if mask.dtype != bool:
+    if np.issubdtype(mask.dtype, np.floating):
         if mask.size and not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
             raise InputError("soft masks with values outside [0, 1]", remedy="pass probabilities, not logits")
         mask = mask.astype(np.float32)
-    rows, columns = np.flatnonzero((mask > 0).any(1)), np.flatnonzero((mask > 0).any(0))
-    if len(rows) == 0:
-        return MaskWindow(mask[:0, :0], 0, 0, (mask.shape[0], mask.shape[1]))
-    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    return MaskWindow(mask[y0:y1, x0:x1], x0, y0, (mask.shape[0], mask.shape[1]))
+    elif mask.dtype != bool:
+        if mask.size and not np.isin(mask, (0, 1)).all():
+            beyond = f"masks of type {mask.dtype} with values beyond 0 and 1"
+            raise InputError(beyond, remedy="pass bool or floats in [0, 1]")
+        mask = mask.astype(bool)
+    above = MaskWindow(mask > 0, 0, 0, (mask.shape[0], mask.shape[1])).tight()
+    (h, w), x, y = above.values.shape, above.x, above.y
+    return replace(above, values=mask[y : y + h, x : x + w])
 
 
 def check_image(image: NDArray[Any]) -> None:

@@ -34,16 +34,9 @@ def axis_matrix(
     target_start: Tensor | float = 0.0,
     source_start: Tensor | float = 0.0,
 ) -> Tensor:
-    """Resampling along one axis as a matrix: area average where it shrinks, bilinear where it grows.
+    """``roi.resample`` along one axis as a matrix [B, targets, sources]: area average or bilinear.
 
-    Args:
-        targets, sources: places along the axis of the result and of the values.
-        target_length, source_length: [B] float32, how many of them an instance has.
-        target_start, source_start: [B] float32, the first of them.
-
-    Returns:
-        [B, targets, sources] float32; rows outside an instance's part are zero. ``roi.resample`` of the part is the
-        product with it.
+    An instance takes ``length`` places of its axis from ``start`` on, [B] float32 each; the other rows are zero.
     """
     device, first = target_length.device, _column(source_start)
     wanted, length = target_length[:, None, None], source_length[:, None, None]
@@ -78,17 +71,13 @@ def resample_maps(maps: Tensor, rows: Tensor, columns: Tensor, *, whole: bool = 
 def cut_out(
     pixels: Tensor, first: Tensor, stride: Tensor, height: Tensor, width: Tensor, canvas: int
 ) -> Tensor:
-    """RoIs out of the images of a batch.
+    """RoIs out of the images of a batch: [B, 3, canvas, canvas] uint8; beyond an RoI its last row and column repeat.
 
     Args:
         pixels: [pixels, 3] uint8, the images one after the other, row by row.
         first: [B] int64, the row of ``pixels`` that holds each RoI's top left pixel.
         stride: [B] int64, pixels of its image's row.
         height, width: [B] float32, of the RoI.
-        canvas: side of the canvas.
-
-    Returns:
-        [B, 3, canvas, canvas] uint8; beyond an RoI its last row and column repeat.
     """
     place = torch.arange(canvas, device=pixels.device)
     y = torch.minimum(place, height.long()[:, None] - 1)
@@ -104,9 +93,7 @@ def rasterise(edges: Tensor, x0: Tensor, y0: Tensor, image_height: Tensor, canva
     Args:
         edges: [B, runs] int64, ascending ends of the runs in pixels down the columns of the image (COCO's order,
             background first), filled up with a number beyond every image.
-        x0, y0: [B] int64, the RoI's top left pixel.
-        image_height: [B] int64.
-        canvas: side of the canvas.
+        x0, y0, image_height: [B] int64; the RoI's top left pixel.
     """
     place = torch.arange(canvas, device=edges.device)
     column = (x0[:, None] + place) * image_height[:, None] + y0[:, None]
@@ -115,28 +102,16 @@ def rasterise(edges: Tensor, x0: Tensor, y0: Tensor, image_height: Tensor, canva
     return (passed % 2 == 1).view(len(edges), canvas, canvas)
 
 
-def spread_cells(
-    cells: Tensor,
-    height: Tensor,
-    width: Tensor,
-    canvas: int,
-    y: Tensor | float = 0.0,
-    x: Tensor | float = 0.0,
-) -> Tensor:
+def spread_cells(cells: Tensor, height: Tensor, width: Tensor, canvas: int, y: Tensor, x: Tensor) -> Tensor:
     """Cells [B, g, g] as pixels [B, canvas, canvas], each pixel taking the cell that its centre lies in.
 
-    Args:
-        cells: of the part of the canvas that begins at row ``y`` and column ``x``.
-        height, width: [B] float32, size of that part.
-        canvas: side of the canvas.
-        y, x: [B] float32.
+    The cells fill the part of the canvas of this height and width from row ``y`` and column ``x`` on, [B] float32 each.
     """
     grid = cells.shape[-1]
 
-    def index(length: Tensor, start: Tensor | float) -> Tensor:
+    def index(length: Tensor, start: Tensor) -> Tensor:
         place = torch.arange(canvas, device=cells.device) + 0.5
-        offset = start[:, None] if isinstance(start, Tensor) else start
-        return ((place - offset) * grid / length[:, None]).floor().clamp(0, grid - 1).long()
+        return ((place - start[:, None]) * grid / length[:, None]).floor().clamp(0, grid - 1).long()
 
     rows = cells.gather(1, index(height, y)[:, :, None].expand(-1, -1, grid))
     return rows.gather(2, index(width, x)[:, None, :].expand(-1, canvas, -1))
@@ -148,8 +123,7 @@ def kept_patches(
     """``instance.patches_if_agreed`` of a batch.
 
     Args:
-        given, refined: [B, c, c] bool, False outside the RoIs.
-        inside: [B, c, c] bool, the pixels of the RoIs.
+        given, refined, inside: [B, c, c] bool; the masks, False outside the RoIs, and the pixels of the RoIs.
         shift, patch, rest: the configuration's ``keep_shift``, ``keep_patch``, ``keep_rest``.
 
     Returns:
@@ -199,12 +173,7 @@ def _dilated(mask: Tensor, radius: Tensor, *, outside: bool) -> Tensor:
 def boundaries(
     mask: Tensor, x0: Tensor, y0: Tensor, image_height: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    """Where the runs of masks begin and end, down the columns of their images.
-
-    Args:
-        mask: [B, c, c] bool, False outside the RoIs.
-        x0, y0, image_height: [B] int64.
-        capacity: places in the result.
+    """Where the runs of masks [B, c, c] begin and end, down the columns of their images; the inverse of ``rasterise``.
 
     Returns:
         counts [B] int64, and the places [capacity] int64 of all masks one after the other: pixels before each change

@@ -72,8 +72,6 @@ def refine_group(
     """One pass over a batch of RoIs of one group, with its close-ups.
 
     Args:
-        engine: runs the step.
-        group: the group.
         pixels: [pixels, 3] uint8, all images row by row.
         table: [B, 7 + 4 · windows] int64: row of ``pixels`` of the RoI's top left pixel, pixels of an image row, the
             image's height, the RoI's x0, y0, width, height; then of each close-up x, y, width, height in the RoI, 0 for
@@ -114,16 +112,9 @@ def refine_group(
 
 
 def _look(engine: TorchEngine, size: SizeClass, image: Tensor, mask: Tensor, part: _Part) -> Tensor:
-    """The step on a part of each canvas, pasted back into it.
+    """The step on a part of each canvas, pasted back into it: [B, canvas, canvas] float32.
 
-    Args:
-        engine, size: the step.
-        image: [B, 3, canvas, canvas] uint8.
-        mask: [B, canvas, canvas] float32, the coarse mask.
-        part: the rectangles.
-
-    Returns:
-        [B, canvas, canvas] float32; ``mask`` where nothing was relabelled.
+    ``image`` is [B, 3, canvas, canvas] uint8, ``mask`` the coarse mask, which stays where nothing was relabelled.
     """
     canvas, step_side = image.shape[-1], size.side(engine.config)
     # both axes at once: rows, then columns

@@ -76,7 +76,7 @@ def export_files(
     calibrate: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> list[Path]:
-    """Writes the programs of a weights file; the way of ``transfiner-refine export``.
+    """Writes the programs of a weights file: ``transfiner-refine export``. Returns the files.
 
     Args:
         weights: built-in name or path of a native weights file.
@@ -85,19 +85,14 @@ def export_files(
         calibrate: data sets (see ``training.datasets``) for programs in int8.
         overwrite: replace programs that exist.
 
-    Returns:
-        the files written.
-
     Raises:
         CheckpointError: the weights cannot be used.
         InputError: a data set cannot be read, or has no RoI of some size class; or packages are missing.
         OutputError: there are programs already.
     """
     if any(find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise InputError(
-            "exporting needs the packages onnx and onnxscript",
-            remedy='pip install "transfiner-refine[export]"',
-        )
+        remedy = 'pip install "transfiner-refine[export]"'
+        raise InputError("exporting needs the packages onnx and onnxscript", remedy=remedy)
     path = find_weights(weights)
     config = read_config(path)
     folder = output or path.parent
@@ -159,7 +154,17 @@ def export_weights(
     network, digest = load_network(weights), weights_digest(weights)
     fp32, int8 = {}, {}
     for size in classes or size_classes(network.config):
-        raw = _to_onnx(export_program(network, size, strict=False))
+        program = torch.onnx.export(
+            export_program(network, size, strict=False),
+            dynamo=True,
+            optimize=False,
+            opset_version=_OPSET,
+            input_names=["pixels", "coarse"],
+            output_names=list(StepOutput._fields),
+            verbose=False,
+        )
+        assert program is not None
+        raw = program.model_proto
         fp32[size] = _with_weights_of(_optimised(raw, fold=False), weights)
         if calibration is not None:
             int8[size] = _quantised(_optimised(raw, fold=True), calibration[size])
@@ -179,23 +184,8 @@ def export_weights(
     return written
 
 
-def _to_onnx(exported: torch.export.ExportedProgram) -> Any:
-    """A program as an ONNX model, operator by operator."""
-    program = torch.onnx.export(
-        exported,
-        dynamo=True,
-        optimize=False,
-        opset_version=_OPSET,
-        input_names=["pixels", "coarse"],
-        output_names=list(StepOutput._fields),
-        verbose=False,
-    )
-    assert program is not None
-    return program.model_proto
-
-
 def _optimised(model: Any, *, fold: bool) -> Any:
-    """A copy of a model from ``_to_onnx`` without what is superfluous.
+    """A copy of a model without what is superfluous.
 
     ``fold`` computes beforehand what depends on weights alone; without it every weight keeps its name and value.
     """
@@ -334,20 +324,15 @@ def _fuse(path: Path) -> None:
     model = onnx.load(fused, load_external_data=False)
     fused.unlink()
     used = {node.domain for node in model.graph.node}
-    versions = [(each.domain, each.version) for each in model.opset_import if each.domain in used]
-    del model.opset_import[:]
-    for domain, version in versions:
-        model.opset_import.add(domain=domain, version=version)
+    for i in reversed(range(len(model.opset_import))):
+        if model.opset_import[i].domain not in used:
+            del model.opset_import[i]
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _refer(tensor: Any, location: str, offset: int, length: int) -> None:
     """Makes a tensor of a model refer to bytes of another file."""
-    from onnx import TensorProto
+    from onnx.external_data_helper import set_external_data
 
-    for field in ("raw_data", "float_data", "int32_data"):
-        tensor.ClearField(field)
-    tensor.data_location = TensorProto.EXTERNAL
-    del tensor.external_data[:]
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
+    set_external_data(tensor, location, offset, length)
+    tensor.ClearField("raw_data")

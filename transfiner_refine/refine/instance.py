@@ -31,13 +31,9 @@ from transfiner_refine.refine.roi import (
 )
 
 __all__ = [
-    "LEAST_THICKNESS",
-    "MOST_REDRAWN",
-    "OVERLAP",
     "Look",
     "blend_close_ups",
     "close_up_windows",
-    "edge_weights",
     "harden",
     "patches_if_agreed",
     "refine_instance",
@@ -84,7 +80,7 @@ def refine_instance(
     close_ups: bool = True,
     looks: list[Look] | None = None,
 ) -> MaskWindow:
-    """Refines one mask.
+    """The refined probability in a window of the image; ``mask`` itself where it stays as it is.
 
     Args:
         engine: runs the step.
@@ -92,9 +88,6 @@ def refine_instance(
         mask: the coarse mask, with at least one value of 0.5 or more; bool, or float in [0, 1].
         close_ups: refine large objects once more in tiles.
         looks: receives every step that was made.
-
-    Returns:
-        the probability in a window of the image; ``mask`` itself where it stays as it is.
     """
     config = engine.config
 
@@ -216,9 +209,6 @@ def blend_close_ups(
         before: [roi.height, roi.width], foreground probability before the close-ups.
         windows: from ``close_up_windows``.
         labels: [height, width] of each tile, its new foreground probability; None where ``before`` stays.
-
-    Returns:
-        [roi.height, roi.width].
     """
     total, weights = np.zeros_like(before), np.zeros_like(before)
     for window, label in zip(windows, labels, strict=True):

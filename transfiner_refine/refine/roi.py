@@ -144,16 +144,13 @@ def read_mask(mask: MaskWindow, roi: Roi) -> NDArray[np.float32]:
 def paste_into_roi(
     probability: NDArray[np.float32], refined: NDArray[np.bool_], coarse_mask: MaskWindow, roi: Roi
 ) -> NDArray[np.float32]:
-    """The refined probability at the image's resolution inside the RoI.
+    """The refined probability at the image's resolution inside the RoI: [roi.height, roi.width] float32 in [0, 1].
 
     Args:
         probability: [grid, grid] from the finest level.
-        refined: [grid, grid], the relabelled cells; all other pixels keep the coarse mask's value.
+        refined: [cells, cells], the relabelled cells; all other pixels keep the coarse mask's value.
         coarse_mask: the mask that was refined.
-        roi: where the grid lies in the image.
-
-    Returns:
-        [roi.height, roi.width] float32 in [0, 1].
+        roi: where both grids lie in the image.
     """
     values = resample(probability, roi.width, roi.height)
     inside = cv2.resize(refined.view(np.uint8), values.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
