@@ -51,53 +51,31 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One instance; all counts are pixels of the image.
+    """One instance; all counts are pixels of the image."""
 
-    Attributes:
-        area: of the true mask.
-        region: of what the network looked at (the coarse mask's box with its margin; of all passes).
-        covered: relabelled, by nodes or by the dense decoder; of all passes.
-        wrong: where the coarse mask differs from the truth.
-        wrong_inside: of these, relabelled.
-        fixed: wrong before, right after.
-        broken: right before, wrong after.
-        before, after, oracle: the coarse mask, the refined one, the coarse one with the truth where relabelled.
-        levels: by level, coarse to fine.
-    """
-
-    area: int
-    region: int
-    covered: int
-    wrong: int
-    wrong_inside: int
-    fixed: int
-    broken: int
+    area: int  # of the true mask
+    region: int  # of what the network looked at (the coarse mask's box with its margin), in all passes
+    covered: int  # relabelled, by nodes or by the dense decoder, in all passes
+    wrong: int  # where the coarse mask differs from the truth
+    wrong_inside: int  # of these, relabelled
+    fixed: int  # wrong before, right after
+    broken: int  # right before, wrong after
     before: Fit
     after: Fit
-    oracle: Fit
-    levels: tuple[LevelRow, ...]
+    oracle: Fit  # of the coarse mask with the truth where relabelled
+    levels: tuple[LevelRow, ...]  # coarse to fine
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """One size class: shares of all its pixels together, means of the fits over its instances; nan where empty.
+    """One size class: shares of all its pixels together, means of the fits over its instances; nan where empty."""
 
-    Attributes:
-        size: key of ``SIZES``.
-        count: instances.
-        wrong_inside: share of the coarse masks' wrong pixels that were relabelled.
-        area: share of the regions' pixels that were.
-        fixed: share of the wrong pixels that refining set right.
-        broken: pixels refining set wrong, as a share of the pixels that were wrong.
-        before, after, oracle: mean fits.
-    """
-
-    size: str
+    size: str  # key of SIZES
     count: int
-    wrong_inside: float
-    area: float
-    fixed: float
-    broken: float
+    wrong_inside: float  # share of the coarse masks' wrong pixels that were relabelled
+    area: float  # share of the regions' pixels that were
+    fixed: float  # share of the wrong pixels that refining set right
+    broken: float  # pixels refining set wrong, as a share of the pixels that were wrong
     before: Fit
     after: Fit
     oracle: Fit
@@ -105,10 +83,7 @@ class ErrorSummary:
 
 @dataclass(frozen=True)
 class LevelSummary:
-    """One level over all instances: those that reach it, mean nodes of these, and shares as in ``ErrorSummary``.
-
-    The shares are of all instances' pixels, those that do not reach the level included.
-    """
+    """One level: instances that reach it, mean nodes of these, and shares of all instances' pixels."""
 
     grid: int
     count: int

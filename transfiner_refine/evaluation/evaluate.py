@@ -42,34 +42,21 @@ __all__ = ["Analysis", "ClassRow", "Evaluation", "Settings", "evaluate"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How an evaluation is done.
+    """How an evaluation is done."""
 
-    Attributes:
-        boundary_ratio: width of the boundary band as a share of the image's diagonal; 0.005 for Cityscapes.
-        min_area: true area from which a matched instance is counted, pixels.
-        min_coarse_iou: coarse IoU from which a matched instance is counted.
-        seed: of the bootstrap.
-    """
-
-    boundary_ratio: float = BOUNDARY_RATIO
-    min_area: int = MIN_AREA
-    min_coarse_iou: float = MIN_COARSE_IOU
-    seed: int = 0
+    boundary_ratio: float = BOUNDARY_RATIO  # band as a share of the image's diagonal; 0.005 for Cityscapes
+    min_area: int = MIN_AREA  # true area from which a matched instance is counted, pixels
+    min_coarse_iou: float = MIN_COARSE_IOU  # coarse IoU from which it is
+    seed: int = 0  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the error analysis needs, which refines the coarse masks again.
+    """What the error analysis needs, which refines the coarse masks again."""
 
-    Attributes:
-        images: folder of the images, named as the annotation file has it.
-        refiner: the refiner to analyse.
-        weights: its name, for the output.
-    """
-
-    images: Path
+    images: Path  # folder of the images, named as the annotation file has it
     refiner: BaseRefiner
-    weights: str
+    weights: str  # the refiner's name, for the output
 
 
 @dataclass(frozen=True)
@@ -86,39 +73,29 @@ class ClassRow:
 class Evaluation:
     """What came out, with all that is needed to know what it is of.
 
-    Attributes:
-        annotations, results, before: the files; ``before`` is None if the results were scored alone.
-        images, instances, crowds: in the annotation file; instances without a mask are not counted.
-        detections: in the results file.
-        federated: LVIS's way of counting was used.
-        settings: how it was done.
-        ap_before: AP of the masks before, by overlap; None without them, or if they have no scores.
-        ap_after: AP of the results, by overlap; None where the detections have no scores.
-        matched_by: how detections found their true instances: "match file", "annotation_id" or "best IoU".
-        matched: scores of the matched instances; where the results were scored alone, they stand as "before".
-        pairs: annotation id and record in the results file of each row of ``matched``.
-        classes: one row for each category that has instances, by name; empty where there is no AP.
-        errors: the error analysis of the counted instances; None where it was not asked for.
-        unused: sentences that say what of the files could not be used.
+    AP is None where the detections have no scores. Where the results are scored alone, ``before`` and ``ap_before``
+    are None, and the results' scores stand in ``matched`` as "before".
     """
 
     annotations: Path
     results: Path
     before: Path | None
     images: int
-    instances: int
+    instances: int  # with a mask, crowds aside
     crowds: int
     detections: int
-    federated: bool
+    federated: bool  # LVIS's way of counting was used
     settings: Settings
     ap_before: dict[Overlap, AveragePrecision] | None
     ap_after: dict[Overlap, AveragePrecision] | None
-    matched_by: str
+    matched_by: str  # "match file", "annotation_id" or "best IoU"
     matched: MatchedScores
-    pairs: tuple[tuple[int, int], ...]
-    classes: tuple[ClassRow, ...]
-    errors: ErrorAnalysis | None = None
-    unused: tuple[str, ...] = ()
+    pairs: tuple[
+        tuple[int, int], ...
+    ]  # annotation id, and record in the results file, of each row of matched
+    classes: tuple[ClassRow, ...]  # of categories that have instances, by name
+    errors: ErrorAnalysis | None  # of the counted instances; None where it was not asked for
+    unused: tuple[str, ...]  # sentences that say what of the files could not be used
 
 
 def evaluate(

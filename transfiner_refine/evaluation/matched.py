@@ -87,20 +87,13 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class InstanceScore:
-    """One instance, before and after.
+    """One instance, before and after; ``after`` is None where there is no refined mask."""
 
-    Attributes:
-        area: true area, pixels.
-        before, after: scores of the coarse and the refined mask; ``after`` is None where there is none.
-        counted: the instance takes part in the summary (large enough, coarse mask near enough).
-        image: what tells its image from others, for the bootstrap.
-    """
-
-    area: int
+    area: int  # of the true mask, pixels
     before: MaskScores
     after: MaskScores | None
-    counted: bool
-    image: Hashable
+    counted: bool  # it takes part in the summary: large enough, coarse mask near enough
+    image: Hashable  # what tells its image from others, for the bootstrap
 
 
 @dataclass(frozen=True)
@@ -114,25 +107,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class SizeSummary:
-    """Means over the counted instances of one size class, nan without instances.
+    """Means over the counted instances of one size class; all but ``before`` None where there are no refined masks."""
 
-    Attributes:
-        size: key of ``SIZES``.
-        count: instances.
-        before, after: mean scores of the coarse and the refined masks.
-        iou_change, boundary_iou_change: mean changes.
-        better, worse, unchanged: share of the instances whose IoU rose, fell, or did neither by more than
-            ``CHANGE_THRESHOLD``. All but ``before`` are None where there are no refined masks.
-    """
-
-    size: str
+    size: str  # key of SIZES
     count: int
     before: MaskScores
     after: MaskScores | None = None
     iou_change: Interval | None = None
     boundary_iou_change: Interval | None = None
-    better: float | None = None
-    worse: float | None = None
+    better: float | None = None  # share of the instances whose IoU rose by more than CHANGE_THRESHOLD
+    worse: float | None = None  # fell
     unchanged: float | None = None
 
 

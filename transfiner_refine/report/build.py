@@ -50,20 +50,13 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Built:
-    """What was made.
+    """What was made: how much is shown on the page, or painted."""
 
-    Attributes:
-        page: the file to open; None where overlays alone were asked for.
-        images, instances: shown on the page (or painted).
-        chosen: how they were chosen where there were more, "" where all are shown.
-        faults: what had to be left out, and why.
-    """
-
-    page: Path | None
+    page: Path | None  # the file to open; None where overlays alone were asked for
     images: int
     instances: int
-    chosen: str
-    faults: tuple[InputError, ...]
+    chosen: str  # how they were chosen where there were more, "" where all are shown
+    faults: tuple[InputError, ...]  # what had to be left out, and why
 
     def lines(self) -> list[str]:
         """The closing words for a terminal."""
