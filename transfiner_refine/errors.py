@@ -56,6 +56,10 @@ class InputError(MaskRefineError):
     """An image, a mask, a record or a results file that cannot be used as it is."""
 
 
+class NoMaskError(InputError):
+    """A record that has no mask, but a box perhaps."""
+
+
 class OutputError(MaskRefineError):
     """A result that cannot be written where it was asked for."""
 

@@ -210,6 +210,7 @@ def test_one_file_cannot_hold_both_outputs(files: dict[str, Path], tmp_path: Pat
     ("change", "instances", "said"),
     [
         ({"segmentation": []}, 3, "3 of 7 annotations have no mask and are not counted."),
+        ({"segmentation": None}, 3, "3 of 7 annotations have no mask and are not counted."),
         ({"iscrowd": 1}, 3, None),
     ],
 )
@@ -231,7 +232,7 @@ def test_what_truth_and_results_do_not_have_in_common_is_said(files: dict[str, P
     files["results"].write_text(json.dumps([entry | {"category_id": 17} for entry in records]))
     result = evaluate(files, "--json", tmp_path / "out.json", only=("annotations", "results"))
     assert result.exit_code == 0, result.output
-    assert "6 of 6 detections are of categories that are not annotated: 17." in result.stdout
+    assert "6 of 6 detections are of categories that are not annotated: 17" in result.stdout
     assert "No category_id of the results" in result.stdout
     assert len(json.loads((tmp_path / "out.json").read_text())["unused"]) == 2
     truth = json.loads(files["annotations"].read_text())

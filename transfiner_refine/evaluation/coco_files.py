@@ -11,7 +11,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from transfiner_refine.errors import InputError, short
+from transfiner_refine.errors import InputError, NoMaskError, short
 from transfiner_refine.formats.coco import CocoFile, ImageId, finite, refuse
 from transfiner_refine.formats.coco_source import CocoSource, mask_values, sound_images
 from transfiner_refine.formats.json_stream import TextFile, sections, whole
@@ -80,6 +80,7 @@ class Annotations:
         categories: names by category id.
         frequencies: LVIS's "r", "c" or "f" by category id; empty for a file that is not LVIS's.
         instances: crowds included, in the order of the file.
+        without_mask: number of annotations that have none, and so are not among the instances.
         listing: the file, for reading results of its images.
     """
 
@@ -88,6 +89,7 @@ class Annotations:
     categories: dict[int, str]
     frequencies: dict[int, str]
     instances: list[TrueInstance]
+    without_mask: int
     listing: CocoFile = field(repr=False, compare=False)
 
     @property
@@ -97,7 +99,7 @@ class Annotations:
 
 
 def load_annotations(path: str | Path) -> Annotations:
-    """Reads a COCO or LVIS annotation file.
+    """Reads a COCO or LVIS annotation file; annotations without a mask, such as boxes, are counted and left out.
 
     Raises:
         InputError: no such file, not an annotation file, or records that cannot be used; all are named.
@@ -136,11 +138,14 @@ def load_annotations(path: str | Path) -> Annotations:
             area = each.mask.area if area is None else area
             true = TrueInstance(each.instance_id, number, category_id, each.mask, area, each.is_crowd)
             found.append((each.index, true))
-    refuse(faults)
+    unusable = [fault for fault in faults if not isinstance(fault, NoMaskError)]
+    refuse(unusable)
     found.sort(key=itemgetter(0))
     names = {key: name.encode("utf-8", "backslashreplace").decode() for key, name in categories.items()}
     frequencies = file.frequencies if is_lvis else {}
-    return Annotations(file.path, images, names, frequencies, [each for _, each in found], file)
+    return Annotations(
+        file.path, images, names, frequencies, [each for _, each in found], len(faults) - len(unusable), file
+    )
 
 
 def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:

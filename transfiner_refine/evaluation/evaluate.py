@@ -184,7 +184,10 @@ def evaluate(
 
 def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detection]) -> Iterator[str]:
     """Sentences that say what of the files plays no part, and where the two have nothing in common."""
-    total, crowds = len(truth.instances), sum(entry.is_crowd for entry in truth.instances)
+    total, crowds = (
+        len(truth.instances) + truth.without_mask,
+        sum(entry.is_crowd for entry in truth.instances),
+    )
     if missing := total - len(scored.instances):
         yield f"{missing} of {total} annotations have no mask and are not counted."
     if total and crowds == total:
@@ -192,8 +195,8 @@ def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detect
     unknown = [entry for entry in detections if entry.category_id not in truth.categories]
     if unknown:
         ids = sorted({entry.category_id for entry in unknown})
-        listed = ", ".join(map(str, ids[:5])) + (", …" if len(ids) > 5 else "")
-        yield f"{len(unknown)} of {len(detections)} detections are of categories that are not annotated: {listed}."
+        listed = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
+        yield f"{len(unknown)} of {len(detections)} detections are of categories that are not annotated: {listed}"
     instances = [entry for entry in scored.instances if not entry.is_crowd]
     for kind in ("category_id", "image_id"):
         there, found = ({getattr(entry, kind) for entry in entries} for entries in (instances, detections))

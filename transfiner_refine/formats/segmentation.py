@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from transfiner_refine.errors import InputError, short
+from transfiner_refine.errors import InputError, NoMaskError, short
 from transfiner_refine.formats.json_stream import whole
 from transfiner_refine.masks import Mask, check_size
 
@@ -69,7 +69,8 @@ def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[
         raise InputError(f"the RLE's counts are {short(counts)}, neither text nor a list of runs")
     if isinstance(segmentation, list):
         return _mask_from_polygons(segmentation, image_size())
-    raise InputError(
+    kind = NoMaskError if segmentation is None else InputError
+    raise kind(
         f"the segmentation is {short(segmentation)}, neither an RLE nor a list of polygons",
         remedy="write masks into the file (boxes alone cannot be refined)",
     )

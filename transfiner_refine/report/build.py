@@ -27,7 +27,7 @@ from transfiner_refine.formats.polygons import outlines
 from transfiner_refine.formats.records import Instance, PngKind, Source
 from transfiner_refine.formats.registry import open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS, read_image
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.masks import MaskWindow, union
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.refine.roi import focus
 from transfiner_refine.report.overlay import write_overlay
@@ -150,10 +150,8 @@ def build_report(
         page = None if output is None else drafts[0]
         if page is not None:
             _copy_assets(page)
-        folder = Path(images)
-        artist = _Artist(
-            found, folder, page, drafts[-1] if overlay else None, refiner, image_side, max_image_pixels
-        )
+        overlays = None if overlay is None else drafts[-1]
+        artist = _Artist(found, Path(images), page, overlays, refiner, image_side, max_image_pixels)
         for entry in tqdm(
             artist.all(scenes),
             desc="drawing",
@@ -240,8 +238,12 @@ class _Artist:
         file = f"{number:05d}"
         scale = _save_image(image, self.page / "images" / f"{file}.jpg", self.image_side, quality=88)
         _save_image(image, self.page / "thumbnails" / f"{file}.jpg", _THUMBNAIL_SIDE, quality=78)
-        drawn = []
+        entries, drawn = [], []
         for (instance, _), (before, after) in zip(instances, pairs, strict=True):
+            both = union((before, after), scene.size)
+            (height, width), start = both.values.shape, (both.x, both.y)
+            box = [*start, both.x + width, both.y + height]
+            entries.append({**scene.instances[instance.index], "box": box, "focus": focus(before, after)})
             paths: dict[str, Any] = {"before": mask_path(before), "after": mask_path(after)}
             if (truth := self.found.truth(instance)) is not None:
                 paths["truth"] = mask_path(truth)
@@ -255,10 +257,7 @@ class _Artist:
             "width": scene.size[1],
             "height": scene.size[0],
             "scale": scale,
-            "instances": [
-                {**entry, "box": _box(pair), "focus": focus(*pair)}
-                for entry, pair in zip(scene.instances.values(), pairs, strict=True)
-            ],
+            "instances": entries,
         }
 
 
@@ -290,14 +289,6 @@ def _quadtree(refiner: BaseRefiner, image: NDArray[np.uint8], mask: MaskWindow) 
         "roi": [step.roi.x0, step.roi.y0, step.roi.x1, step.roi.y1],
         "levels": [{"grid": grid, "cells": np.diff(cells, prepend=0).tolist()} for grid, cells in levels],
     }
-
-
-def _box(masks: Sequence[MaskWindow]) -> list[int]:
-    """[x0, y0, x1, y1] around all the masks, pixels."""
-    filled = [mask for mask in masks if mask.values.size]
-    ends = [(mask.x + mask.values.shape[1], mask.y + mask.values.shape[0]) for mask in filled]
-    starts = [(mask.x, mask.y) for mask in filled]
-    return [*map(min, zip(*starts, strict=True)), *map(max, zip(*ends, strict=True))]
 
 
 def _content(
