@@ -123,6 +123,7 @@ def test_one_damaged_line_does_not_change_what_a_folder_is_taken_for(tmp_path: P
         lines = ["masks/0.png 26 0.98", "masks/1.png 24 1", "masks/2.png 24 1"]
         lines[at] = lines[at].replace(" ", "\t")
         folder = results(tmp_path, "\n".join(lines))
+        write_png(folder / "masks" / "2.png", DISC.astype(np.uint8))
         assert recognise(folder).name == "cityscapes-results"
         source = open_source(folder, photos)
         assert (len(faults_of(source)), source.num_instances) == (1, 3)

@@ -30,8 +30,6 @@ from transfiner_refine.formats.writing import Conversion, stem_of
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["CITYSCAPES_RESULTS", "CityscapesResultsSource"]
-
 _LINE = re.compile(r"\S+\.png [-+]?\d+(\.\d*)? [-+.\deE]+$", re.IGNORECASE)
 _FRAME = re.compile(r".+?_\d{6}_\d{6}(?=_|$)")  # CITY_SEQUENCE_FRAME
 
@@ -94,11 +92,7 @@ class CityscapesResultsSource(PngFolder):
 
 
 def _parsed(name: PurePosixPath, text: str) -> tuple[PurePosixPath, int, float]:
-    """Mask relative to the folder, label id and confidence of a line.
-
-    Raises:
-        InputError: it has no three such fields, or the mask lies outside of the folder.
-    """
+    """Mask relative to the folder, label id and confidence of a line; raises InputError where it has no such three."""
     fields = text.split(" ")
     if len(fields) != 3:
         raise InputError(
@@ -118,11 +112,7 @@ def _parsed(name: PurePosixPath, text: str) -> tuple[PurePosixPath, int, float]:
 
 
 def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
-    """The path of a mask relative to the folder.
-
-    Raises:
-        InputError: it lies outside.
-    """
+    """The path of a mask relative to the folder; raises InputError where it lies outside."""
     path = PurePosixPath(text.replace("\\", "/"))
     parts: list[str] = []
     for part in (*parent.parts, *path.parts):
@@ -166,11 +156,7 @@ def _mask_stem(stem: PurePosixPath) -> PurePosixPath:
 
 
 def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    """Writes a text file an image and a 0/255 PNG an instance. Instances without a score get confidence 1.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Writes a text file an image and a 0/255 PNG an instance. Instances without a score get confidence 1."""
     conversion = Conversion(source, results, _mask_stem)
     with atomic_folder(output) as draft:
         for stem, _, image in conversion:

@@ -28,7 +28,7 @@ from transfiner_refine.formats.label_maps import (
     new_ids,
     repaint,
 )
-from transfiner_refine.formats.png import MaskPixels, read_pixels, read_values, write_png
+from transfiner_refine.formats.png import MaskPixels, read_pixels, write_png
 from transfiner_refine.formats.records import (
     Format,
     ImageRecord,
@@ -42,17 +42,6 @@ from transfiner_refine.formats.records import (
 from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
-
-__all__ = [
-    "READERS",
-    "VOID",
-    "LabelMapFormat",
-    "LabelMapSource",
-    "MapFile",
-    "PngFolder",
-    "format_of",
-    "label_of",
-]
 
 VOID = 255  # Pascal VOC's label for pixels that nobody decided about
 READERS = 4  # threads that read files; zlib lets go of the interpreter lock
@@ -148,11 +137,7 @@ class PngFolder(FolderSource):
     """A folder of PNGs, one or several an image; a reader says which are whose in ``groups``."""
 
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
-        """Lists the folder.
-
-        Raises:
-            InputError: there is no such folder, or it cannot be listed.
-        """
+        """Lists the folder; raises InputError where that cannot be done."""
         super().__init__(folder, options.images)
         self.row, self.options = row, options
         self.groups: list[list[MapFile]] = []
@@ -168,7 +153,7 @@ class PngFolder(FolderSource):
                 yield RecordFault(file.error)
             elif file.instance is not None:
                 yield replace(file.instance, index=first)
-            label_map = LabelMap(partial(read_values, self.folder / file.name, self.options.max_image_pixels))
+            label_map = LabelMap(partial(read_pixels, self.folder / file.name, self.options.max_image_pixels))
             for number, (value, category_id) in enumerate(zip(file.ids, file.classes, strict=True), first):
                 mask = LabelMask(label_map, value, file.size or (0, 0))
                 label, is_crowd = f"{file.name} id {value}", value == file.crowd
@@ -207,19 +192,14 @@ class PngFolder(FolderSource):
                 return MapFile(name, Instance(0, mask, str(name)))
             values, row = pixels.values, self.row
             ids = tuple(value for value in ids_in(values) if value >= row.ids.start and value != row.void)
-            # by VOC's convention; where it is the row's own, it is no instance
-            crowd = VOID if pixels.palette else None
+            crowd = VOID if pixels.palette and row.void is None else None  # by VOC's convention
             classes = tuple(self.classes_of(name, values, ids))
             return MapFile(name, None, ids, classes, crowd, (values.shape[0], values.shape[1]))
         except InputError as error:
             return MapFile(name, error=error)
 
     def pixels_of(self, name: PurePosixPath) -> MaskPixels:
-        """A PNG of the folder, which must be as it was when it was first read.
-
-        Raises:
-            InputError: it has changed, or cannot be read.
-        """
+        """A PNG of the folder; raises InputError where it has changed since it was first read, or cannot be."""
         self.read(name)
         return read_pixels(self.folder / name, self.options.max_image_pixels)
 
@@ -242,11 +222,6 @@ class LabelMapSource(PngFolder):
 
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
         """Reads every map once, to know its ids.
-
-        Args:
-            row: the format.
-            folder: what is read, and written again as a whole.
-            options: as for all formats.
 
         Raises:
             InputError: no such folder, no map in it, or none that can be used.
@@ -299,7 +274,7 @@ class LabelMapSource(PngFolder):
             return super().classes_of(name, values, ids)
         if self.folder in path.parents:
             self.read(PurePosixPath(path.relative_to(self.folder).as_posix()))
-        classes = read_values(path, self.options.max_image_pixels)
+        classes = read_pixels(path, self.options.max_image_pixels).values
         if classes.shape != values.shape:
             raise InputError(
                 f"is {classes.shape[0]}×{classes.shape[1]}, the map of its objects is "
@@ -327,8 +302,7 @@ def write_label_maps(
 ) -> Written:
     """Writes a map for each image; overlaps go to the higher score.
 
-    Where all instances have classes, formats that have a map of classes get
-    one, too.
+    Where all instances have classes, formats that have a map of classes get one, too.
 
     Raises:
         OutputError: the disk refused.

@@ -30,18 +30,6 @@ from transfiner_refine.formats.folders import first_files
 from transfiner_refine.formats.label_map_folders import VOID, LabelMapFormat, format_of
 from transfiner_refine.formats.png import DAVIS_PALETTE, VOC_PALETTE, palette_of
 
-__all__ = [
-    "CITYSCAPES_IDS",
-    "CITYSCAPES_MAPS",
-    "DAVIS",
-    "LABELS",
-    "LABEL_MAPS",
-    "LABEL_MAP_FORMATS",
-    "VOC",
-    "base_of",
-    "image_key",
-]
-
 # the names by label id; -1 is Cityscapes' license plate
 _NAMES = (
     "unlabeled,ego vehicle,rectification border,out of roi,static,dynamic,ground,road,sidewalk,parking,"

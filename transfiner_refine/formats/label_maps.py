@@ -17,21 +17,6 @@ from transfiner_refine.formats.records import Instance, PngKind
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 
-__all__ = [
-    "Freed",
-    "LabelMap",
-    "LabelMask",
-    "LaidMap",
-    "PngFileMask",
-    "ids_in",
-    "is_among",
-    "kind_of",
-    "lay",
-    "new_ids",
-    "places_of",
-    "repaint",
-]
-
 Freed = Literal["zero", "nearest", "nearest left"]
 
 _STRIP_PIXELS = 1 << 20
@@ -41,25 +26,21 @@ _MOST_SCATTERED_IDS = 64  # a map with more ids than that must count them 1, 2, 
 class LabelMap:
     """The pixels of one map, read when the first of its masks is decoded and shared by all of them."""
 
-    def __init__(self, read: Callable[[], NDArray[Any]]) -> None:
-        """Args: ``read`` gives the [H, W] ids; it may raise InputError, and must be picklable if the map is to be."""
+    def __init__(self, read: Callable[[], MaskPixels]) -> None:
+        """Args: ``read`` gives the pixels; it may raise InputError, and must be picklable if the map is to be."""
         self._read, self._lock = read, Lock()
         self._values: NDArray[Any] | None = None
         self._places: dict[int, tuple[int, ...]] = {}
 
-    def __reduce__(self) -> tuple[type[LabelMap], tuple[Callable[[], NDArray[Any]]]]:
+    def __reduce__(self) -> tuple[type[LabelMap], tuple[Callable[[], MaskPixels]]]:
         """Another process reads the pixels itself."""
         return LabelMap, (self._read,)
 
     def window(self, instance_id: int) -> MaskWindow:
-        """The mask of one id inside its box; 0×0 where the id does not occur.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """The mask of one id inside its box, 0×0 where it does not occur; raises InputError as reading does."""
         with self._lock:
             if self._values is None:
-                self._values = self._read()
+                self._values = self._read().values
                 self._places = places_of(self._values)
         values = self._values
         _, x0, y0, x1, y1 = self._places.get(instance_id, (0, 0, 0, 0, 0))
@@ -75,11 +56,7 @@ class LabelMask:
     size: tuple[int, int]
 
     def decode(self) -> MaskWindow:
-        """The mask inside its bounding box, bool.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """The mask inside its bounding box, bool; raises InputError where the file cannot be read."""
         return self.label_map.window(self.instance_id)
 
 

@@ -39,8 +39,6 @@ from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
-__all__ = ["ID_MAPS", "PNG_FOLDER", "MaskFolder"]
-
 _WHITE = 255
 
 
@@ -49,10 +47,6 @@ class MaskFolder(PngFolder):
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         """Finds the masks and their images, and reads the files that may be maps, to know their ids.
-
-        Args:
-            folder: the mask folder.
-            options: ``images`` may be the same folder.
 
         Raises:
             InputError: no such folder, no PNG in it, or none of them belongs to an image.
@@ -150,31 +144,19 @@ class MaskFolder(PngFolder):
 
 
 def open_masks(path: Path, options: OpenOptions) -> MaskFolder:
-    """Reads a folder of masks and maps.
-
-    Raises:
-        InputError: no such folder, no PNG in it, or none of them belongs to an image.
-    """
+    """Reads a folder of masks and maps; raises InputError as ``MaskFolder`` does."""
     if options.image_info is not None:
         raise InputError("PNG masks find their images by name", file=path, remedy="leave --image-info out")
     return MaskFolder(path, options)
 
 
 def open_label_maps(path: Path, options: OpenOptions) -> MaskFolder:
-    """Reads a folder whose PNGs are all maps.
-
-    Raises:
-        InputError: as for ``open_masks``.
-    """
+    """Reads a folder whose PNGs are all maps; raises InputError as ``MaskFolder`` does."""
     return open_masks(path, replace(options, png_kind="id-map"))
 
 
 def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    """Writes one PNG an instance.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Writes one PNG an instance; raises OutputError where the disk refuses."""
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
         for stem, _, image in conversion:

@@ -46,7 +46,7 @@ from transfiner_refine.formats.label_maps import (
     places_of,
     repaint,
 )
-from transfiner_refine.formats.png import png_size, read_pixels, read_values, write_png
+from transfiner_refine.formats.png import png_size, read_pixels, write_png
 from transfiner_refine.formats.records import (
     Format,
     ImageRecord,
@@ -60,8 +60,6 @@ from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.images import ImageFolder
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_file, check_output_folder, remove_drafts
-
-__all__ = ["COCO_PANOPTIC", "PanopticSource", "png_folder"]
 
 _IDS = range(1, 1 << 24)
 
@@ -206,7 +204,7 @@ class PanopticSource:
         except InputError as error:
             yield RecordFault(self._blame(error, f"annotation {position}"), end - first, whole_image=True)
             return
-        label_map = LabelMap(partial(read_values, path, self._max_pixels, ids_in_colours=True))
+        label_map = LabelMap(partial(read_pixels, path, self._max_pixels, ids_in_colours=True))
         instances, taken = [], set[int]()
         for place, entry in enumerate(annotation["segments_info"]):
             try:

@@ -16,17 +16,6 @@ from PIL import Image
 from transfiner_refine.errors import InputError
 from transfiner_refine.images import MAX_IMAGE_PIXELS, PNG_SIGNATURE, opened, read_chunks
 
-__all__ = [
-    "DAVIS_PALETTE",
-    "VOC_PALETTE",
-    "MaskPixels",
-    "palette_of",
-    "png_size",
-    "read_pixels",
-    "read_values",
-    "write_png",
-]
-
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of the PNG header
 _LONGEST_PALETTE = 3 * 256  # bytes
 
@@ -53,11 +42,7 @@ class MaskPixels:
         return bool(((self.values == 0) | (self.values == self.values.max())).all())
 
     def write(self, values: NDArray[Any], target: Path) -> None:
-        """Writes a PNG with other [H, W] values; bit depth, palette, text and all else byte for byte as here.
-
-        Raises:
-            OSError: the disk refused.
-        """
+        """Writes a PNG with other [H, W] values; bit depth, palette, text and all else byte for byte as here."""
         height, width, depth, colour = _header(self.chunks)
         assert values.shape == (height, width)
         rows = _packed(values.astype(self.values.dtype, copy=False), depth, colour)
@@ -115,23 +100,8 @@ def read_pixels(
         return MaskPixels(values, (1 << depth) - 1, colour == _PALETTE, chunks)
 
 
-def read_values(
-    path: Path, max_pixels: int = MAX_IMAGE_PIXELS, *, ids_in_colours: bool = False
-) -> NDArray[Any]:
-    """[H, W]: the values of ``read_pixels`` alone.
-
-    Raises:
-        InputError: as for ``read_pixels``.
-    """
-    return read_pixels(path, max_pixels, ids_in_colours=ids_in_colours).values
-
-
 def png_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a PNG from its header, however large it says that it is.
-
-    Raises:
-        InputError: missing, damaged or no image.
-    """
+    """(height, width) of a PNG by its header, however large; raises InputError where it is missing or no image."""
     with opened(path, None) as image:
         return image.height, image.width
 
@@ -166,9 +136,6 @@ def write_png(path: Path, values: NDArray[Any], palette: bytes = b"") -> None:
         path: where to.
         values: [H, W] uint8 or uint16 numbers, or uint32 ids below 2²⁴ that become colours.
         palette: 256 RGB colours of uint8 indexes; empty for grey.
-
-    Raises:
-        OSError: the disk refused.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(
