@@ -80,9 +80,9 @@ def open_source(
 
     Args:
         masks: a file or a folder.
-        images: the folder of the photos; None where only the masks matter, as in converting.
+        images: the folder of the images; None where only the masks matter, as in converting.
         format: a format's name, "auto" to tell it by what is in the file or folder.
-        image_info: for COCO results: an annotation file that says which image id is which photo.
+        image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         max_image_pixels: mask images with more pixels are not decoded.
