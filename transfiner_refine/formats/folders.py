@@ -313,9 +313,11 @@ class FolderSource(ABC):
                     covered += [first + number for number in written.covered]
                 first += entry.count
             for name in self.files:
+                if name in self.no_files or (draft / name).exists():
+                    continue
                 if name in self._digests:
-                    self.read(name)  # refuses what has changed
-                if name not in self.no_files and not (draft / name).exists():
+                    write_file(draft / name, self.read(name))  # which refuses what has changed
+                else:
                     (draft / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.folder / name, draft / name)
         return Written(overlap_pixels, tuple(covered))
