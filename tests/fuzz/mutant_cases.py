@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,13 @@ def _identities(path: Path, name: str) -> set[object]:
         return {(number, line.split()[0]) for number, line in enumerate(text.splitlines()) if line.strip()}
     document = json.loads(text)
     if name == "labelme":
-        return {(each["label"], json.dumps(each.get("group_id"))) for each in document["shapes"]}
+        # a shape without a group may become several of a new group, so instances are counted by label
+        shapes = [(each["label"], each.get("group_id")) for each in document["shapes"]]
+        instances = {
+            (label, at if group is None else f"group {group}") for at, (label, group) in enumerate(shapes)
+        }
+        counts = Counter(label for label, _ in instances)
+        return {(label, number) for label, count in counts.items() for number in range(count)}
     return {json.dumps(_fixed(each)) for each in _records(document)}
 
 
