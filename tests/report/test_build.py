@@ -186,6 +186,15 @@ def test_two_images_never_share_an_overlay(job: Any, tmp_path: Path) -> None:
     assert len({name.casefold() for name in made}) == 12
 
 
+def test_two_image_ids_may_mean_one_file(job: Any, tmp_path: Path) -> None:
+    truth = json.loads(job.files["annotations"].read_text())
+    for image in truth["images"]:
+        image["file_name"] = "photo_0.png"
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    built = build_report(**(job.files | {"annotations": tmp_path / "truth.json"}), output=tmp_path / "report")
+    assert (built.instances, built.faults) == (12, ())
+
+
 def test_masks_are_not_kept_while_images_are_chosen(job: Any) -> None:
     def masks() -> int:
         gc.collect()

@@ -96,13 +96,17 @@ class Comparison:
             file=sys.stderr,
             disable=None if progress else True,
         )
-        lost = False
+        lost = 0
         for record, others in shown:
-            lost |= len(others) < len(record.instances)
+            lost += len(record.instances) - len(others)
             self._compare(record, others)
         if lost:  # else the faults after are those before
             said = {str(fault) for fault in self.faults}
             self.faults += [fault for fault in later_faults if str(fault) not in said]
+        if lost and not later_faults:
+            self.faults.append(
+                InputError(f"has no masks for {lost} of the instances", file=after, remedy=_REMEDY)
+            )
 
     def pairs(self, scenes: Sequence[Scene]) -> Iterator[list[tuple[Instance, Instance]]]:
         """The instances of some of the images, in their order, before and after; read again.
@@ -239,14 +243,15 @@ def _paired(
     The lists take the faults of both.
     """
     waiting: dict[int, tuple[Path | None, Instance]] = {}
-    later, seen = _sound(after, later_faults), set[Path | None]()
+    later, seen = _sound(after, later_faults), set[tuple[Any, ...]]()
     for record in _sound(before, faults):
         # both are in the same order, so little has to wait
-        while record.path not in seen and not waiting.keys() >= set(record.indexes):
+        image = record.path, record.name, record.image_id
+        while image not in seen and not waiting.keys() >= set(record.indexes):
             other = next(later, None)
             if other is None:
                 break
-            seen.add(other.path)
+            seen.add((other.path, other.name, other.image_id))
             waiting |= {instance.index: (other.path, instance) for instance in other.instances}
         yield record, {index: waiting.pop(index) for index in record.indexes if index in waiting}
     for _ in later:  # for its faults
