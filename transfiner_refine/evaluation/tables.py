@@ -111,25 +111,18 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
     if alone:  # the only masks there are, are the results
         for entry in summary.values():
             entry["after"], entry["before"] = entry["before"], None
+    counts = ("images", "instances", "crowds", "detections", "federated")
     data: dict[str, Any] = {
         "annotations": str(evaluation.annotations),
         "results": str(evaluation.results),
         "before_results": None if alone else str(evaluation.before),
-        "images": evaluation.images,
-        "instances": evaluation.instances,
-        "crowds": evaluation.crowds,
-        "detections": evaluation.detections,
-        "federated": evaluation.federated,
+        **{name: getattr(evaluation, name) for name in counts},
         "settings": dataclasses.asdict(evaluation.settings),
         "average_precision": {
             "before": precision(evaluation.ap_before),
             "after": precision(evaluation.ap_after),
         },
-        "matched": {
-            "by": evaluation.matched_by,
-            "pairs": len(evaluation.matched.rows),
-            "sizes": summary,
-        },
+        "matched": {"by": evaluation.matched_by, "pairs": len(evaluation.matched.rows), "sizes": summary},
     }
     if evaluation.unused:
         data["unused"] = list(evaluation.unused)
@@ -203,60 +196,38 @@ def _matched_tables(evaluation: Evaluation) -> list[Table]:
     if evaluation.before is None:
         columns = ("IoU", "before.iou"), ("boundary IoU", "before.boundary_iou"), ("mBA", "before.mba")
         return [Table.of(title, sizes, *_SIZE, *columns)]
+    iou = (
+        ("IoU", _pair("iou")),
+        ("change [95 %]", _interval("iou_change")),
+        ("better / same / worse", _shares),
+    )
+    boundary = ("boundary IoU", _pair("boundary_iou")), ("change [95 %]", _interval("boundary_iou_change"))
     band = f"Their boundaries (band {100 * settings.boundary_ratio:g} % of the image's diagonal)"
     return [
-        Table.of(
-            title,
-            sizes,
-            *_SIZE,
-            ("IoU", lambda row: before_after(row.before.iou, row.after.iou)),
-            ("change [95 %]", lambda row: _interval(row.iou_change)),
-            ("better / same / worse", _shares),
-        ),
-        Table.of(
-            band,
-            sizes,
-            *_SIZE,
-            ("boundary IoU", lambda row: before_after(row.before.boundary_iou, row.after.boundary_iou)),
-            ("change [95 %]", lambda row: _interval(row.boundary_iou_change)),
-            ("mBA", lambda row: before_after(row.before.mba, row.after.mba)),
-        ),
+        Table.of(title, sizes, *_SIZE, *iou),
+        Table.of(band, sizes, *_SIZE, *boundary, ("mBA", _pair("mba"))),
     ]
 
 
 def _error_tables(errors: ErrorAnalysis) -> list[Table]:
     """By size: where the network looks, and what knowing the truth there would give; then by level."""
     sizes = _filled(errors.sizes)
+    where = ("wrong, relabelled", "wrong_inside"), ("area relabelled", "area")
+    what = ("fixed", "fixed"), ("broken", "broken")
+    fits: list[Column] = []
+    for kind, score in (("IoU", "iou"), ("boundary", "boundary_iou")):
+        fits += [
+            (f"{kind} before", f"before.{score}"),
+            ("after", f"after.{score}"),
+            ("oracle", f"oracle.{score}"),
+        ]
+    levels = ("grid", "grid"), ("reached by", "count"), ("nodes", lambda row: f"{row.nodes:.0f}")
+    shares = ("wrong in nodes", "wrong_inside"), ("area of nodes", "area")
+    oracle = "Refined again, and the oracle: the truth where relabelled"
     return [
-        Table.of(
-            f"Error analysis (weights {errors.weights}), % of pixels",
-            sizes,
-            *_SIZE,
-            ("wrong, relabelled", "wrong_inside"),
-            ("area relabelled", "area"),
-            ("fixed", "fixed"),
-            ("broken", "broken"),
-        ),
-        Table.of(
-            "Refined again, and the oracle: the truth where relabelled",
-            sizes,
-            _SIZE[0],
-            ("IoU before", "before.iou"),
-            ("after", "after.iou"),
-            ("oracle", "oracle.iou"),
-            ("boundary before", "before.boundary_iou"),
-            ("after", "after.boundary_iou"),
-            ("oracle", "oracle.boundary_iou"),
-        ),
-        Table.of(
-            "Quadtree by level, % of pixels",
-            errors.levels,
-            ("grid", "grid"),
-            ("reached by", "count"),
-            ("nodes", lambda row: f"{row.nodes:.0f}"),
-            ("wrong in nodes", "wrong_inside"),
-            ("area of nodes", "area"),
-        ),
+        Table.of(f"Error analysis (weights {errors.weights}), % of pixels", sizes, *_SIZE, *where, *what),
+        Table.of(oracle, sizes, _SIZE[0], *fits),
+        Table.of("Quadtree by level, % of pixels", errors.levels, *levels, *shares),
     ]
 
 
@@ -283,11 +254,20 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _interval(interval: Interval) -> str:
-    """ "+4.1 [+3.0, +5.2]"; without the ends where there are none."""
-    if math.isnan(interval.low):
-        return signed_points(interval.mean)
-    return f"{signed_points(interval.mean)} [{signed_points(interval.low)}, {signed_points(interval.high)}]"
+def _pair(score: str) -> Callable[[Any], str]:
+    """The cell with a score before → after."""
+    return lambda row: before_after(getattr(row.before, score), getattr(row.after, score))
+
+
+def _interval(change: str) -> Callable[[Any], str]:
+    """The cell "+4.1 [+3.0, +5.2]" of a change; without the ends where there are none."""
+
+    def cell(row: Any) -> str:
+        interval: Interval = getattr(row, change)
+        mean, low, high = map(signed_points, (interval.mean, interval.low, interval.high))
+        return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
+
+    return cell
 
 
 def _shares(row: SizeSummary) -> str:
