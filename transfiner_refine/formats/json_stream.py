@@ -267,11 +267,8 @@ class _Scanner:
 
     def __init__(self, text: TextFile) -> None:
         self._text, self._pieces = text, text.pieces()
-        self._window, self._at, self._first = (
-            "",
-            0,
-            0,
-        )  # done with up to _at; the window starts at byte _first
+        # the window starts at byte _first of the text and is done with up to _at
+        self._window, self._at, self._first = "", 0, 0
 
     def peek(self) -> str:
         """The next character that is no white space, "" at the end of the text."""
