@@ -121,13 +121,27 @@ def _check_records(
                 same, f"record {index} cannot be sound, but was changed: {before[index]} -> {after[index]}"
             )
         elif verdict == "sound" and bitmaps[index].any():
-            found = coco_mask.decode(after[index]["segmentation"]).astype(bool)
+            found = pixels_of(after[index]["segmentation"], bitmaps[index].shape)
             require(
                 np.array_equal(found, eroded(bitmaps[index])), f"record {index} is sound, but was not refined"
             )
     unsound = verdicts.count("unsound")
     require(summary.failed >= unsound, f"{unsound} records are broken, {summary.failed} are said to be")
     _check_others(masks, output)
+
+
+def pixels_of(segmentation: Any, shape: tuple[int, int]) -> Bitmap:
+    """What pycocotools draws of a segmentation of any kind: a mask that comes back as it was stays as it was spelt."""
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *shape)) if segmentation else None
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects({**segmentation, "size": list(shape)}, *shape)
+    else:
+        segmentation = {**segmentation, "size": list(shape)}
+    found: Bitmap = (
+        np.zeros(shape, bool) if segmentation is None else coco_mask.decode(segmentation).astype(bool)
+    )
+    return found
 
 
 def _check_others(masks: Path, output: Path) -> None:
