@@ -35,7 +35,7 @@ LEVELS = ("#ffe14d", "#ff9233", "#ff3d77", "#b04dff", "#3d8bff")  # coarse to fi
 INK, QUIET, LINE = "#181b21", "#606875", "#dee2e8"
 
 # pixels
-_WIDTH, _TALLEST_SHEET, _MARGIN, _GUTTER = 2400, 4800, 84, 44
+_WIDTH, _TALLEST_SHEET, _MARGIN, _GUTTER = 2400, 3600, 84, 44
 _TITLE, _SUBTITLE, _SECTION, _PANEL, _CAPTION = 46, 25, 32, 25, 21  # font sizes
 _LEADING = 1.4 * _CAPTION
 _LETTER = 0.58 * _CAPTION  # mean width

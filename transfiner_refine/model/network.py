@@ -22,12 +22,7 @@ from transfiner_refine.model.node_transformer import (
     SequenceEncoder,
     axis_position,
 )
-from transfiner_refine.model.propagate import (
-    LevelMap,
-    area_pyramid,
-    corrected_labels,
-    propagate_corrections,
-)
+from transfiner_refine.model.propagate import LevelMap, area_pyramid, corrected_labels, propagate_corrections
 from transfiner_refine.model.pyramid import FeatureMap, TopDown
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, children_of
 
@@ -76,16 +71,13 @@ class MaskTransfiner(nn.Module):
         c2, c4, c8, c16, c32 = self.backbone.channels
         base = config.pyramid_width + config.incoherence_width  # channels of the 28 level's features
         self.top_down = TopDown((c8, c16, c32), config.pyramid_width)
-        self.detector = IncoherenceDetector(
-            config.pyramid_width, config.incoherence_width, (*config.dense_widths, 27)
-        )
-        widths = config.dense_widths
+        finer = (*config.dense_widths, 27)
+        self.detector = IncoherenceDetector(config.pyramid_width, config.incoherence_width, finer)
         self.dense = DenseDecoder(base, (c4, c2), config.dense_widths)
         self.context = nn.Linear(base + 1, config.width)
         # channels of each level's own map, its dense label included; beyond 224 these are the pixels
-        own = (base + 1, *(width + 1 for width in widths), 3)
-        # of the levels above a node reads the next one, which holds what the coarser ones know
-        coarser = (0, *own[:-1])
+        own = (base + 1, *(width + 1 for width in config.dense_widths), 3)
+        coarser = (0, *own[:-1])  # of the levels above a node reads the next one
         self.encoders = nn.ModuleList(
             NodeEncoder(o + c, o, config.width) for o, c in zip(own, coarser, strict=True)
         )
