@@ -57,7 +57,7 @@ def test_truth_changes_what_is_said_of_the_result(refiner: Refiner) -> None:
     truth = np.zeros_like(mask)
     truth[:, :] = np.roll(mask, -8, 1)
     traced = trace(refiner, image, mask)
-    without = np.asarray(explain(image, traced, NAMES))
+    without = np.asarray(explain(image, traced, Names("a$_{$.jpg", "写真.png", "lite")))
     scored = np.asarray(explain(image, traced, NAMES, MaskWindow(truth, 0, 0, truth.shape)))
     assert (without != scored).any()
 

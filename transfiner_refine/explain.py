@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,12 +182,14 @@ class _Sheet:
 
     def rendered(self) -> Image.Image:
         """The page as far down as something was drawn."""
-        self.canvas.draw()
+        with catch_warnings():
+            simplefilter("ignore")  # of characters that the font lacks
+            self.canvas.draw()
         pixels = np.asarray(self.canvas.buffer_rgba())[: round(self.bottom + _MARGIN / 4), :, :3]
         return Image.fromarray(pixels.copy())
 
     def text(self, x: float, y: float, line: str, size: float, color: str = INK, **style: Any) -> None:
-        style = {"va": "top", "linespacing": 1.2, **style}
+        style = {"va": "top", "linespacing": 1.2, "parse_math": False, **style}  # names may have dollar signs
         self.figure.text(x / _WIDTH, 1 - y / _TALLEST_SHEET, line, size=size, color=color, **style)
 
     def scale(self, shown: Roi) -> float:
