@@ -23,28 +23,18 @@ __all__ = ["Trace", "TraceLevel", "TracePass", "as_array", "native_trace", "trac
 
 @dataclass(frozen=True)
 class TraceLevel:
-    """One level of the quadtree. Cell (y, x) of a grid g covers the RoI's columns x·w/g … (x + 1)·w/g.
+    """One level of the quadtree. Cell (y, x) of a grid g covers the RoI's columns x·w/g … (x + 1)·w/g."""
 
-    Attributes:
-        grid: cells a side of the RoI: 28, 56, 112, …
-        y: [n] int64, row of each node's cell.
-        x: [n] int64, column of each node's cell.
-        parent: [n] int64, index of the parent in the level above; -1 for roots.
-        label: [n] float32, foreground probability the network gives each node.
-        wrong_probability: [grid, grid] float32, the detector's probability that the cell must be relabelled; nan
-            where it was not asked, because no node of the level above lies there.
-        coarse: [grid, grid] float32, the coarse mask, averaged over the cells.
-        mask: [grid, grid] float32, the foreground probability after this level was written.
-    """
-
-    grid: int
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
-    parent: NDArray[np.int64]
-    label: NDArray[np.float32]
+    grid: int  # cells a side of the RoI: 28, 56, 112, …
+    y: NDArray[np.int64]  # [n] int64, row of each node's cell
+    x: NDArray[np.int64]  # [n] int64, column of each node's cell
+    parent: NDArray[np.int64]  # [n] int64, index of the parent in the level above; -1 for roots
+    label: NDArray[np.float32]  # [n] float32, foreground probability the network gives each node
+    # [grid, grid] float32, the detector's probability that the cell must be relabelled; nan where no node of the level
+    # above lies
     wrong_probability: NDArray[np.float32]
-    coarse: NDArray[np.float32]
-    mask: NDArray[np.float32]
+    coarse: NDArray[np.float32]  # [grid, grid] float32, the coarse mask, averaged over the cells
+    mask: NDArray[np.float32]  # [grid, grid] float32, the foreground probability after this level was written
 
     def __len__(self) -> int:
         return len(self.y)
@@ -59,23 +49,14 @@ class TraceLevel:
 
 @dataclass(frozen=True)
 class TracePass:
-    """One pass of the network over an instance.
+    """One pass of the network over an instance."""
 
-    Attributes:
-        roi: the rectangle of the image that was refined.
-        coarse_mask: the mask that it started from: the detector's, or the result of the pass before.
-        levels: the quadtree, coarse to fine.
-        incoherent: [28, 28] float32, probability that the true mask changes inside the cell.
-        relabelled: [28, 28] bool, the cells that were relabelled: by nodes, or by the dense decoder.
-        probability: [roi.height, roi.width] float32, the refined mask before it is thresholded at 0.5.
-    """
-
-    roi: Roi
-    coarse_mask: MaskWindow
-    levels: tuple[TraceLevel, ...]
-    incoherent: NDArray[np.float32]
-    relabelled: NDArray[np.bool_]
-    probability: NDArray[np.float32]
+    roi: Roi  # the rectangle of the image that was refined
+    coarse_mask: MaskWindow  # the mask that it started from: the detector's, or the result of the pass before
+    levels: tuple[TraceLevel, ...]  # the quadtree, coarse to fine
+    incoherent: NDArray[np.float32]  # [28, 28], probability that the true mask changes inside the cell
+    relabelled: NDArray[np.bool_]  # [28, 28], the cells that nodes or the dense decoder relabelled
+    probability: NDArray[np.float32]  # [roi.height, roi.width] float32, the refined mask before the threshold
 
     def boxes(self, level: int) -> NDArray[np.float64]:
         """[n, 4] XYXY of a level's nodes, pixels of the image."""
@@ -102,19 +83,12 @@ class TracePass:
 
 @dataclass(frozen=True)
 class Trace:
-    """An instance from its coarse to its refined mask.
+    """An instance from its coarse to its refined mask."""
 
-    Attributes:
-        coarse_mask: the given mask.
-        passes: of the network, in order; the second one where the RoI moved.
-        close_ups: those that followed in the tiles of a large object, row by row; none for others.
-        result: the refined mask, bool; what ``Refiner.refine`` returns.
-    """
-
-    coarse_mask: MaskWindow
-    passes: tuple[TracePass, ...]
-    close_ups: tuple[TracePass, ...]
-    result: MaskWindow
+    coarse_mask: MaskWindow  # the given mask
+    passes: tuple[TracePass, ...]  # of the network, in order; the second one where the RoI moved
+    close_ups: tuple[TracePass, ...]  # in the tiles of a large object, row by row; none for others
+    result: MaskWindow  # the refined mask, bool; what ``Refiner.refine`` returns
 
     @property
     def relabelled_pixels(self) -> MaskWindow:

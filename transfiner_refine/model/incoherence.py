@@ -18,19 +18,12 @@ __all__ = ["IncoherenceDetector", "RootMaps"]
 
 @dataclass(frozen=True)
 class RootMaps:
-    """The detector's output on the 28 level; logits, [B, 28, 28] each.
+    """The detector's output on the 28 level; logits, [B, 28, 28] each."""
 
-    Attributes:
-        incoherent: the truth changes inside the cell.
-        wrong: the coarse mask is wrong somewhere inside the cell.
-        mask: the cell is foreground; the dense decoder's first level.
-        hidden: [B, C, 28, 28], the trunk's features.
-    """
-
-    incoherent: Tensor
-    wrong: Tensor
-    mask: Tensor
-    hidden: Tensor
+    incoherent: Tensor  # the truth changes inside the cell
+    wrong: Tensor  # the coarse mask is wrong somewhere inside the cell
+    mask: Tensor  # the cell is foreground; the dense decoder's first level
+    hidden: Tensor  # [B, C, 28, 28], the trunk's features
 
     def wrong_probability(self) -> Tensor:
         """[B, 28, 28]: probability that the cell must be relabelled."""

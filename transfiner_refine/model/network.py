@@ -37,24 +37,14 @@ _CONTEXT_GRID = 7  # tokens of the whole RoI beside the nodes; the official code
 
 @dataclass(frozen=True)
 class TreeOutput:
-    """The result of one pass over a batch of RoIs.
+    """The result of one pass over a batch of RoIs."""
 
-    Attributes:
-        levels: the quadtree's nodes, coarse to fine; none without a selector.
-        logits: [B, K] foreground logit of each level's nodes.
-        dense: grid → [B, grid, grid], foreground logit of every cell of the levels 28 to 112, and of 224 if the
-            quadtree goes that deep.
-        roots: the detector's maps on the 28 level.
-        candidates: the children that the detector judged, one entry per level below the first.
-        candidate_logits: [B, 4 K] its incoherence logit for each of them.
-    """
-
-    levels: list[QuadtreeNodes]
-    logits: list[Tensor]
-    dense: dict[int, Tensor]
-    roots: RootMaps
-    candidates: list[QuadtreeNodes]
-    candidate_logits: list[Tensor]
+    levels: list[QuadtreeNodes]  # the quadtree's nodes, coarse to fine; none without a selector
+    logits: list[Tensor]  # [B, K] foreground logit of each level's nodes
+    dense: dict[int, Tensor]  # grid → [B, grid, grid], foreground logit of every cell, 28 to 112 or 224
+    roots: RootMaps  # the detector's maps on the 28 level
+    candidates: list[QuadtreeNodes]  # the children that the detector judged, from the second level on
+    candidate_logits: list[Tensor]  # [B, 4 K] its incoherence logit for each of them
 
 
 class MaskTransfiner(nn.Module):

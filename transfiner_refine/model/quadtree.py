@@ -22,21 +22,13 @@ __all__ = ["BudgetSelector", "NodeSelector", "QuadtreeNodes", "children_of", "ro
 
 @dataclass(frozen=True)
 class QuadtreeNodes:
-    """The nodes of one level.
+    """The nodes of one level."""
 
-    Attributes:
-        grid: cells a side of the RoI on this level (28, 56, 112, …).
-        y: [B, K] int64, row of each node's cell.
-        x: [B, K] int64, column of each node's cell.
-        parent: [B, K] int64, index of the parent in the level above; -1 for roots.
-        valid: [B, K] bool, False for places without a node; None if there are none.
-    """
-
-    grid: int
-    y: Tensor
-    x: Tensor
-    parent: Tensor
-    valid: Tensor | None = None
+    grid: int  # cells a side of the RoI on this level (28, 56, 112, …)
+    y: Tensor  # [B, K] int64, row of each node's cell
+    x: Tensor  # [B, K] int64, column of each node's cell
+    parent: Tensor  # [B, K] int64, index of the parent in the level above; -1 for roots
+    valid: Tensor | None = None  # [B, K] bool, False for places without a node; None if there are none
 
     @property
     def cell(self) -> Tensor:

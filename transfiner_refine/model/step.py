@@ -18,19 +18,12 @@ __all__ = ["RefineStep", "StepOutput"]
 
 
 class StepOutput(NamedTuple):
-    """What a step yields for a batch of B RoIs.
+    """What a step yields for a batch of B RoIs."""
 
-    Attributes:
-        probability: [B, G, G] float32, foreground probability of each cell of the finest grid.
-        relabelled: [B, 28, 28] bool, cells that were relabelled; all others keep the coarse mask.
-        cells: [B, N] int64, row · grid + column of the nodes, level after level, each with its budget of places.
-        valid: [B, N] bool, the places that hold a node. N is 0 for a step without nodes.
-    """
-
-    probability: Tensor
-    relabelled: Tensor
-    cells: Tensor
-    valid: Tensor
+    probability: Tensor  # [B, G, G] float32, foreground probability of each cell of the finest grid
+    relabelled: Tensor  # [B, 28, 28] bool, cells that were relabelled; all others keep the coarse mask
+    cells: Tensor  # [B, N] int64, row · grid + column of the nodes, level after level, each with its budget of places
+    valid: Tensor  # [B, N] bool, the places that hold a node. N is 0 for a step without nodes
 
 
 class RefineStep(nn.Module):

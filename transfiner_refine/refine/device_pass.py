@@ -19,36 +19,23 @@ __all__ = ["Group", "GroupResult", "refine_group"]
 
 
 class Group(NamedTuple):
-    """RoIs that one program takes.
+    """RoIs that one program takes."""
 
-    Attributes:
-        size: size class of the step.
-        canvas: side of the canvas, a power of two.
-        first: the first pass, after which the given mask may stay.
-        window: size class of the close-ups; None without any.
-        soft: coarse masks are probabilities.
-    """
-
-    size: SizeClass
-    canvas: int
-    first: bool
-    window: SizeClass | None
-    soft: bool
+    size: SizeClass  # size class of the step
+    canvas: int  # side of the canvas, a power of two
+    first: bool  # the first pass, after which the given mask may stay
+    window: SizeClass | None  # size class of the close-ups; None without any
+    soft: bool  # coarse masks are probabilities
 
 
 class GroupResult(NamedTuple):
-    """The result of a batch.
+    """The result of a batch."""
 
-    Attributes:
-        numbers: [B, 9] int64: the given mask stays as it is; it agrees about the outline; area and box (x0, y0,
-            x1, y1, pixels of the image) after it; number of edges after it, and at the end.
-        edges: [2, capacity] int64, ends of runs after the first look and at the end, instance by instance.
-        probability: [B, canvas, canvas] float32 at the end.
-    """
-
+    # [B, 9] int64: the given mask stays as it is; it agrees about the outline; after the first look area, box (x0, y0,
+    # x1, y1, pixels of the image) and number of edges; number of edges at the end
     numbers: Tensor
-    edges: Tensor
-    probability: Tensor
+    edges: Tensor  # [2, capacity] int64, ends of runs after the first look and at the end
+    probability: Tensor  # [B, canvas, canvas] float32 at the end
 
 
 class _Part(NamedTuple):

@@ -32,15 +32,10 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 class SizeClass(NamedTuple):
-    """One static program of the refine step.
+    """One static program of the refine step."""
 
-    Attributes:
-        depth: levels of the quadtree, 3 to 5.
-        nodes: whether the quadtree is built; without it the dense labels count, which end at 224 cells.
-    """
-
-    depth: int
-    nodes: bool
+    depth: int  # levels of the quadtree, 3 to 5
+    nodes: bool  # whether the quadtree is built; without it the dense labels count, which end at 224 cells
 
     def side(self, config: RefinerConfig) -> int:
         """Side of the resized RoI, pixels."""
@@ -65,19 +60,12 @@ def size_class(config: RefinerConfig, roi_side: int, *, nodes: bool, close_ups: 
 
 
 class Engine(Protocol):
-    """Runs the refine step of any size class.
+    """Runs the refine step of any size class."""
 
-    Attributes:
-        name: "torch" or "onnx".
-        device: "cpu", "cuda", "cuda:N" or "mps".
-        precision: of ``PRECISIONS``, but "auto".
-        config: the network's configuration.
-    """
-
-    name: str
-    device: str
-    precision: str
-    config: RefinerConfig
+    name: str  # "torch" or "onnx"
+    device: str  # "cpu", "cuda", "cuda:N" or "mps"
+    precision: str  # of ``PRECISIONS``, but "auto"
+    config: RefinerConfig  # the network's configuration
 
     def step(
         self, size: SizeClass, pixels: NDArray[np.uint8], coarse: NDArray[np.float32]

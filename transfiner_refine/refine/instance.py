@@ -53,23 +53,14 @@ _NEXT = np.ones((3, 3), np.uint8)
 
 @dataclass(frozen=True)
 class Look:
-    """One refine step on an instance.
+    """One refine step on an instance."""
 
-    Attributes:
-        roi: the rectangle of the image that was refined.
-        coarse_mask: the mask that it started from.
-        size: the size class of the step.
-        close_up: the rectangle is a tile of a large object.
-        refined: the probability that came out, a window of the RoI.
-        relabelled: [28, 28] bool, the cells that were relabelled.
-    """
-
-    roi: Roi
-    coarse_mask: MaskWindow
-    size: SizeClass
-    close_up: bool
-    refined: MaskWindow
-    relabelled: NDArray[np.bool_]
+    roi: Roi  # the rectangle of the image that was refined
+    coarse_mask: MaskWindow  # the mask that it started from
+    size: SizeClass  # the size class of the step
+    close_up: bool  # the rectangle is a tile of a large object
+    refined: MaskWindow  # the probability that came out, a window of the RoI
+    relabelled: NDArray[np.bool_]  # [28, 28] bool, the cells that were relabelled
 
 
 def refine_instance(
