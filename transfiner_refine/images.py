@@ -47,15 +47,10 @@ _lifted_from: list[int | None] = []  # Pillow's limit before it was lifted, whil
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image ready for the network.
+    """An image ready for the network."""
 
-    Attributes:
-        pixels: [H, W, 3] uint8 RGB, contiguous.
-        turned: its EXIF orientation was applied, so the pixels lie otherwise than in the file.
-    """
-
-    pixels: NDArray[np.uint8]
-    turned: bool
+    pixels: NDArray[np.uint8]  # [H, W, 3] RGB, contiguous
+    turned: bool  # its EXIF orientation was applied, so the pixels lie otherwise than in the file
 
 
 class ImageFolder:
@@ -66,11 +61,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        """Lists the folder once.
-
-        Raises:
-            InputError: there is no such folder, or it cannot be listed.
-        """
+        """Lists the folder once; raises InputError where that cannot be done."""
         self.root = root
         try:
             names = sorted(path.name for path in root.iterdir())
@@ -93,8 +84,7 @@ class ImageFolder:
     def named(self, file_name: str) -> Path:
         """The image that a file calls ``file_name``, at that place in the folder or directly in it.
 
-        Raises:
-            InputError: there is none; the text lists the names that were tried.
+        Raises InputError where there is none; the text lists the names that were tried.
         """
         relative = PurePosixPath(file_name.replace("\\", "/"))
         # on Windows, root / "C:x.jpg" is not below the root
@@ -108,10 +98,7 @@ class ImageFolder:
     def with_id(self, image_id: int | str) -> Path:
         """The image of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
 
-        A text id may be a file name or a stem.
-
-        Raises:
-            InputError: there is none, or several; the text lists the names that were tried.
+        A text id may be a file name or a stem. Raises InputError where there is none, or several.
         """
         text = isinstance(image_id, str)
         stems = [str(image_id)] if text else list(dict.fromkeys([f"{image_id:012d}", str(image_id)]))
@@ -170,8 +157,7 @@ def read_image(
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image, its EXIF orientation applied, without decoding its pixels; of any size.
 
-    Raises:
-        InputError: the file is missing, damaged or no image.
+    Raises InputError where the file is missing, damaged or no image.
     """
     with opened(path, None) as image:
         width, height = image.size
@@ -188,14 +174,11 @@ def upright_size(path: Path) -> tuple[int, int]:
 def opened(path: Path, max_pixels: int | None = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
     """An image file in Pillow; whatever Pillow stumbles over inside the block comes out as one InputError.
 
-    Only the header has been read when the block begins. A file is told by its content, not by its name.
-
-    Args:
-        path: the file.
-        max_pixels: the largest height × width that is let through; None for any, where only the header matters.
+    Only the header has been read when the block begins. A file is told by its content, not by its name. More than
+    ``max_pixels``, height × width, are refused; None lets any through, where only the header matters.
 
     Raises:
-        InputError: the file is missing, damaged, no image, or has more pixels than ``max_pixels``.
+        InputError: the file is missing, damaged, no image, or has too many pixels.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
@@ -218,11 +201,7 @@ def opened(path: Path, max_pixels: int | None = MAX_IMAGE_PIXELS) -> Iterator[Im
 
 
 def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = None) -> None:
-    """Refuses an image or a mask for the size that it states, before anything is decoded.
-
-    Raises:
-        InputError: it has no pixels, more than ``max_pixels``, or more than a mask can have.
-    """
+    """Raises InputError for an image or a mask that states no pixels, too many, or more than a mask can have."""
     if height < 1 or width < 1:
         raise InputError(f"states the size {height}×{width}", file=path, remedy="replace the file")
     most, what, remedy = MAX_PIXELS, "that run-length masks can have", "cut the image into parts"
@@ -235,12 +214,9 @@ def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = N
 
 
 def read_chunks(path: Path) -> list[tuple[bytes, memoryview]]:
-    """(name, data) of every chunk of a PNG up to IEND.
+    """(name, data) of every chunk of a PNG up to IEND; raises InputError where it is damaged.
 
     Pillow does not look at the checksum of pixel data, so that a flipped bit can move an outline unnoticed.
-
-    Raises:
-        InputError: no PNG, cut off inside a chunk, a wrong checksum, or a header that is not one or not first.
     """
 
     def damaged(how: str) -> InputError:

@@ -27,18 +27,12 @@ _LONGEST_NUMBER = 6  # groups of five bits: 30 bits hold any difference of two r
 
 @dataclass(frozen=True)
 class MaskWindow:
-    """A mask (or a probability map) of one instance inside a rectangular window of its image; outside it is zero.
+    """A mask (or a probability map) of one instance inside a rectangular window of its image; outside it is zero."""
 
-    Attributes:
-        values: [h, w] bool, or float32 probabilities in [0, 1].
-        x, y: column and row of the window's upper left corner in the image, pixels.
-        image_size: (height, width) of the image, pixels.
-    """
-
-    values: NDArray[Any]
-    x: int
-    y: int
-    image_size: tuple[int, int]
+    values: NDArray[Any]  # [h, w] bool, or float32 probabilities in [0, 1]
+    x: int  # column of the window's left edge in the image, pixels
+    y: int  # row of its top edge
+    image_size: tuple[int, int]  # (height, width), pixels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,14 +98,11 @@ class Mask:
     The runs are parsed and checked once; text form, area and box are computed once, when asked for. Runs of no pixels,
     but for the first, are joined to their neighbours: pycocotools takes two of them for the end of the masks when it
     compares two masks, and writes beyond its memory when it merges masks that have many.
-
-    Attributes:
-        size: (height, width) of the image, pixels.
     """
 
     __slots__ = ("_area", "_box", "_counts", "_runs", "size")
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) of the image, pixels
     _runs: NDArray[np.int32] | None  # None until it is parsed from ``_counts``
     _counts: str | None
     _area: int | None
@@ -131,8 +122,7 @@ class Mask:
     def parsed(cls, masks: Sequence[tuple[tuple[int, int], str]]) -> list[Mask]:
         """Masks from many sizes and texts, in a fraction of the time of one by one.
 
-        Raises:
-            InputError: one of them is damaged; construct each to see which.
+        Raises InputError where one of them is damaged; construct each to see which.
         """
         if not all(counts for _, counts in masks):
             raise InputError("an RLE's counts are empty")
@@ -150,11 +140,7 @@ class Mask:
 
     @classmethod
     def from_runs(cls, runs: Sequence[int] | NDArray[np.integer[Any]], size: tuple[int, int]) -> Mask:
-        """A mask from uncompressed runs: background and foreground in turn, background first.
-
-        Raises:
-            InputError: as for the class.
-        """
+        """A mask from uncompressed runs: background and foreground in turn, background first; raises as the class."""
         check_size(size)
         for position, run in enumerate(() if isinstance(runs, np.ndarray) else runs):
             if type(run) is not int or not 0 <= run <= MAX_PIXELS:

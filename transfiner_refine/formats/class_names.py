@@ -12,11 +12,7 @@ _MOST_CLASSES = 100_000
 
 
 def read_class_names(path: Path) -> dict[int, str]:
-    """Names by class number; the first line is class 0, and an empty line names none.
-
-    Raises:
-        InputError: the file cannot be read, or is no list of names.
-    """
+    """Names by class number (first line = 0; an empty line names none); raises InputError where there is no such list."""
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:

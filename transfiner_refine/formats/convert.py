@@ -16,25 +16,15 @@ from transfiner_refine.output import check_output_file, check_output_folder
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did.
-
-    Attributes:
-        source_format: the name of the input's format.
-        target_format: the name of the output's format.
-        images: images with instances that are in the output.
-        instances: instances that are in the output.
-        instances_read: instances of the input, those at fault included.
-        overlap_pixels: pixels that several instances claimed in a format that holds one id a pixel.
-        errors: what is not in the output, or was found to be wrong and copied as it was, and why.
-    """
+    """What a conversion did."""
 
     source_format: str
     target_format: str
-    images: int
-    instances: int
-    instances_read: int
-    overlap_pixels: int
-    errors: tuple[InputError, ...]
+    images: int  # with instances that are in the output
+    instances: int  # in the output
+    instances_read: int  # of the input, those at fault included
+    overlap_pixels: int  # that several instances claimed, in a format that holds one id a pixel
+    errors: tuple[InputError, ...]  # what is not in the output, or is wrong and was copied as it was, and why
 
     @property
     def exit_code(self) -> int:

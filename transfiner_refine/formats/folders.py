@@ -26,10 +26,7 @@ def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
 
     Links that lead nowhere, pipes and sockets are listed too: whoever reads them says what is wrong. Links to
     folders are followed, each folder once, so that a circle of links ends. Names that begin with a dot are left
-    out, as the drafts of interrupted runs and of editors are.
-
-    Raises:
-        InputError: there is no such folder, or it cannot be listed; with ``remedy``.
+    out, as the drafts of interrupted runs and of editors are. Raises InputError where a folder cannot be listed.
     """
     found, seen = list[PurePosixPath](), {os.path.realpath(folder)}
 
@@ -71,10 +68,9 @@ def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
 
 
 def read_file(path: Path, remedy: str = "check the path", most: int = -1) -> bytes:
-    """The bytes of a plain file, or the first of them; pipes and devices, which may never end, are not opened.
+    """The bytes of a plain file, or the first of them; raises InputError where it is none or cannot be read.
 
-    Raises:
-        InputError: there is no such file, it is no plain file, or it cannot be read; with ``remedy``.
+    Pipes and devices, which may never end, are not opened.
     """
     try:
         if path.exists() and not path.is_file():
@@ -137,16 +133,13 @@ class ImageTree:
     def __init__(
         self, root: Path, *, without: Collection[Path] = (), key: Callable[[str], str] = str
     ) -> None:
-        """Lists the folder once.
+        """Lists the folder once; raises InputError where that cannot be done.
 
         Args:
             root: the folder of the images.
             without: files in it that are not images to refine (masks beside them).
             key: what of an image's stem must agree with a mask's, such as ``aachen_000000_000019`` of
                 ``aachen_000000_000019_leftImg8bit``.
-
-        Raises:
-            InputError: there is no such folder, or it cannot be listed.
         """
         self.root = root
         self._by_key: dict[str, list[PurePosixPath]] = {}
@@ -160,11 +153,8 @@ class ImageTree:
     def find(self, stem: PurePosixPath) -> PurePosixPath | None:
         """The image of ``SUBFOLDER/STEM``, relative to the root; None if there is none.
 
-        Either path may have more leading folders than the other (``480p/bear/00000`` finds
-        ``bear/00000.jpg`` and the other way round), but what both have must agree.
-
-        Raises:
-            InputError: several images fit equally well; the text names them.
+        Either path may have more leading folders than the other (``480p/bear/00000`` finds ``bear/00000.jpg`` and the
+        other way round), but what both have must agree. Raises InputError where several images fit equally well.
         """
         common = {image: _common_end(stem, image) for image in self._by_key.get(stem.name, ())}
         fits = [each for each in common if common[each] >= min(len(stem.parts), len(each.parts)) - 1]
@@ -193,25 +183,17 @@ def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:
 
 @dataclass(frozen=True)
 class FolderEntry:
-    """One image of a folder format.
+    """One image of a folder format."""
 
-    Attributes:
-        name: its main file (a map, a list of lines), relative to the folder.
-        stem: where its image must lie and what it must be called, without ending.
-        count: number of instances, those at fault included.
-        image: the image file, relative to ``--images``; None without such a folder, or where there is none.
-        error: why nothing of it can be used.
-        size: (height, width) that the format states for the image, None where it states none.
-        usual_name: what the image is called by the custom of the format, for sources without images.
-    """
-
-    name: PurePosixPath
-    stem: PurePosixPath
-    count: int
-    image: PurePosixPath | None = None
-    error: InputError | None = None
-    size: tuple[int, int] | None = None
-    usual_name: str | None = None
+    name: PurePosixPath  # its main file (a map, a list of lines), relative to the folder
+    stem: PurePosixPath  # where its image must lie and what it must be called, without ending
+    count: int  # number of instances, those at fault included
+    image: PurePosixPath | None = None  # relative to ``--images``; None without it, or where there is none
+    error: InputError | None = None  # why nothing of it can be used
+    size: tuple[int, int] | None = None  # (height, width) that the format states for the image
+    usual_name: str | None = (
+        None  # what the image is called by the format's custom, for sources without images
+    )
 
 
 class FolderSource(ABC):

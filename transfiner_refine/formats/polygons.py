@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.segmentation import MAX_OUTLINE
-from transfiner_refine.masks import MAX_PIXELS, MaskWindow, union
+from transfiner_refine.masks import MaskWindow, check_size, union
 
 _INSET = 0.25  # pixels; under the half that decides, and far above what is lost in text of six digits
 # pixels; text of six digits is at most half of that away from a whole number in an image of 20,000
@@ -39,9 +39,8 @@ def fill_polygons(polygons: Sequence[NDArray[np.float64]], size: tuple[int, int]
         InputError: the size is not that of an image, a point lies far outside of it or nowhere, or the polygons
             are longer than any outline.
     """
+    check_size(size)
     height, width = size
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise InputError(f"the image's size is {height}×{width} (height × width)")
     rings = [np.asarray(points, np.float64).reshape(-1, 2) for points in polygons if len(points)]
     if not rings:
         return union([], size)
@@ -89,17 +88,11 @@ def is_pixel_contour(points: NDArray[np.float64]) -> bool:
 
 
 def fill_contour(points: NDArray[np.float64], size: tuple[int, int]) -> MaskWindow:
-    """The pixels that a contour of ``findContours`` names, and those inside it.
+    """The pixels that a contour of ``findContours`` ([points, xy], whole numbers) names, and those inside it.
 
     Bridges between joined contours, which are walked there and back, draw nothing where they run askew; in the eight
-    directions they look like a line of single pixels, which a contour also walks there and back.
-
-    Args:
-        points: [points, xy], pixels; whole numbers.
-        size: (height, width) of the image, pixels.
-
-    Raises:
-        InputError: as for ``fill_polygons``.
+    directions they look like a line of single pixels, which a contour also walks there and back. Raises InputError as
+    ``fill_polygons`` does.
     """
     import cv2  # here, because listing the formats must not wait for it
 
@@ -121,16 +114,13 @@ def fill_contour(points: NDArray[np.float64], size: tuple[int, int]) -> MaskWind
 
 
 class Loop(NamedTuple):
-    """One closed outline.
+    """One closed outline: [points, xy], pixels in the image, only where it turns.
 
-    Attributes:
-        points: [points, xy] int64, pixels in the image, only where the outline turns; the first is the leftmost of
-            the topmost, and the second lies below it.
-        is_hole: background lies inside.
+    The first point is the leftmost of the topmost, and the second lies below it.
     """
 
     points: NDArray[np.int64]
-    is_hole: bool
+    is_hole: bool  # background lies inside
 
 
 def outlines(mask: MaskWindow) -> list[Loop]:
@@ -222,11 +212,10 @@ def joined_outline(mask: MaskWindow) -> NDArray[np.float64]:
 
 
 def _lines_met(mask: MaskWindow, loops: list[Loop]) -> list[int]:
-    """For each loop but the first: the upper or lower end at which the vertical line begins that its bridge meets.
+    """For each loop but the first: where among the points of all loops the vertical line begins that its bridge meets.
 
-    Returns:
-        positions among the points of all loops. The line is always of a loop before: one that reaches the row of a
-        loop's first point, and lies to the left of it, begins above or to the left.
+    The line is always of a loop before: one that reaches the row of a loop's first point, and lies to the left of it,
+    begins above or to the left.
     """
     ends = np.concatenate([loop.points for loop in loops])
     x, top = ends[0::2, 0], np.minimum(ends[0::2, 1], ends[1::2, 1])  # of each vertical line

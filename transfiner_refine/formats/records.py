@@ -28,49 +28,28 @@ class EncodedMask(Protocol):
 
 @dataclass(frozen=True)
 class Instance:
-    """One detection: its coarse mask and what the detector said of it.
+    """One detection: its coarse mask and what the detector said of it. Crowds and stuff are never refined."""
 
-    Attributes:
-        index: position in the source, 0-based over the whole source; the refined mask goes back under it.
-        mask: the coarse mask in the frame of its image.
-        label: how a person finds the record in its source ("record 17", "street_002.png").
-        category_id: class id as the source has it, None where the format has no classes.
-        score: detector's confidence, None where the format has none.
-        is_crowd: the mask covers a group (COCO ``iscrowd``); such regions are never refined.
-        instance_id: the id the source itself gives the instance (annotation id, value in a label map), else None.
-        is_stuff: the mask is of an uncountable class such as sky (COCO panoptic ``isthing`` 0); never refined either.
-    """
-
-    index: int
-    mask: EncodedMask
-    label: str
-    category_id: int | None = None
-    score: float | None = None
-    is_crowd: bool = False
-    instance_id: int | None = None
-    is_stuff: bool = False
+    index: int  # in the source, 0-based over the whole of it; the refined mask goes back under it
+    mask: EncodedMask  # in the frame of its image
+    label: str  # how a person finds the record in its source: "record 17", "street_002.png"
+    category_id: int | None = None  # as the source has it, None where the format has no classes
+    score: float | None = None  # the detector's confidence, None where the format has none
+    is_crowd: bool = False  # the mask covers a group (COCO ``iscrowd``)
+    instance_id: int | None = None  # the source's own: annotation id, value in a label map
+    is_stuff: bool = False  # of an uncountable class such as sky (COCO panoptic ``isthing`` 0)
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and its instances, in the order of the source.
+    """One image and its instances, in the order of the source."""
 
-    Attributes:
-        path: the image file; None where the source was opened without images.
-        name: how the source names the image (file name or image id), for messages.
-        instances: the instances; may be empty.
-        size: (height, width) the source states for the image, None where it states none.
-        image_id: the id the source gives the image, None where the format has none.
-        file_name: the image's path inside the folder of images, with "/", as far as the source or the folder
-            tells; None where only an id is known.
-    """
-
-    path: Path | None
-    name: str
+    path: Path | None  # the image file; None where the source was opened without images
+    name: str  # how the source names the image (file name or image id), for messages
     instances: tuple[Instance, ...] = ()
-    size: tuple[int, int] | None = None
-    image_id: int | str | None = None
-    file_name: str | None = None
+    size: tuple[int, int] | None = None  # (height, width) as the source states it
+    image_id: int | str | None = None  # the source's own
+    file_name: str | None = None  # path inside the folder of images, with "/"; None where only an id is known
 
     @property
     def indexes(self) -> tuple[int, ...]:
@@ -97,34 +76,25 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class RecordFault:
-    """Records that cannot be used; they pass through unchanged and the others go on.
+    """Records that cannot be used; they pass through unchanged and the others go on."""
 
-    Attributes:
-        error: why, with file, record and remedy.
-        instances: number of records it concerns.
-        whole_image: the image itself is at fault, so none of its records can be refined.
-    """
-
-    error: InputError
-    instances: int = 1
-    whole_image: bool = False
+    error: InputError  # why, with file, record and remedy
+    instances: int = 1  # number of records it concerns
+    whole_image: bool = False  # the image itself is at fault, so none of its records can be refined
 
 
 @dataclass(frozen=True)
 class Written:
     """What writing had to decide because the format cannot hold everything.
 
-    Attributes:
-        overlap_pixels: pixels that more than one instance claimed in a format that holds one id a pixel.
-        covered: indexes of instances whose refined mask would have lain entirely under others; their coarse
-            mask was written instead, so that no instance is lost. In a conversion, where there is nothing to
-            fall back on, they are not in the output.
-        faults: records that could not be read or that the format cannot hold, so that they are not in the output.
+    ``covered`` are indexes of instances whose refined mask would have lain entirely under others; their coarse mask was
+    written instead, so that no instance is lost. In a conversion, where there is nothing to fall back on, they are not
+    in the output.
     """
 
-    overlap_pixels: int = 0
+    overlap_pixels: int = 0  # that more than one instance claimed, in a format that holds one id a pixel
     covered: tuple[int, ...] = ()
-    faults: tuple[RecordFault, ...] = ()
+    faults: tuple[RecordFault, ...] = ()  # what could not be read or held, so that it is not in the output
 
 
 class UnreadSource(ABC):
@@ -182,45 +152,35 @@ class Source(Protocol):
 class OpenOptions:
     """What a reader may be told beside the path of the masks.
 
-    Attributes:
-        images: the folder of the images; None to read masks alone, as converting does. Readers that cannot do
-            without (relative coordinates need the image's size) say so as an ``InputError``.
-        image_info: a COCO annotation file that says which image id is which image and names the categories.
-        png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
-        class_names: a text file with one class name a line (YOLO ``names``, VOC), first line = class 0.
-        max_image_pixels: the largest height × width of a mask image that is decoded.
+    Without ``images``, masks alone are read, as converting does; readers that cannot do without (relative coordinates
+    need the image's size) say so as an ``InputError``.
     """
 
-    images: Path | None = None
-    image_info: Path | None = None
-    png_kind: PngKind | Literal["auto"] = "auto"
-    class_names: Path | None = None
-    max_image_pixels: int = MAX_IMAGE_PIXELS
+    images: Path | None = None  # the folder of the images
+    image_info: Path | None = (
+        None  # a COCO annotation file: which image id is which image, names of categories
+    )
+    png_kind: PngKind | Literal["auto"] = "auto"  # of plain PNG folders, where their pixels should not decide
+    class_names: Path | None = (
+        None  # a text file with one class name a line (YOLO, VOC), first line = class 0
+    )
+    max_image_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width of a mask image that is decoded
 
 
 @dataclass(frozen=True)
 class Format:
     """One format.
 
-    Attributes:
-        name: what ``--from`` and ``--to`` take, such as ``coco-results``.
-        title: what people call it, such as "COCO results (JSON)".
-        is_folder: it is a folder of files, not one file.
-        recognise: whether a path holds this format, from a cheap look at its content; never raises on bad input.
-        open: reads it; raises InputError where the input cannot be used at all.
-        write: writes what any source holds, with the refined masks of ``results`` in the place of the coarse ones,
-            in this format, at a path that does not exist yet or may be overwritten; never half of it. Instances
-            that the format cannot hold are never dropped silently: ``Written`` counts them.
-        beside: the folder that ``write`` fills beside its file, for an output path; None where it fills none.
-        check: raises InputError before the work where something of a source, such as the name of a category, cannot
-            be written in this format at all.
+    ``write`` writes what any source holds, with the refined masks of ``results`` in the place of the coarse ones, at a
+    path that does not exist yet or may be overwritten; never half of it. Instances that the format cannot hold are
+    never dropped silently: ``Written`` counts them.
     """
 
-    name: str
-    title: str
-    is_folder: bool
-    recognise: Callable[[Path], bool]
-    open: Callable[[Path, OpenOptions], Source]
+    name: str  # what ``--from`` and ``--to`` take, such as ``coco-results``
+    title: str  # what people call it, such as "COCO results (JSON)"
+    is_folder: bool  # it is a folder of files, not one file
+    recognise: Callable[[Path], bool]  # from a cheap look at a path's content; never raises on bad input
+    open: Callable[[Path, OpenOptions], Source]  # raises InputError where the input cannot be used at all
     write: Callable[[Path, Source, Mapping[int, Mask]], Written]
-    beside: Callable[[Path], Path] | None = None
-    check: Callable[[Source], None] | None = None
+    beside: Callable[[Path], Path] | None = None  # the folder that ``write`` fills beside its file
+    check: Callable[[Source], None] | None = None  # raises InputError where a source cannot be written at all

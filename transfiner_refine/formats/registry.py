@@ -35,11 +35,7 @@ FORMATS: tuple[Format, ...] = (
 
 
 def format_named(name: str) -> Format:
-    """The format of a name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The format of a name; raises InputError where there is none."""
     for entry in FORMATS:
         if entry.name == name:
             return entry
@@ -48,11 +44,7 @@ def format_named(name: str) -> Format:
 
 
 def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  the option's name
-    """The format of a file or folder, told by what is in it and not by its name.
-
-    Args:
-        path: the masks.
-        format: a format's name, which is then not questioned; "auto" looks.
+    """The format of a file or folder, told by what is in it; one that is given by its name is not questioned.
 
     Raises:
         InputError: nothing there, an unknown format, or no format of that name.
@@ -86,9 +78,6 @@ def open_source(
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         max_image_pixels: mask images with more pixels are not decoded.
-
-    Returns:
-        The source, to iterate for its images and to write the refined masks with.
 
     Raises:
         InputError: nothing there, an unknown format, or an input that cannot be used at all. Single bad

@@ -26,12 +26,9 @@ class Conversion:
         results: Mapping[int, Mask],
         named: Callable[[PurePosixPath], PurePosixPath] = PurePosixPath,
     ) -> None:
-        """Takes what to write.
+        """Takes a source, its refined masks by ``Instance.index``, and what the format makes of an image's stem.
 
-        Args:
-            source: the images and their instances.
-            results: refined masks by ``Instance.index``.
-            named: what the format makes of an image's stem; of two images with one name the second is refused.
+        Of two images with one name the second is refused.
         """
         self._source, self._results, self._named = source, results, named
         self._faults: list[RecordFault] = []
@@ -119,8 +116,7 @@ class Conversion:
 def stem_of(record: ImageRecord) -> PurePosixPath:
     """The path an image's files get in a new folder, without ending: that of its file, or its id, or its name.
 
-    Raises:
-        InputError: the source calls the image something that lies outside of every folder.
+    Raises InputError where the source calls the image something that lies outside of every folder.
     """
     if record.file_name:
         text = record.file_name
