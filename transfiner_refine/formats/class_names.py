@@ -12,7 +12,7 @@ _MOST_CLASSES = 100_000
 
 
 def read_class_names(path: Path) -> dict[int, str]:
-    """Names by class number (first line = 0; an empty line names none); raises InputError where there is no such list."""
+    """Names by class number (first line = 0; an empty line names none); raises InputError where it is none."""
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
