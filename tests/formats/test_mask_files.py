@@ -196,6 +196,27 @@ def test_a_map_that_is_the_only_file_of_its_image_is_one_whatever_it_is_called(
     assert np.array_equal(read_pixels(tmp_path / "out" / name).values, IDS * 40)
 
 
+def test_masks_that_are_no_pngs_are_named_and_kept(tmp_path: Path) -> None:
+    folder = scene(
+        tmp_path, {"a_0.png": binary(), "a_1.jpg": binary(), "a_1/x.tif": binary(), "sheet.jpg": binary()}
+    )
+    source = open_source(folder, tmp_path / "images")
+    reasons = []
+    for item in source:
+        reasons += [str(item.error)] if isinstance(item, RecordFault) else []
+        for instance in item.instances if isinstance(item, ImageRecord) else ():
+            try:
+                instance.mask.decode()
+            except InputError as error:
+                reasons.append(str(error))
+    assert [reason.partition("masks/")[2] for reason in sorted(reasons)] == [
+        "a_1.jpg: is a JPEG file; save masks as PNG, without loss",
+        "a_1/x.tif: is a TIFF file; save masks as PNG, without loss",
+    ]
+    source.write(tmp_path / "out", {})
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a_0.png", "a_1.jpg", "x.tif"]
+
+
 def test_a_map_among_single_masks_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     source = opened(tmp_path, {"a_0.png": binary(), "a_1.png": IDS * 40, "a_2.png": IDS})
     fine, *maps = instances_of(source)["a.jpg"]

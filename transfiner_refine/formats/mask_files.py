@@ -12,7 +12,8 @@ images are; ``a_1.png`` alone could be the mask of ``a_1`` or one of several of 
 One mask is binary (0 and one other value) or soft (0 ... 255 as confidence). In a map each value is an instance and 0
 is background; 255 in a palette is "void" by the convention of Pascal VOC, and left as it is. ``kind_of`` tells them
 apart by their pixels, whatever the name: a map that is the only file of its image is read as one, among several it
-is refused, and nothing is taken for a mask that holds several ids. The option ``png_kind`` overrules that.
+is refused, and nothing is taken for a mask that holds several ids. The option ``png_kind`` overrules that. Masks as
+JPEG or TIFF are named, not read.
 
 Written from other formats, a mask is ``IMAGE_STEM/0001.png`` and on, 0 and 255 (soft masks that nobody refined stay
 soft), and may overlap others. There is a folder for each image, for ``a_1_0001.png`` could be one of ``a`` or of
@@ -21,8 +22,9 @@ soft), and may overlap others. There is a folder for each image, for ``a_1_0001.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -36,6 +38,7 @@ from transfiner_refine.formats.label_maps import kind_of
 from transfiner_refine.formats.png import read_pixels, write_png
 from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.writing import Conversion
+from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -52,7 +55,8 @@ class MaskFolder(PngFolder):
             InputError: no such folder, no PNG in it, or none of them belongs to an image.
         """
         super().__init__(LABEL_MAPS, folder, options)
-        self.files = [name for name in self.files if name.suffix.lower() == ".png"]
+        listed = self.files
+        self.files = [name for name in listed if name.suffix.lower() == ".png"]
         if not self.files:
             raise InputError(
                 "holds no PNG masks", file=folder, remedy="give COCO JSON or a folder of PNG masks"
@@ -67,6 +71,10 @@ class MaskFolder(PngFolder):
             except InputError as error:
                 if name not in self.no_files:  # those are named anyway
                     self._strays.append(error)
+        for name in [] if options.images is None else self._other_pictures(listed, options.images):
+            with suppress(InputError):  # a picture of no image
+                groups.setdefault(owner_of(name)[0], []).append((name, False))  # named when it is read
+                self.files.append(name)
         if not groups and options.images is None and self._strays:
             raise self._strays[0]
         if not groups:
@@ -98,6 +106,12 @@ class MaskFolder(PngFolder):
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         yield from (RecordFault(error) for error in self._strays)
         yield from super().__iter__()
+
+    def _other_pictures(self, names: Iterable[PurePosixPath], images: Path) -> list[PurePosixPath]:
+        """Files that are no PNGs, and none of the images."""
+        root, folder = images.resolve(), self.folder.resolve()
+        pictures = [name for name in names if name.suffix.lower() in {*SUFFIXES} - {".png"}]
+        return [name for name in pictures if root not in (folder / name).parents]
 
     def _look(self, name: PurePosixPath, may_be_map: bool) -> MapFile:
         kind = self.options.png_kind
