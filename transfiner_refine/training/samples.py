@@ -90,11 +90,11 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         seed: int,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.sets, self.config, self.count, self.seed = sets, config, count, seed
+        self.config, self.count, self.seed = config, count, seed
         self.augmentation = augmentation or Augmentation()
-        weights = np.array([s.weight for s in sets], dtype=np.float64)
-        self.share = weights / weights.sum()
-        self.instance_share = [_shares(s) for s in sets]
+        self.pool = [(data, instance) for data in sets for instance in data.instances]
+        shares = np.concatenate([data.weight * _shares(data) for data in sets])
+        self.cumulative = shares.cumsum() / shares.sum()
 
     def __len__(self) -> int:
         return self.count
@@ -125,9 +125,7 @@ class RefinementSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         )
 
     def _instance(self, rng: np.random.Generator) -> tuple[TrainingSet, TrainingInstance]:
-        number = int(rng.choice(len(self.sets), p=self.share))
-        chosen, share = self.sets[number], self.instance_share[number]
-        return chosen, chosen.instances[int(rng.choice(len(share), p=share))]
+        return self.pool[int(np.searchsorted(self.cumulative[:-1], rng.random(), side="right"))]
 
     def _draw(
         self, augmentation: Augmentation, rng: np.random.Generator
