@@ -34,22 +34,37 @@ __all__ = ["TrainingJob", "run_training"]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that defines a run."""
+    """Everything that defines a run.
+
+    Attributes:
+        datasets: training sets with their weights.
+        output: folder of the run; an interrupted run in it goes on.
+        schedule: length and speed.
+        augmentation: how samples are changed; see ``training.samples``.
+        start: ``imagenet``, the name of built-in weights, or a checkpoint's path.
+        backbone: of a run that starts from ``imagenet``.
+        validation: sets to score on, ``validate_limit`` instances of each, every ``validate_every`` steps.
+        minutes: stop cleanly after this long; None for no limit.
+        device: as for ``load_refiner``.
+        precision: ``auto`` (bf16 on CUDA; on a CPU whichever of fp32 and bf16 is faster), ``fp32`` or ``bf16``.
+        workers: processes that prepare samples.
+        threads: CPU threads of the network; None for PyTorch's choice.
+    """
 
     datasets: list[TrainingSet]
-    output: Path  # folder of the run; an interrupted run in it goes on
+    output: Path
     schedule: Schedule = field(default_factory=Schedule)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    start: str = "imagenet"  # or the name of built-in weights, or a checkpoint's path
-    backbone: str = "lite2"  # of a run that starts from imagenet
-    validation: list[TrainingSet] = field(default_factory=list)  # sets to score on
-    validate_every: int = 500  # steps between scores
-    validate_limit: int = 40  # instances of each validation set that are scored
-    minutes: float | None = None  # stop cleanly after this long
-    device: str = "auto"  # as for ``load_refiner``
-    precision: str = "auto"  # bf16 on CUDA, the faster of fp32 and bf16 on a CPU; or "fp32", "bf16"
-    workers: int = 1  # processes that prepare samples
-    threads: int | None = None  # CPU threads of the network; None for PyTorch's choice
+    start: str = "imagenet"
+    backbone: str = "lite2"
+    validation: list[TrainingSet] = field(default_factory=list)
+    validate_every: int = 500
+    validate_limit: int = 40
+    minutes: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = 1
+    threads: int | None = None
 
 
 def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:

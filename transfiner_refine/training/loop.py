@@ -62,19 +62,31 @@ class TrainableModel(nn.Module):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train."""
+    """How long and how fast to train.
 
-    steps: int = 6000  # optimiser steps in all; may be changed between slices
+    Attributes:
+        steps: optimiser steps in all; may be changed between slices.
+        batch_size: samples a step.
+        learning_rate: of the new layers, after warm-up and before the decay.
+        warmup: steps of linear warm-up.
+        decay: share of the steps, at the end, over which the learning rate falls linearly to zero.
+        weight_decay: of matrices and kernels.
+        clip: largest gradient norm.
+        average: decay of the running average of the weights that is exported.
+        level: share of the steps, at the end, that count alike in that average, in runs that are long enough for it.
+        seed: of data order, augmentation and node sampling.
+    """
+
+    steps: int = 6000
     batch_size: int = 8
-    learning_rate: float = 5e-4  # of the new layers, after warm-up and before the decay
-    warmup: int = 100  # steps of linear warm-up
-    decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls linearly to zero
-    weight_decay: float = 0.04  # of matrices and kernels
-    clip: float = 1.0  # largest gradient norm
-    average: float = 0.999  # decay of the running average of the weights that is exported
-    #: Share of the steps, at the end, that count alike in that average, in runs that are long enough for it.
+    learning_rate: float = 5e-4
+    warmup: int = 100
+    decay: float = 0.5
+    weight_decay: float = 0.04
+    clip: float = 1.0
+    average: float = 0.999
     level: float = 0.55
-    seed: int = 0  # of data order, augmentation and node sampling
+    seed: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, as a share of ``learning_rate``."""
