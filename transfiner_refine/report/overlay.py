@@ -1,4 +1,4 @@
-"""Masks painted on their photo, for people who want files."""
+"""Masks drawn on their image, as files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transfiner_refine.evaluation.overlap import common_window
 from transfiner_refine.masks import MaskWindow
 
 __all__ = ["COLOURS", "paint_masks", "write_overlay"]
@@ -31,7 +32,7 @@ _THINNEST = 2  # pixels of outline in an image of up to 1000 pixels; larger imag
 
 
 def paint_masks(image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> NDArray[np.uint8]:
-    """The photo with each mask tinted and outlined.
+    """The image with each mask tinted and outlined.
 
     Args:
         image: [H, W, 3] uint8 RGB.
@@ -46,12 +47,11 @@ def paint_masks(image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> NDArra
         if mask.values.size == 0:
             continue
         colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
-        # room for the outline, which lies half outside of the mask
+        (inside,) = common_window(
+            mask, margin=thickness
+        )  # room for the outline, which lies half outside of the mask
         y0, x0 = max(0, mask.y - thickness), max(0, mask.x - thickness)
-        h, w = mask.values.shape
-        view = painted[y0 : mask.y + h + thickness, x0 : mask.x + w + thickness]
-        inside = np.zeros(view.shape[:2], np.uint8)
-        inside[mask.y - y0 : mask.y - y0 + h, mask.x - x0 : mask.x - x0 + w] = mask.values
+        view = painted[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]]
         tint = inside[:, :, None] * np.float32(_OPACITY)
         view[:] = np.rint(view * (1 - tint) + colour * tint)
         contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -62,5 +62,5 @@ def paint_masks(image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> NDArra
 
 
 def write_overlay(path: Path, image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> None:
-    """Writes the photo with its masks as a PNG."""
+    """Writes the image with its masks as a PNG."""
     Image.fromarray(paint_masks(image, masks)).save(path, compress_level=4)
