@@ -242,7 +242,7 @@ def test_a_bad_shape_is_named_and_the_others_go_on(tmp_path: Path, bad: dict[str
 def test_a_file_that_is_not_labelmes_is_named_and_copied(tmp_path: Path, text: str) -> None:
     folder = written(tmp_path, document(shape("polygon", BOX)))
     (folder / "bad.json").write_text(text, encoding="latin-1")
-    source = open_source(folder, format="labelme")
+    source = open_source(folder)
     (fault,) = [str(item.error) for item in source if isinstance(item, RecordFault)]
     assert "bad.json: " in fault
     source.write(tmp_path / "out", {0: full(box(0, 4, 0, 4))})

@@ -178,6 +178,9 @@ def test_boxes_before_polygons_and_lists_of_images_do_not_hide_the_format(
         assert recognise(root).name == "yolo-seg"
         source = open_source(root, photos)
         assert (source.num_instances, len(instances_of(source))) == (2, 1)
+    (tmp_path / "labels" / "train" / "street.txt").unlink()
+    with pytest.raises(InputError, match=r"holds no label files; give a folder of STEM\.txt"):
+        open_source(tmp_path, photos, format="yolo-seg")
 
 
 def test_the_byte_order_mark_of_a_refined_line_stays(tmp_path: Path, photos: Path) -> None:

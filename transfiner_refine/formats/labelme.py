@@ -189,8 +189,9 @@ class LabelmeSource(FolderSource):
 
 
 def recognise(path: Path) -> bool:
-    """A folder with a JSON file that speaks of shapes."""
-    return any(b'"shapes"' in start_of(file, _LOOKED_AT) for file in first_files(path, ".json"))
+    """A folder of JSON files; half of the first ones at least speak of shapes."""
+    found = [b'"shapes"' in start_of(file, _LOOKED_AT) for file in first_files(path, ".json")]
+    return any(found) and 2 * sum(found) >= len(found)
 
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:

@@ -70,8 +70,6 @@ class YoloSource(FolderSource):
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         super().__init__(folder, options.images)
         names = [name for name in self.files if name.suffix.lower() == ".txt" and name.name != CLASSES_FILE]
-        if not names:
-            raise InputError("holds no label files", file=folder, remedy="give a folder of STEM.txt")
         if options.images is None:
             raise InputError(
                 "holds shares of image sizes, so it cannot be read without the images",
@@ -94,6 +92,8 @@ class YoloSource(FolderSource):
                 continue
             self._lines.append(lines)
             entries.append(FolderEntry(name, stem, 1 if error else len(lines), error=error))
+        if not entries:
+            raise InputError("holds no label files", file=folder, remedy="give a folder of STEM.txt")
         self.entries = tuple(entries)
         # 0 where lines of a class and an odd number of numbers end in a track id, 1 where those of an even one do
         self._with_ids = {
