@@ -198,6 +198,18 @@ def test_what_is_no_file_is_named_and_counted(entry: Format, kind: str, tmp_path
     )
 
 
+def test_what_is_no_file_is_named_beside_an_image_that_is_missing(tmp_path: Path) -> None:
+    source, photos = two_images(tmp_path)
+    CITYSCAPES_RESULTS.write(tmp_path / "m", source, {})
+    (photos / "bear" / "00000.jpg").unlink()
+    (tmp_path / "m" / "bear" / "00000_0001.png").unlink()
+    os.mkfifo(tmp_path / "m" / "bear" / "00000_0001.png")
+    opened = CITYSCAPES_RESULTS.open(tmp_path / "m", OpenOptions(images=photos))
+    missing, pipe = [item for item in opened if isinstance(item, RecordFault)]
+    assert ("no image of that name" in str(missing.error), missing.instances) == (True, 2)
+    assert ("00000_0001.png: is no file" in str(pipe.error), pipe.instances) == (True, 0)
+
+
 @pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
 def test_a_folder_that_changes_during_the_work_is_not_written(entry: Format, tmp_path: Path) -> None:
     source, photos = two_images(tmp_path)

@@ -261,14 +261,16 @@ class FolderSource(ABC):
         return {}
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
-        first = 0
+        first, unnamed = 0, set(self.no_files)
         for position, entry in enumerate(self.entries):
             if entry.error is not None:
+                unnamed.discard(entry.name)
                 yield RecordFault(entry.error, entry.count, whole_image=True)
             else:
+                unnamed.difference_update(self.files_of(position))
                 yield from self._record(position, entry, first)
             first += entry.count
-        for name in sorted(self.no_files.difference(*map(self.files_of, range(len(self.entries))))):
+        for name in sorted(unnamed):
             error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
             yield RecordFault(error, 0)
 
