@@ -20,6 +20,7 @@ from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.training import Schedule, TrainingJob, open_dataset, run_training
+from transfiner_refine.training.job import _draw_curve
 from transfiner_refine.training.loop import TrainableModel, is_main, process_group, train
 from transfiner_refine.training.samples import Augmentation, RefinementSamples
 
@@ -201,6 +202,13 @@ def test_the_command_fine_tunes_the_shipped_weights_and_scores_them(dataset: Pat
     assert "blobs boundary IoU" in (output / "scores.csv").read_text()
     shipped = load_network(ROOT / "weights" / "transfiner-lite.safetensors")
     assert load_network(output / "refiner.safetensors").config == shipped.config
+
+
+def test_a_curve_is_drawn_whatever_the_sets_are_called(dataset: Path, tmp_path: Path) -> None:
+    scores = {"a, b #1 IoU": 1.0, "$x^{$ boundary IoU": 2.0, '"quoted"\nIoU': 3.0}
+    assert train_small(dataset, tmp_path, log_every=1, evaluate=lambda _: scores)
+    _draw_curve(tmp_path)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import distributed
+from torch.utils.data import default_collate
 
 from transfiner_refine.device import choose_device
 from transfiner_refine.evaluation.matched import MIN_AREA, MIN_COARSE_IOU
@@ -80,7 +82,7 @@ def run_training(job: TrainingJob, say: Callable[[str], None] = print) -> bool:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(job.threads or threads)
-        with process_group(), torch.random.fork_rng():
+        with process_group(), torch.random.fork_rng(range(torch.cuda.device_count())):
             return _train(job, say if is_main() else lambda _: None)
     finally:
         torch.set_num_threads(threads)
@@ -135,8 +137,7 @@ def _train(job: TrainingJob, say: Callable[[str], None]) -> bool:
 
 def _is_bf16_faster(model: TrainableModel, samples: RefinementSamples, batch_size: int) -> bool:
     """Whether a training step in bf16 is faster than in fp32 on this CPU; changes no weight."""
-    items = [samples[i] for i in range(batch_size)]
-    pixels, masks, sides = (torch.stack(part) for part in zip(*items, strict=True))
+    pixels, masks, sides = default_collate([samples[i] for i in range(batch_size)])
     image = pixels.float().contiguous(memory_format=torch.channels_last)
     seconds = {}
     for bf16 in (False, True):
@@ -194,14 +195,15 @@ def _draw_curve(output: Path) -> None:
     files = [file for name in ("loss.csv", "scores.csv") if (file := output / name).exists()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     for number, file in enumerate(files, 1):
-        rows = np.genfromtxt(file, delimiter=",", names=True, deletechars="", replace_space=" ", ndmin=1)
+        with file.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
         panel, is_loss = figure.add_subplot(1, len(files), number), file.name == "loss.csv"
-        for name in rows.dtype.names or ():
-            if name not in {"step", "samples", "seconds", "cpu_seconds"}:
-                means = [rows[name][max(0, i - 9) : i + 1].mean() for i in range(len(rows))]
-                panel.plot(
-                    rows["step"], means if is_loss else rows[name], marker="" if is_loss else ".", label=name
-                )
+        for name in [name for name in rows[0] if name not in {"step", "samples", "seconds", "cpu_seconds"}]:
+            values = [float(row[name]) for row in rows]
+            means = [float(np.mean(values[max(0, i - 9) : i + 1])) for i in range(len(values))]
+            label = name.replace("$", r"\$")  # or it would be a formula
+            steps = [int(row["step"]) for row in rows]
+            panel.plot(steps, means if is_loss else values, marker="" if is_loss else ".", label=label)
         panel.set(xlabel="step", ylabel="loss (running mean of 10 lines)" if is_loss else "gain, points")
         panel.set_yscale("log" if is_loss else "linear")
         panel.legend(fontsize="small", ncols=2)
