@@ -151,7 +151,7 @@ def test_two_text_files_for_one_photo_are_refused_as_the_evaluation_does(
 
 # maps
 
-(repaint,) = (row.repaint for row in LABEL_MAP_FORMATS if row.name == "cityscapes-ids")
+(update_map,) = (row.update for row in LABEL_MAP_FORMATS if row.name == "cityscapes-ids")
 ROAD, SKY, PEOPLE, EGO = 7, 23, 24, 1
 MAP = np.full(SIZE, SKY, np.uint16)
 MAP[10:] = ROAD
@@ -192,28 +192,28 @@ def test_values_of_1000_and_more_are_instances(maps: Path, photos: Path) -> None
 
 def test_refined_instances_claim_stuff_but_no_group_no_ego_vehicle_and_no_other_instance() -> None:
     everything = np.ones(SIZE, bool)
-    painted = repaint(MAP, [(26001, full(everything))])
+    merged = update_map(MAP, [(26001, full(everything))])
     expected = np.where(np.isin(MAP, [SKY, ROAD]), 26001, MAP)
-    assert np.array_equal(painted.values, expected)
-    assert painted.values.dtype == np.uint16
+    assert np.array_equal(merged.values, expected)
+    assert merged.values.dtype == np.uint16
 
 
 def test_pixels_that_an_instance_gives_up_get_the_nearest_stuff() -> None:
-    painted = repaint(MAP, [(26001, full(box(8, 12, 6, 10)))])
+    merged = update_map(MAP, [(26001, full(box(8, 12, 6, 10)))])
     expected = MAP.copy()
     expected[6:10, 4:12], expected[10:14, 4:12] = SKY, ROAD
     expected[8:12, 6:10] = 26001
-    changed = painted.values != expected
+    changed = merged.values != expected
     assert not changed[:9].any()  # near the sky
     assert not changed[11:].any()  # near the road
-    assert np.isin(painted.values[box(6, 14, 4, 12)], [SKY, ROAD, 26001]).all()
-    assert np.array_equal(painted.values[:, 12:], MAP[:, 12:])
+    assert np.isin(merged.values[box(6, 14, 4, 12)], [SKY, ROAD, 26001]).all()
+    assert np.array_equal(merged.values[:, 12:], MAP[:, 12:])
 
 
 def test_a_map_of_nothing_but_instances_gets_unlabeled_pixels() -> None:
     values = np.full((4, 6), 26000, np.uint16)
-    painted = repaint(values, [(26000, full(np.eye(4, 6, dtype=bool)))])
-    assert np.array_equal(painted.values, np.where(np.eye(4, 6, dtype=bool), 26000, 0))
+    merged = update_map(values, [(26000, full(np.eye(4, 6, dtype=bool)))])
+    assert np.array_equal(merged.values, np.where(np.eye(4, 6, dtype=bool), 26000, 0))
 
 
 def test_a_map_is_written_in_place_with_sixteen_bits(maps: Path, photos: Path, tmp_path: Path) -> None:

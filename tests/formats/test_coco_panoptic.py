@@ -18,7 +18,7 @@ from PIL import Image
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.formats import Mask, RecordFault, Source, open_source
 from transfiner_refine.formats.coco_write import COCO_RESULTS
-from transfiner_refine.formats.label_maps import repaint
+from transfiner_refine.formats.label_maps import update_map
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions
 from transfiner_refine.formats.registry import recognise
@@ -205,15 +205,15 @@ def test_whatever_is_refined_the_result_is_a_partition_with_every_segment_alive(
     stuff = {value for value in present if value not in refined_ids and data.draw(st.booleans())}
     masks = {value: data.draw(hnp.arrays(bool, size)) for value in refined_ids}
     refined = [(value, Mask.from_window(MaskWindow(pixels, 0, 0, size))) for value, pixels in masks.items()]
-    done = repaint(coarse, refined, np.isin(coarse, [0, *stuff]), freed="nearest left", kept=stuff)
+    done = update_map(coarse, refined, np.isin(coarse, [0, *stuff]), freed="nearest left", kept=stuff)
     assert set(np.unique(done.values).tolist()) - {0} == present
     for value in present - set(refined_ids) - stuff:
         assert (done.values[coarse == value] == value).all()
     if refined_ids and (first := refined_ids[0]) not in done.covered:
-        firm = ~np.isin(coarse, [0, *refined_ids, *stuff])
+        protected = ~np.isin(coarse, [0, *refined_ids, *stuff])
         if not done.covered and all((done.values == value).any() for value in stuff):
             # what nobody else may keep, the most important one has
-            lost = masks[first] & ~firm & (done.values != first)
+            lost = masks[first] & ~protected & (done.values != first)
             assert np.isin(done.values[lost], list(stuff)).all()
     # what is not background stays in place or is taken, and the background takes what was given up, no more
     changed = done.values != coarse

@@ -27,7 +27,7 @@ from transfiner_refine.formats.label_map_formats import (
     LABEL_MAPS,
     VOC_MAPS,
 )
-from transfiner_refine.formats.label_maps import kind_of, places_of, repaint
+from transfiner_refine.formats.label_maps import kind_of, places_of, update_map
 from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.png import VOC_PALETTE, read_pixels, write_png
@@ -80,50 +80,52 @@ def test_no_id_is_lost_and_nothing_else_is_touched(row: LabelMapFormat, data: st
     present = [value for value in ids if (coarse == value).any()]
     chosen = data.draw(st.lists(st.sampled_from(present), unique=True)) if present else []
     masks = {value: data.draw(arrays(bool, size)) for value in chosen}
-    laid = row.repaint(coarse, [(value, full(mask)) for value, mask in masks.items()])
+    merged = row.update(coarse, [(value, full(mask)) for value, mask in masks.items()])
 
     background = ~np.isin(coarse, ids)
     claimable = background & ~np.isin(coarse, list(row.fixed))
-    assert set(present) <= set(np.unique(laid.values))
-    assert laid.values.dtype == coarse.dtype
+    assert set(present) <= set(np.unique(merged.values))
+    assert merged.values.dtype == coarse.dtype
     for value in ids:
         if value not in chosen:
-            assert np.array_equal(laid.values == value, coarse == value)
-    assert np.array_equal(laid.values[background & ~claimable], coarse[background & ~claimable])
-    uncovered = [mask for value, mask in masks.items() if value not in laid.covered]
+            assert np.array_equal(merged.values == value, coarse == value)
+    assert np.array_equal(merged.values[background & ~claimable], coarse[background & ~claimable])
+    uncovered = [mask for value, mask in masks.items() if value not in merged.covered]
     claimed = np.any(uncovered, axis=0) if uncovered else np.zeros(size, bool)
-    restored = np.isin(coarse, laid.covered)
-    assert np.array_equal(laid.values[claimable & ~claimed], coarse[claimable & ~claimed])
-    for value in laid.covered:
-        assert np.array_equal(laid.values == value, coarse == value)
+    restored = np.isin(coarse, merged.covered)
+    assert np.array_equal(merged.values[claimable & ~claimed], coarse[claimable & ~claimed])
+    for value in merged.covered:
+        assert np.array_equal(merged.values == value, coarse == value)
     given_up = np.isin(coarse, chosen) & ~claimed & ~restored
     if row.freed == "nearest" and claimable.any():
-        assert np.isin(laid.values[given_up], coarse[claimable]).all()
+        assert np.isin(merged.values[given_up], coarse[claimable]).all()
     else:
-        assert (laid.values[given_up] == 0).all()
+        assert (merged.values[given_up] == 0).all()
     # the earlier wins what both claim and nobody else keeps
     free = (claimable | np.isin(coarse, chosen)) & ~restored
     for value, mask in masks.items():
-        if value not in laid.covered:
-            assert (laid.values[mask & free] == value).all()
+        if value not in merged.covered:
+            assert (merged.values[mask & free] == value).all()
             free &= ~mask
     locked = ~claimable & ~np.isin(coarse, chosen)
-    assert laid.overlap_pixels == np.count_nonzero(sum([locked, *masks.values()], np.zeros(size, int)) > 1)
+    assert merged.overlap_pixels == np.count_nonzero(sum([locked, *masks.values()], np.zeros(size, int)) > 1)
 
 
 def test_overlaps_go_to_the_one_named_first_and_are_counted() -> None:
     coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
     one, two = np.array([[1, 1, 1, 1, 0]], bool), np.array([[0, 0, 1, 1, 1]], bool)
-    assert repaint(coarse, [(1, full(one)), (2, full(two))], coarse == 0).values.tolist() == [[1, 1, 1, 1, 2]]
-    laid = repaint(coarse, [(2, full(two)), (1, full(one))], coarse == 0)
-    assert (laid.values.tolist(), laid.overlap_pixels, laid.covered) == ([[1, 1, 2, 2, 2]], 2, ())
+    assert update_map(coarse, [(1, full(one)), (2, full(two))], coarse == 0).values.tolist() == [
+        [1, 1, 1, 1, 2]
+    ]
+    merged = update_map(coarse, [(2, full(two)), (1, full(one))], coarse == 0)
+    assert (merged.values.tolist(), merged.overlap_pixels, merged.covered) == ([[1, 1, 2, 2, 2]], 2, ())
 
 
 def test_an_id_that_would_vanish_under_others_keeps_its_coarse_mask() -> None:
     coarse = np.array([[1, 1, 0, 2, 2]], np.uint8)
     everything = full(np.ones((1, 5), bool))
-    laid = repaint(coarse, [(1, everything), (2, everything)], coarse == 0)
-    assert (laid.values.tolist(), laid.covered) == ([[1, 1, 1, 2, 2]], (2,))
+    merged = update_map(coarse, [(1, everything), (2, everything)], coarse == 0)
+    assert (merged.values.tolist(), merged.covered) == ([[1, 1, 1, 2, 2]], (2,))
 
 
 @given(arrays(np.uint32, (9, 7), elements=st.sampled_from([0, 1, 2, 1 << 20])))

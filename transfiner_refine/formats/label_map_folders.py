@@ -19,14 +19,14 @@ from transfiner_refine.formats.label_maps import (
     Freed,
     LabelMap,
     LabelMask,
-    LaidMap,
+    MergedMap,
     PngFileMask,
     ids_in,
     is_among,
     kind_of,
-    lay,
+    merge,
     new_ids,
-    repaint,
+    update_map,
 )
 from transfiner_refine.formats.png import MaskPixels, read_pixels, write_png
 from transfiner_refine.formats.records import (
@@ -59,7 +59,7 @@ class LabelMapFormat:
         labels: the format's own classes by number; instances of others cannot be written.
         things: those of ``labels`` that have instances; in new maps crowds, and all others, are bare labels.
         fixed: values below the first id that refined masks never overwrite.
-        freed: what a pixel becomes that its instance gives up, as for ``repaint``.
+        freed: what a pixel becomes that its instance gives up, as for ``update_map``.
         ending: how the stems of maps end.
         stem: from the path of a map or an image, without suffix, to where the image lies and what it is called.
         image_key: as for ``ImageTree``.
@@ -89,14 +89,14 @@ class LabelMapFormat:
     class_folder: str = ""
     palette: bytes = b""
 
-    def repaint(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> LaidMap:
+    def update(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> MergedMap:
         """An [H, W] map with refined masks, (id, mask), the most important first."""
         background = values < self.ids.start
         if self.fixed:
             background &= ~is_among(values, self.fixed)
         if self.void is not None:
             background |= values == self.void
-        return repaint(values, refined, background, freed=self.freed)
+        return update_map(values, refined, background, freed=self.freed)
 
 
 def format_of(row: LabelMapFormat) -> Format:
@@ -173,11 +173,11 @@ class PngFolder(FolderSource):
                 white = file.instance.mask.foreground_in(pixels)
                 pixels.write(np.where(own[0].decode().paste(), white, 0), draft / file.name)
             elif own:
-                laid = self.row.repaint(pixels.values, [(file.ids[n], mask) for n, mask in own.items()])
-                pixels.write(laid.values, draft / file.name)
-                self.map_written(file, pixels.values, laid.values, draft)
-                overlap_pixels += laid.overlap_pixels
-                covered += [first + file.ids.index(value) for value in laid.covered]
+                merged = self.row.update(pixels.values, [(file.ids[n], mask) for n, mask in own.items()])
+                pixels.write(merged.values, draft / file.name)
+                self.map_written(file, pixels.values, merged.values, draft)
+                overlap_pixels += merged.overlap_pixels
+                covered += [first + file.ids.index(value) for value in merged.covered]
             first += file.count
         return Written(overlap_pixels, tuple(covered))
 
@@ -346,7 +346,7 @@ def _new_map(
     categories: Mapping[int, str],
 ) -> tuple[NDArray[Any], dict[int, Instance]]:
     """[H, W] ids, and the instances that have pixels by id."""
-    ground = np.zeros(size, np.uint8 if row.palette else np.uint16)
+    base = np.zeros(size, np.uint8 if row.palette else np.uint16)
     pools: dict[range, list[Instance]] = {}
     for instance in image.instances:
         label = label_of(row.labels, instance.category_id, categories) if row.labels else row.void
@@ -355,7 +355,7 @@ def _new_map(
             conversion.leave_out(image, instance, reason, "write another format")
         elif label is not None and (instance.is_crowd or (row.labels and label not in row.things)):
             window = instance.mask.decode().hard()
-            window.of(ground)[window.values] = label
+            window.of(base)[window.values] = label
         else:
             step = row.ids_of_a_class
             pool = range(label * step, (label + 1) * step) if step and label is not None else row.ids
@@ -374,6 +374,6 @@ def _new_map(
         held = {each.index for each in ranked[: len(pool)]}
         ids |= new_ids([each for each in members if each.index in held], pool)
     by_id = {ids[each.index]: each for each in by_importance(image.instances) if each.index in ids}
-    laid = lay(ground, {value: each.mask.decode().hard() for value, each in by_id.items()})
-    conversion.overlap(laid.overlap_pixels, [by_id[value] for value in laid.covered])
-    return laid.values, {value: each for value, each in by_id.items() if value not in laid.covered}
+    merged = merge(base, {value: each.mask.decode().hard() for value, each in by_id.items()})
+    conversion.overlap(merged.overlap_pixels, [by_id[value] for value in merged.covered])
+    return merged.values, {value: each for value, each in by_id.items() if value not in merged.covered}

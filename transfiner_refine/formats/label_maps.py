@@ -182,7 +182,7 @@ def _merged(table: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class LaidMap:
+class MergedMap:
     """A map that masks were put into.
 
     Attributes:
@@ -196,35 +196,35 @@ class LaidMap:
     covered: tuple[int, ...]
 
 
-def lay(
-    ground: NDArray[Any], masks: Mapping[int, MaskWindow], locked: NDArray[np.bool_] | None = None
-) -> LaidMap:
+def merge(
+    base: NDArray[Any], masks: Mapping[int, MaskWindow], locked: NDArray[np.bool_] | None = None
+) -> MergedMap:
     """Puts masks that may overlap into a map; of two the earlier wins.
 
     Args:
-        ground: [H, W] ids where no mask is; not changed.
+        base: [H, W] ids where no mask is; not changed.
         masks: bool masks by id, the most important first.
-        locked: [H, W] pixels that keep the id of the ground; None for none.
+        locked: [H, W] pixels that keep the id of the base; None for none.
     """
-    values = ground.copy()
-    claims = np.zeros(ground.shape, np.uint16) if locked is None else locked.astype(np.uint16)
+    values = base.copy()
+    claims = np.zeros(base.shape, np.uint16) if locked is None else locked.astype(np.uint16)
     for instance_id, window in reversed(list(masks.items())):
         free = window.values if locked is None else window.values & ~window.of(locked)
         window.of(values)[free] = instance_id
         window.of(claims)[...] += window.values
-    alive = places_of(values)
-    covered = tuple(instance_id for instance_id in masks if instance_id not in alive)
-    return LaidMap(values, int(np.count_nonzero(claims > 1)), covered)
+    present = places_of(values)
+    covered = tuple(instance_id for instance_id in masks if instance_id not in present)
+    return MergedMap(values, int(np.count_nonzero(claims > 1)), covered)
 
 
-def repaint(
+def update_map(
     coarse: NDArray[Any],
     refined: Sequence[tuple[int, Mask]],
     background: NDArray[np.bool_],
     *,
     freed: Freed = "zero",
     kept: Collection[int] = (),
-) -> LaidMap:
+) -> MergedMap:
     """Puts refined masks into a map; no instance loses its last pixel.
 
     Refined masks overwrite background, never an instance that is not refined. Among them the earlier wins a pixel,
@@ -242,11 +242,11 @@ def repaint(
         kept: ids of background that must not vanish; one that would keeps all its pixels.
     """
     masks = {instance_id: mask.decode() for instance_id, mask in refined}
-    in_danger, firm = set(kept) & places_of(coarse).keys() if kept else set(), set[int]()
+    at_risk, protected = set(kept) & places_of(coarse).keys() if kept else set(), set[int]()
     while True:
-        claimable = background & ~is_among(coarse, firm) if firm else background
-        laid = _with_all_alive(coarse, masks, claimable)
-        values = laid.values
+        claimable = background & ~is_among(coarse, protected) if protected else background
+        merged = _merge_all(coarse, masks, claimable)
+        values = merged.values
         unclaimed = values == 0
         given_up = unclaimed & ~claimable
         np.copyto(values, coarse, where=unclaimed & claimable)
@@ -254,28 +254,28 @@ def repaint(
             near = claimable if freed == "nearest" else background & (values == coarse)
             otherwise = np.zeros_like(coarse) if freed == "nearest" else coarse
             values[given_up] = (_nearest(coarse, near) if near.any() else otherwise)[given_up]
-        lost = in_danger - places_of(values).keys() - firm if in_danger else set()
+        lost = at_risk - places_of(values).keys() - protected if at_risk else set()
         if not lost:
-            return laid
-        firm |= lost
+            return merged
+        protected |= lost
 
 
-def _with_all_alive(
+def _merge_all(
     coarse: NDArray[Any], masks: Mapping[int, MaskWindow], claimable: NDArray[np.bool_]
-) -> LaidMap:
-    """The masks on a ground of 0; those that others cover entirely have their coarse pixels instead."""
+) -> MergedMap:
+    """The masks on a base of 0; those that others cover entirely have their coarse pixels instead."""
     locked = ~claimable & ~is_among(coarse, masks)
-    ground = np.where(locked, coarse, 0).astype(coarse.dtype, copy=False)
-    first = laid = lay(ground, masks, locked)
-    covered, lost = list[int](), laid.covered
+    base = np.where(locked, coarse, 0).astype(coarse.dtype, copy=False)
+    first = merged = merge(base, masks, locked)
+    covered, lost = list[int](), merged.covered
     while lost:
         covered += lost
-        laid = lay(ground, {each: mask for each, mask in masks.items() if each not in covered}, locked)
+        merged = merge(base, {each: mask for each, mask in masks.items() if each not in covered}, locked)
         for instance_id in covered:
-            laid.values[coarse == instance_id] = instance_id
-        alive = places_of(laid.values)
-        lost = tuple(each for each in masks if each not in alive)
-    return LaidMap(laid.values, first.overlap_pixels, tuple(covered))
+            merged.values[coarse == instance_id] = instance_id
+        present = places_of(merged.values)
+        lost = tuple(each for each in masks if each not in present)
+    return MergedMap(merged.values, first.overlap_pixels, tuple(covered))
 
 
 def is_among(values: NDArray[Any], ids: Collection[int]) -> NDArray[np.bool_]:

@@ -62,7 +62,7 @@ class MaskFolder(PngFolder):
                 "holds no PNG masks", file=folder, remedy="give COCO JSON or a folder of PNG masks"
             )
         groups: dict[PurePosixPath, list[tuple[PurePosixPath, bool]]] = {}
-        self._strays: list[InputError] = []
+        self._unowned: list[InputError] = []
         owner_of = self._owner_by_name if options.images is None else self._owners_by_image(options.images)
         for name in self.files:
             try:
@@ -70,13 +70,13 @@ class MaskFolder(PngFolder):
                 groups.setdefault(image, []).append((name, is_alone))
             except InputError as error:
                 if name not in self.no_files:  # those are named anyway
-                    self._strays.append(error)
+                    self._unowned.append(error)
         for name in [] if options.images is None else self._other_pictures(listed, options.images):
             with suppress(InputError):  # a picture of no image
                 groups.setdefault(owner_of(name)[0], []).append((name, False))  # named when it is read
                 self.files.append(name)
-        if not groups and options.images is None and self._strays:
-            raise self._strays[0]
+        if not groups and options.images is None and self._unowned:
+            raise self._unowned[0]
         if not groups:
             raise InputError(
                 f"none of the {len(self.files)} masks belongs to an image (first: {self.files[0]})",
@@ -101,10 +101,10 @@ class MaskFolder(PngFolder):
 
     @property
     def num_instances(self) -> int:
-        return super().num_instances + len(self._strays)
+        return super().num_instances + len(self._unowned)
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
-        yield from (RecordFault(error) for error in self._strays)
+        yield from (RecordFault(error) for error in self._unowned)
         yield from super().__iter__()
 
     def _other_pictures(self, names: Iterable[PurePosixPath], images: Path) -> list[PurePosixPath]:

@@ -1,7 +1,7 @@
 """COCO panoptic: a JSON file and the folder of its PNGs, refined so that every image stays a partition.
 
 A PNG has one segment id a pixel, its three bytes as red, green and blue. Things are refined; stuff and crowds are not.
-Stuff and unlabelled pixels are the background: they yield to refined things, but stuff of which nothing would be left
+Stuff and unlabelled pixels are the background: refined things overwrite them, but stuff of which nothing would be left
 keeps its pixels. What a thing gives up goes to the nearest background that is left; without any, the thing keeps it.
 """
 
@@ -41,10 +41,10 @@ from transfiner_refine.formats.label_maps import (
     LabelMap,
     LabelMask,
     is_among,
-    lay,
+    merge,
     new_ids,
     places_of,
-    repaint,
+    update_map,
 )
 from transfiner_refine.formats.png import png_size, read_pixels, write_png
 from transfiner_refine.formats.records import (
@@ -239,19 +239,19 @@ class PanopticSource:
         refined.sort(key=lambda each: -(each.score or 0.0))
         path, name = self._png(self._annotations.value(position))
         pixels = read_pixels(path, self._max_pixels, ids_in_colours=True)
-        laid = repaint(
+        merged = update_map(
             pixels.values,
             [(id_of[each.index], masks[each.index]) for each in refined],
             is_among(pixels.values, [0, *stuff]),
             freed="nearest left",
             kept=stuff,
         )
-        pixels.write(laid.values, draft / name)
+        pixels.write(merged.values, draft / name)
         text = self._annotations.text(position)
         if not keep_boxes:
-            text = _with_boxes(text, places_of(laid.values))
-        covered = tuple(each.index for each in refined if each.instance_id in laid.covered)
-        return text, Written(laid.overlap_pixels, covered)
+            text = _with_boxes(text, places_of(merged.values))
+        covered = tuple(each.index for each in refined if each.instance_id in merged.covered)
+        return text, Written(merged.overlap_pixels, covered)
 
     def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
         """The PNG of an annotation and its name in the folder.
@@ -322,12 +322,12 @@ def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str
             by_importance(image.instances), key=lambda each: 2 if each.is_stuff else each.is_crowd
         )
         masks = {id_of[each.index]: each.mask.decode().hard() for each in ranked}
-        laid = lay(np.zeros((height, width), np.uint32), masks)
+        merged = merge(np.zeros((height, width), np.uint32), masks)
         conversion.overlap(
-            laid.overlap_pixels, [each for each in ranked if id_of[each.index] in laid.covered]
+            merged.overlap_pixels, [each for each in ranked if id_of[each.index] in merged.covered]
         )
-        write_png(draft / name, laid.values)
-        segments, places = [], places_of(laid.values)
+        write_png(draft / name, merged.values)
+        segments, places = [], places_of(merged.values)
         for each in image.instances:
             if (segment_id := id_of[each.index]) in places:
                 score = {} if each.score is None else {"score": each.score}
