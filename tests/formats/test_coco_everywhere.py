@@ -195,6 +195,14 @@ def test_text_ids_are_evaluated_and_trained_on(tmp_path: Path, images: Path) -> 
     assert [len(each.coarse) for each in found.instances] == [1, 1]
 
 
+def test_a_number_written_as_text_finds_its_padded_image(tmp_path: Path, images: Path) -> None:
+    (images / "1.png").rename(images / "000000000139.png")
+    source = open_source(written(tmp_path / "masks.json", [result(image_id="139")]), images)
+    assert [item.path for item in records_of(source)] == [images / "000000000139.png"]
+    with pytest.raises(InputError, match="image id 140 is not there"):
+        open_source(written(tmp_path / "masks.json", [result(image_id="140")]), images)
+
+
 @pytest.mark.parametrize("lines", [False, True])
 def test_results_may_name_their_image_instead_of_its_id(tmp_path: Path, images: Path, lines: bool) -> None:
     records = [result(file_name=name) for name in ("datasets/x/2.png", "1.png", "datasets/x/2.png")]

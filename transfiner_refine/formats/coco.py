@@ -346,9 +346,19 @@ def find_image(
         file_name, size = _file_name(entry), stated_size(entry)
     name, path = file_name or name_of(key), None
     if folder is not None:
-        path = folder.with_id(image_id) if file_name is None and image_id is not None else folder.named(name)
+        path = folder.named(name) if file_name or image_id is None else _with_id(folder, image_id)
         file_name = file_name or path.relative_to(folder.root).as_posix()
     return ImageRecord(path, name, (), size, image_id, file_name)
+
+
+def _with_id(folder: ImageFolder, image_id: ImageId) -> Path:
+    """The image of an id; a number that is written as text may be padded with zeros, too."""
+    try:
+        return folder.with_id(image_id)
+    except InputError:
+        if isinstance(image_id, str) and (number := whole(image_id)) is not None:
+            return folder.with_id(number)
+        raise
 
 
 def check_any_found(keys: Iterable[ImageKey], find: Callable[[ImageKey], object]) -> None:

@@ -19,6 +19,7 @@ from transfiner_refine.formats.records import (
     OpenOptions,
     RecordFault,
     Source,
+    UnreadSource,
     Written,
 )
 from transfiner_refine.images import upright_size
@@ -186,8 +187,10 @@ def _converted(
 
 
 def _image_entries(source: Source, ids: Ids) -> Iterator[dict[str, Any]]:
-    records = (item for item in source if isinstance(item, ImageRecord))
-    for position, item in enumerate(records):
+    items = source.unread() if isinstance(source, UnreadSource) else source
+    for position, item in enumerate(item for item in items if isinstance(item, ImageRecord)):
+        if item.size is None:  # its masks may tell
+            item, _ = item.read()
         entry: dict[str, Any] = {"id": ids.image_id(item, position)}
         if item.file_name is not None:
             entry["file_name"] = item.file_name
