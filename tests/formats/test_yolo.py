@@ -212,6 +212,12 @@ def test_a_name_that_no_text_file_holds_is_refused_before_the_work(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_classes_may_be_called_by_numbers(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "names").write_text("0\n1\n2\n")
+    source = open_source(labels(tmp_path, f"0 {SQUARE}"), photos, class_names=tmp_path / "names")
+    assert source.categories == {0: "0", 1: "1", 2: "2"}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -22,16 +22,13 @@ def read_class_names(path: Path) -> dict[int, str]:
         raise InputError(
             f"has {len(lines)} lines", file=path, remedy="give a text file with one class name a line"
         )
-    starts = [line.replace(":", " : ").split()[0] for line in lines if line.strip()]
-    numbered = len(starts) > 1 and starts in [[str(n + at) for n in range(len(starts))] for at in (0, 1)]
-    if (
-        numbered
-        or text.lstrip()[:1] in ("[", "{")
-        or any(line.startswith(("names:", "nc:")) for line in lines)
-    ):
-        raise InputError(
-            "is JSON or YAML, or numbers its lines", file=path, remedy="write one class name a line"
-        )
+    fields = [line.replace(":", " : ").split() for line in lines if line.strip()]
+    numbers = [line[0] for line in fields if len(line) > 1]  # "0 cup" is numbered, "0" may be a name
+    numbered = len(numbers) > 1 and numbers in [[str(n + at) for n in range(len(fields))] for at in (0, 1)]
+    is_yaml = any(line.startswith(("names:", "nc:")) for line in lines)
+    if numbered or is_yaml or text.lstrip()[:1] in ("[", "{"):
+        reason = "is JSON or YAML, or numbers its lines"
+        raise InputError(reason, file=path, remedy="write one class name a line")
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
 
 
