@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from transfiner_refine.official import Architecture, OfficialNetwork
-from transfiner_refine.official.features import CONTEXT_GRID, ImageFeatures, box_levels
+from transfiner_refine.official.features import CONTEXT_GRID, ImageFeatures, box_level
 from transfiner_refine.official.nodes import NODE_GRIDS, select_nodes
 from transfiner_refine.official.transformer import axis_embedding, tokens_of
 
@@ -104,7 +104,7 @@ class PlainEncoder(nn.Module):
 def plain(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
     """Dense pooling, then box by box."""
     encoder = PlainEncoder(network).to(inputs.boxes.device)
-    levels = box_levels(inputs.boxes)
+    levels = torch.tensor([box_level(box) for box in inputs.boxes], device=inputs.boxes.device)
     context = _pool(inputs.image.maps, inputs.boxes, levels, CONTEXT_GRID)
     pooled = [
         _pool(inputs.finer, inputs.boxes, (levels - step).clamp(min=2), grid)
@@ -151,7 +151,7 @@ def ours(network: OfficialNetwork, inputs: Inputs) -> list[Tensor]:
         network.transformer.pack()
     results = []
     for box, coarse, incoherence in zip(inputs.boxes, inputs.coarse, inputs.incoherence, strict=True):
-        context = inputs.image.pooled(box[None])[0]
+        context = inputs.image.pooled(box)[0]
         tokens = tokens_of(inputs.image, box, context, coarse, select_nodes(incoherence))
         results.append(torch.sigmoid(network.transformer(*tokens)))
     return results

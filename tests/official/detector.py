@@ -150,7 +150,7 @@ class BoxHead(nn.Module):
 
     def forward(self, image: ImageFeatures, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """N boxes → features [N, width], class logits [N, K + 1], background last, and deltas [N, K, 4]."""
-        hidden = image.pooled(boxes, _BOX_GRID).flatten(1)
+        hidden = torch.cat([image.pooled(box, _BOX_GRID) for box in boxes]).flatten(1)
         for layer in self.hidden:
             hidden = F.relu(layer(hidden))
         deltas = self.deltas(hidden)

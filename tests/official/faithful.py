@@ -18,11 +18,20 @@ from writing import blur, clip_boxes, paste_masks, write_back
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.official import OfficialNetwork, Preparation
-from transfiner_refine.official.features import ImageFeatures, prepare
+from transfiner_refine.official.features import ImageFeatures, network_size, prepare
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
 from transfiner_refine.official.transformer import tokens_of
 
-__all__ = ["LIMIT", "FaithfulMasks", "FaithfulOptions", "HeadOutput", "OfficialPredictor", "run_head"]
+__all__ = [
+    "LIMIT",
+    "FaithfulMasks",
+    "FaithfulOptions",
+    "HeadOutput",
+    "OfficialPredictor",
+    "dilated",
+    "prepare_batch",
+    "run_head",
+]
 
 #: Boxes of a batch that the release refines at inference; the others keep their coarse mask.
 LIMIT = 10
@@ -84,6 +93,25 @@ class FaithfulMasks:
     scores: NDArray[np.float32] | None = None
 
 
+def prepare_batch(
+    images: Sequence[NDArray[np.uint8]], preparation: Preparation, device: torch.device | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """The inputs [1, 3, H, W] of images, padded to one size as the release pads a batch; factors of boxes [B, 4]."""
+    inputs, scales = zip(*(prepare(image, preparation, device) for image in images), strict=True)
+    height, width = (max(each.shape[axis] for each in inputs) for axis in (2, 3))
+    padded = [F.pad(each, (0, width - each.shape[3], 0, height - each.shape[2])) for each in inputs]
+    return padded, torch.stack(scales)
+
+
+def dilated(levels: list[Nodes]) -> list[Nodes]:
+    """The demo's: a 112-level cell is a node too if one of its eight neighbours is."""
+    finest = levels[-1]
+    selected = torch.zeros(1, finest.grid, finest.grid, device=finest.cell.device)
+    selected.view(-1)[finest.cell] = 1
+    cell = F.max_pool2d(selected, 3, 1, 1).flatten().nonzero().squeeze(1)
+    return [*levels[:-1], Nodes(finest.grid, cell, torch.full_like(cell, -1))]
+
+
 def run_head(
     network: OfficialNetwork,
     images: Sequence[ImageFeatures],
@@ -102,7 +130,10 @@ def run_head(
     """
     owners = [image for image, own in zip(images, boxes, strict=True) for _ in range(len(own))]
     flat = torch.cat(list(boxes))
-    context = torch.cat([image.pooled(own) for image, own in zip(images, boxes, strict=True)])
+    context = torch.cat(
+        [flat.new_zeros(0, *images[0].maps[0].shape[1:2], 14, 14)]
+        + [image.pooled(box) for image, box in zip(owners, flat, strict=True)]
+    )
     hidden = network.coarse.hidden(context)
     logits = network.coarse(hidden)[torch.arange(len(classes)), classes]
     count = len(flat) if options.limit is None else min(options.limit, len(flat))
@@ -110,7 +141,8 @@ def run_head(
     coarse = torch.sigmoid(logits)
     levels, labels = [], []
     for i in range(count):
-        levels.append(select_nodes(u[i], dilate_finest=options.demo))
+        nodes = select_nodes(u[i])
+        levels.append(dilated(nodes) if options.demo else nodes)
         tokens, position = tokens_of(owners[i], flat[i], context[i], coarse[i], levels[i])
         probability = torch.sigmoid(network.transformer(tokens, position))
         labels.append(list(torch.split(probability, [len(level) for level in levels[i]])))
@@ -160,15 +192,15 @@ class OfficialPredictor:
             boxes: for each image [N, 4] XYXY, pixels.
             classes: for each image [N], class indices in the order of training, 0 … K - 1.
         """
-        pixels, sizes, scales = prepare(images, self.preparation, self.device)
-        features = self.network.features(pixels)
+        inputs, scales = prepare_batch(images, self.preparation, self.device)
+        features = [self.network.features(each) for each in inputs]
         scaled = [
             torch.as_tensor(each, dtype=torch.float32).reshape(-1, 4) * scale
             for each, scale in zip(boxes, scales, strict=True)
         ]
         labels = [torch.as_tensor(each, dtype=torch.int64).reshape(-1) for each in classes]
         found = [Detections(box, box.new_zeros(0), label) for box, label in zip(scaled, labels, strict=True)]
-        return self._paste(features, found, sizes, images, scored=False)
+        return self._paste(features, found, images, scored=False)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[FaithfulMasks]:
@@ -179,13 +211,14 @@ class OfficialPredictor:
         """
         if self.detector is None:
             raise CheckpointError("no RPN and box head to find boxes with", remedy="pass load_detector(...)")
-        pixels, sizes, _ = prepare(images, self.preparation, self.device)
-        features = self.network.features(pixels)
+        inputs, _ = prepare_batch(images, self.preparation, self.device)
+        features = [self.network.features(each) for each in inputs]
+        sizes = [network_size(*image.shape[:2], self.preparation) for image in images]
         found = []
         for each, size in zip(features, sizes, strict=True):
             (proposals,) = self.detector.rpn.propose(each.maps, [size])
             found.append(self.detector.box.detect(each, proposals.boxes, size))
-        return self._paste(features, found, sizes, images, scored=True)
+        return self._paste(features, found, images, scored=True)
 
     @property
     def device(self) -> torch.device:
@@ -196,7 +229,6 @@ class OfficialPredictor:
         self,
         features: list[ImageFeatures],
         found: list[Detections],
-        sizes: list[tuple[int, int]],
         images: Sequence[NDArray[np.uint8]],
         *,
         scored: bool,
@@ -207,8 +239,9 @@ class OfficialPredictor:
         output = run_head(self.network, features, boxes, classes, self.options)
         result = []
         probabilities = torch.split(output.probability, [len(each) for each in boxes])
-        for each, probability, size, image in zip(found, probabilities, sizes, images, strict=True):
+        for each, probability, image in zip(found, probabilities, images, strict=True):
             height, width = image.shape[:2]
+            size = network_size(height, width, self.preparation)
             factor = torch.tensor([width / size[1], height / size[0]] * 2, device=self.device)
             clipped, kept = clip_boxes(each.boxes.to(self.device) * factor, height, width)
             masks = paste_masks(probability[kept], clipped[kept], height, width)

@@ -6,13 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from faithful import dilated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
 from transfiner_refine.model.propagate import area_pyramid
-from transfiner_refine.official.features import ImageFeatures, box_levels
+from transfiner_refine.official.features import ImageFeatures, box_level
 from transfiner_refine.official.nodes import Nodes, propagate, select_nodes
 
 
@@ -64,10 +65,9 @@ def test_nodes_of_finer_levels_lie_under_their_parents() -> None:
 def test_the_demo_adds_the_neighbours_of_the_finest_nodes() -> None:
     incoherence = torch.zeros(28, 28)
     incoherence[0, 5] = 0.9
-    plain, dilated = (select_nodes(incoherence, dilate_finest=on)[-1] for on in (False, True))
-    assert len(plain) == 4 * 4
-    assert len(dilated) == 5 * 6  # the RoI's edge cuts one row
-    assert int((dilated.parent == -1).sum()) == 5 * 6 - 4 * 4
+    levels = select_nodes(incoherence)
+    assert len(levels[-1]) == 4 * 4
+    assert len(dilated(levels)[-1]) == 5 * 6  # the RoI's edge cuts one row
 
 
 def test_cells_of_disagreement_are_nodes_on_every_level() -> None:
@@ -109,7 +109,7 @@ def test_nodes_get_their_probability_and_their_surroundings_are_upsampled_from_a
 def test_larger_boxes_read_coarser_levels() -> None:
     sides = torch.tensor([20.0, 111.9, 112.1, 223.0, 225.0, 447.0, 449.0, 2000.0])
     boxes = torch.stack((torch.zeros(8), torch.zeros(8), sides, sides), 1)
-    assert box_levels(boxes).tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
+    assert [box_level(corners) for corners in boxes] == [2, 2, 3, 3, 4, 4, 5, 5]
 
 
 def pyramid(seed: int, channels: int = 6) -> ImageFeatures:
@@ -139,7 +139,7 @@ box = st.tuples(corner, corner, side, side).map(lambda b: (b[0], b[1], b[0] + b[
 def check_features(corners: tuple[float, ...], grid: int, seed: int) -> None:
     """The nodes' features are those of torchvision's RoIAlign of the whole grid, on the map that the box reads."""
     image, corners_ = pyramid(seed), torch.tensor(corners)
-    level = int(box_levels(corners_[None]))
+    level = box_level(corners_)
     generator = torch.Generator().manual_seed(seed)
     cells = torch.randperm(grid * grid, generator=generator)[:60].sort().values
     nodes = Nodes(grid, cells, cells)
@@ -172,7 +172,7 @@ def test_without_nodes_nothing_is_read() -> None:
 
 def test_context_features_are_those_of_dense_pooling_without_the_residual() -> None:
     image, boxes = pyramid(1), torch.tensor(BOXES)
-    for corners, ours in zip(boxes, image.pooled(boxes), strict=True):
-        level = int(box_levels(corners[None]))
+    for corners in boxes:
+        level = box_level(corners)
         theirs = roi_align(image.maps[level - 2], [corners[None]], 14, 0.5**level, 0, aligned=True)[0]
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(image.pooled(corners), theirs[None], atol=1e-5, rtol=1e-5)

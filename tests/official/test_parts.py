@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detector import decode_boxes
+from faithful import prepare_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from writing import blur, clip_boxes, paste_masks, write_back
 from transfiner_refine.official import Architecture, OfficialNetwork, Preparation, load_official_network
 from transfiner_refine.official.backbones import ResNet, Swin
 from transfiner_refine.official.checkpoint import fill, release_names
-from transfiner_refine.official.features import network_size, prepare
+from transfiner_refine.official.features import network_size
 from transfiner_refine.official.nodes import select_nodes
 from transfiner_refine.official.read import TensorFile
 from transfiner_refine.official.transformer import NodeTransformer, axis_embedding
@@ -190,9 +191,10 @@ def test_images_come_blue_first_and_are_padded_after_normalising() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, :, 2] = 255  # blue
     preparation = Preparation.of(Architecture("swin", (2, 2, 6, 2), 96))
-    pixels, sizes, _ = prepare([image, image[:, :40]], replace(preparation, short_side=40, max_side=100))
-    assert pixels.shape == (2, 3, 64, 64)
-    assert sizes == [(40, 60), (40, 40)]
+    small = replace(preparation, short_side=40, max_side=100)
+    (pixels, narrow), scales = prepare_batch([image, image[:, :40]], small)
+    assert pixels.shape == narrow.shape == (1, 3, 64, 64)
+    assert (scales == 1).all()
     assert pixels[0, 0, 0, 0] == pytest.approx((255 - 123.675) / 58.395, abs=1e-4)
     assert pixels[0, 2, 0, 0] == pytest.approx(-103.53 / 57.375, abs=1e-4)
-    assert (pixels[1, :, :, 40:] == 0).all()
+    assert (narrow[0, :, :, 40:] == 0).all()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from detector import load_detector
-from faithful import FaithfulOptions, HeadOutput, OfficialPredictor, run_head
+from faithful import FaithfulOptions, HeadOutput, OfficialPredictor, prepare_batch, run_head
 from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.official import OfficialNetwork, Preparation, load_official_network
-from transfiner_refine.official.features import ImageFeatures, box_levels, prepare
+from transfiner_refine.official.features import ImageFeatures, box_level, network_size, prepare
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
 from transfiner_refine.official.read import TensorFile
 from transfiner_refine.official.transformer import tokens_of
@@ -105,9 +105,9 @@ def run(request: pytest.FixtureRequest, reference: Any) -> Run:
     images = [reference.image(arrays, meta, i) for i in range(count)]
     result = Run(arrays, meta, network, [], (), [], None, images)  # type: ignore[arg-type]
     with torch.inference_mode():
-        pixels, _, scales = prepare(images, result.preparation)
-        result.padded = tuple(pixels.shape)
-        result.features = network.features(pixels)
+        inputs, scales = prepare_batch(images, result.preparation)
+        result.padded = (count, *inputs[0].shape[1:])
+        result.features = [network.features(each) for each in inputs]
         result.boxes = [torch.from_numpy(arrays[f"boxes_{i}"]) * scales[i] for i in range(count)]
         classes = torch.cat([torch.from_numpy(arrays[f"classes_{i}"]) for i in range(count)])
         result.output = run_head(network, result.features, result.boxes, classes, result.options)
@@ -136,7 +136,7 @@ def test_features_agree(run: Run) -> None:
         ours = []
         for image, box in run.each_box()[: len(theirs)]:
             if grid == 14:
-                ours.append(image.pooled(box[None])[0, ::channels, ::step, ::step])
+                ours.append(image.pooled(box)[0, ::channels, ::step, ::step])
                 continue
             rows = image.at(box, Nodes(grid, cells, cells))
             ours.append(rows[:, ::channels].T.unflatten(1, (grid // step, grid // step)))
@@ -146,7 +146,7 @@ def test_features_agree(run: Run) -> None:
 def test_boxes_read_the_same_levels(run: Run) -> None:
     if "level" not in run.arrays:
         pytest.skip("this run stores no levels")
-    assert box_levels(torch.cat(run.boxes)).tolist() == run.arrays["level"].tolist()
+    assert [box_level(box) for box in torch.cat(run.boxes)] == run.arrays["level"].tolist()
     scaled = [run.arrays[name] for name in sorted(run.arrays) if name.startswith("boxes_net_")]
     close(torch.cat(run.boxes), np.concatenate(scaled), 0)
 
@@ -171,7 +171,7 @@ def test_tokens_agree_before_and_after_the_encoder(run: Run) -> None:
     for box, levels in enumerate(run.output.levels[:stored]):
         image, corners = run.each_box()[box]
         with torch.inference_mode():
-            context = image.pooled(corners[None])[0]
+            context = image.pooled(corners)[0]
             coarse = torch.sigmoid(run.output.coarse_logits[box])
             tokens, position = tokens_of(image, corners, context, coarse, levels)
             fused = transformer.fuse(tokens)
@@ -222,8 +222,8 @@ def test_boxes_classes_and_masks_from_the_image_alone(reference: Any) -> None:
     preparation = replace(Preparation.of(network.architecture), short_side=meta["short_side"])
     image = reference.image(arrays, meta, 0)
     with torch.inference_mode():
-        pixels, sizes, _ = prepare([image], preparation)
-        (features,) = network.features(pixels)
+        features = network.features(prepare(image, preparation)[0])
+        sizes = [network_size(*image.shape[:2], preparation)]
         logits, deltas = detector.rpn(features.maps)
         for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True), 2):
             close(logit[:, :, ::4, ::4], arrays[f"rpn_logits_p{level}"])

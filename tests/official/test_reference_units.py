@@ -139,7 +139,7 @@ def test_training_losses(
         Preparation.of(network.architecture), short_side=meta["short_side"], max_side=meta["max_side"]
     )
     with torch.inference_mode():
-        (features,) = network.features(prepare([reference.image(losses, meta, 0)], preparation)[0])
+        features = network.features(prepare(reference.image(losses, meta, 0), preparation)[0])
         boxes, classes = (torch.from_numpy(losses[name]) for name in ("proposals", "classes"))
         output = training_losses(network, heads, features, boxes, classes, targets, torch.arange)
 

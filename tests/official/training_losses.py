@@ -126,7 +126,7 @@ def training_losses(
         targets: their truth.
         permutation: draws the order in which a level's nodes are sampled.
     """
-    context = image.pooled(boxes)
+    context = torch.cat([image.pooled(box) for box in boxes])
     hidden = network.coarse.hidden(context)
     mask_logits = network.coarse(hidden)[torch.arange(len(classes)), classes]
     incoherence = torch.sigmoid(network.incoherence(context.detach(), hidden))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from torchvision.ops import roi_align
 from transfiner_refine.official.architecture import Architecture
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
 
-__all__ = ["CONTEXT_GRID", "ImageFeatures", "Preparation", "box_levels", "network_size", "prepare"]
+__all__ = ["CONTEXT_GRID", "ImageFeatures", "Preparation", "box_level", "network_size", "prepare"]
 
 #: Grid of the context tokens, and of the features that the coarse and the incoherence head read.
 CONTEXT_GRID = 14
@@ -68,34 +67,31 @@ def network_size(height: int, width: int, preparation: Preparation) -> tuple[int
 
 
 def prepare(
-    images: Sequence[NDArray[np.uint8]], preparation: Preparation, device: torch.device | None = None
-) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
-    """The network's input from H×W×3 uint8 RGB images.
+    image: NDArray[np.uint8], preparation: Preparation, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The network's input from an H×W×3 uint8 RGB image.
 
     Returns:
-        [B, 3, H, W] float32, blue, green, red; normalised, then padded with zeros right and bottom;
-        (height, width) of each resized image inside it;
-        [B, 4] factors that turn XYXY boxes of an image into boxes of its resized image.
+        [1, 3, H', W'] float32, blue, green, red; normalised, then padded with zeros to multiples of 32;
+        [4] factors that turn XYXY boxes of the image into boxes of the resized image.
     """
-    sizes = [network_size(image.shape[0], image.shape[1], preparation) for image in images]
-    height, width = (-(-max(axis) // _MULTIPLE) * _MULTIPLE for axis in zip(*sizes, strict=True))
-    mean = torch.tensor(preparation.mean, device=device)[:, None, None]
-    std = torch.tensor(preparation.std, device=device)[:, None, None]
-    padded, scales = [], []
-    for image, (h, w) in zip(images, sizes, strict=True):
-        bgr = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
-        resized = np.array(bgr.resize((w, h), Image.Resampling.BILINEAR))
-        pixels = torch.from_numpy(resized).to(device).permute(2, 0, 1).float()  # [3, h, w]
-        padded.append(F.pad((pixels - mean) / std, (0, width - w, 0, height - h)))
-        scales.append([w / image.shape[1], h / image.shape[0]] * 2)
-    return torch.stack(padded), sizes, torch.tensor(scales, device=device)
+    height, width = network_size(image.shape[0], image.shape[1], preparation)
+    bgr = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
+    resized = np.array(bgr.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = torch.from_numpy(resized).to(device).permute(2, 0, 1).float()  # [3, height, width]
+    mean, std = (
+        torch.tensor(each, device=device)[:, None, None] for each in (preparation.mean, preparation.std)
+    )
+    padded = F.pad((pixels - mean) / std, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
+    scale = [width / image.shape[1], height / image.shape[0]] * 2
+    return padded[None], torch.tensor(scale, device=device)
 
 
-def box_levels(boxes: Tensor) -> Tensor:
-    """The pyramid level k of each box: [N, 4] XYXY pixels → [N] int64 in 2..5."""
-    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+def box_level(box: Tensor) -> int:
+    """The pyramid level k of a box, [4] XYXY pixels: 2 … 5."""
+    side = ((box[2] - box[0]) * (box[3] - box[1])).sqrt()
     level = (_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE + 1e-8)).floor()
-    return level.clamp(_FINEST, _COARSEST).long()
+    return int(level.clamp(_FINEST, _COARSEST))
 
 
 @dataclass(frozen=True)
@@ -112,19 +108,16 @@ class ImageFeatures:
     semantic: Tensor
     tables: list[Tensor]
 
-    def pooled(self, boxes: Tensor, grid: int = CONTEXT_GRID) -> Tensor:
-        """RoIAlign of boxes [N, 4], each from its level: [N, C, grid, grid]; of the context grid it is x14."""
-        result = self.semantic.new_zeros(len(boxes), self.semantic.shape[1], grid, grid)
-        for i, level in enumerate(box_levels(boxes).tolist()):
-            source = self.maps[level - _FINEST]
-            rois = boxes[i : i + 1].to(source.dtype)
-            result[i] = roi_align(source, [rois], grid, 0.5**level, 0, aligned=True)[0]
-        return result
+    def pooled(self, box: Tensor, grid: int = CONTEXT_GRID) -> Tensor:
+        """RoIAlign of a box [4] from its level: [1, C, grid, grid]; with the context grid that is x14."""
+        level = box_level(box)
+        source = self.maps[level - _FINEST]
+        pooled: Tensor = roi_align(source, [box[None].to(source.dtype)], grid, 0.5**level, 0, aligned=True)
+        return pooled
 
     def at(self, box: Tensor, nodes: Nodes) -> Tensor:
         """Features of a box's nodes, each level of the tree one step finer than the one before: [n, C]."""
-        finer = int(box_levels(box[None])) - 1 - NODE_GRIDS.index(nodes.grid)
-        level = max(finer, _FINEST)
+        level = max(box_level(box) - 1 - NODE_GRIDS.index(nodes.grid), _FINEST)
         return _roi_align_at(self.tables[level - _FINEST], box / 2**level, nodes)
 
 

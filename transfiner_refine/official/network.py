@@ -80,13 +80,9 @@ class OfficialNetwork(nn.Module):
         self.incoherence = IncoherenceHead(width)
         self.transformer = NodeTransformer(width, architecture.feedforward, architecture.layers)
 
-    def features(self, images: Tensor) -> list[ImageFeatures]:
-        """One pass over prepared images [B, 3, H, W]."""
-        maps = list(self.fpn(OrderedDict(enumerate(self.backbone(images)))).values())
+    def features(self, image: Tensor) -> ImageFeatures:
+        """One pass over a prepared image [1, 3, H, W]."""
+        maps = list(self.fpn(OrderedDict(enumerate(self.backbone(image)))).values())
         semantic = self.semantic(maps[0])
-        tables = [each.permute(0, 2, 3, 1).contiguous() for each in (maps[0] + semantic, *maps[1:])]
-        split = [list(each.split(1)) for each in maps]
-        return [
-            ImageFeatures([own[i] for own in split], semantic[i : i + 1], [own[i] for own in tables])
-            for i in range(len(images))
-        ]
+        tables = [each[0].permute(1, 2, 0).contiguous() for each in (maps[0] + semantic, *maps[1:])]
+        return ImageFeatures(maps, semantic, tables)

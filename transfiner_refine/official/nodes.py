@@ -48,8 +48,6 @@ class Nodes:
 def select_nodes(
     incoherence: Tensor,
     always: Tensor | None = None,
-    *,
-    dilate_finest: bool = False,
     thresholds: Sequence[float] = NODE_THRESHOLDS,
 ) -> list[Nodes]:
     """The nodes of all levels.
@@ -57,9 +55,7 @@ def select_nodes(
     Args:
         incoherence: [28, 28] probabilities u; finer levels read them by nearest neighbour.
         always: [28, 28] bool, cells that are nodes on every level whatever u says.
-        dilate_finest: the demo's: a 112-level cell is a node too if one of its eight neighbours is. The thresholds
-            rise, so only nodes that this adds may be without a parent.
-        thresholds: least u on each level.
+        thresholds: least u on each level; rising, so every node below the first level has a parent.
     """
     levels: list[Nodes] = []
     above = torch.full((1, 1), -1, device=incoherence.device)  # index of each cell's node on the level above
@@ -67,10 +63,7 @@ def select_nodes(
         selected = incoherence >= threshold
         if always is not None:
             selected = selected | always
-        selected = _repeated(selected, grid)
-        if dilate_finest and grid == NODE_GRIDS[-1]:
-            selected = F.max_pool2d(selected[None].float(), 3, 1, 1)[0] > 0
-        cell = selected.flatten().nonzero().squeeze(1)
+        cell = _repeated(selected, grid).flatten().nonzero().squeeze(1)
         levels.append(Nodes(grid, cell, _repeated(above, grid).flatten()[cell]))
         above = torch.full((grid, grid), -1, device=cell.device)
         above.view(-1)[cell] = torch.arange(len(cell), device=cell.device)

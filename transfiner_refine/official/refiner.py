@@ -205,8 +205,8 @@ class OfficialRefiner(BaseRefiner):
         digest += repr(image.shape).encode()
         if self._last is None or self._last[0] != digest:
             self._last = None  # free before allocating
-            pixels, _, scales = prepare([image], self.preparation, self._device)
-            self._last = (digest, scales[0], self.official.features(pixels)[0])
+            pixels, scale = prepare(image, self.preparation, self._device)
+            self._last = (digest, scale, self.official.features(pixels))
         return self._last[1:]
 
     @torch.inference_mode()
@@ -220,7 +220,7 @@ class OfficialRefiner(BaseRefiner):
             scale, features = self._features(image)
             corners = torch.tensor([roi.x0, roi.y0, roi.x1, roi.y1], dtype=torch.float32)
             box = corners.to(self._device) * scale
-            context = features.pooled(box[None])
+            context = features.pooled(box)
             hidden = self.official.coarse.hidden(context)
             incoherence = torch.sigmoid(self.official.incoherence(context, hidden))[0]
             always = None
