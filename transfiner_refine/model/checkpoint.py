@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.model.weights import KIND, read_config
+from transfiner_refine.model.weights import KIND, read_config, read_safetensors
 from transfiner_refine.output import atomic_binary_file, atomic_file
 
 __all__ = ["check_numbers", "load_network", "save_network"]
@@ -57,12 +56,7 @@ def load_network(path: Path) -> MaskTransfiner:
     config = read_config(path)
     with torch.device("meta"):  # random weights would take time and the caller's random state
         network = MaskTransfiner(config)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
-        ) from error
+    _, tensors = read_safetensors(path)
     expected = network.state_dict()
     counters = {name for name in expected if name.endswith(_COUNTER)}
     missing, unexpected = (

@@ -6,6 +6,7 @@ import json
 import os
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +20,7 @@ __all__ = [
     "find_weights",
     "is_native",
     "read_config",
+    "read_safetensors",
     "weights_digest",
 ]
 
@@ -70,7 +72,7 @@ def find_weights(weights: str | Path) -> Path:
 def is_native(path: Path) -> bool:
     """Whether the file says of itself that it is a native refiner of this package; it may be damaged all the same."""
     try:
-        return _metadata(path).get("kind") == KIND
+        return read_safetensors(path, tensors=False)[0].get("kind") == KIND
     except CheckpointError:
         return False
 
@@ -81,10 +83,11 @@ def read_config(path: Path) -> RefinerConfig:
     Raises:
         CheckpointError: the file is missing, damaged, or not a native refiner of this package.
     """
-    metadata = _metadata(path)
+    metadata, _ = read_safetensors(path, tensors=False)
     if metadata.get("kind") != KIND:
+        stated = short(metadata["kind"]) if "kind" in metadata else "no kind is stated"
         raise CheckpointError(
-            f"a checkpoint of another kind ({short(metadata['kind']) if 'kind' in metadata else 'no kind is stated'})",
+            f"a checkpoint of another kind ({stated})",
             file=path,
             remedy=f"expected a file written by transfiner-refine ({KIND})",
         )
@@ -97,13 +100,18 @@ def read_config(path: Path) -> RefinerConfig:
     return RefinerConfig.from_json(values, str(path))
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Any]]:
+    """What a safetensors file says of itself, and its tensors (PyTorch's) by name; none without ``tensors``.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise CheckpointError("there is no such weights file", file=path, remedy="check --weights")
     try:
-        with safe_open(path, framework="np") as file:
-            return file.metadata() or {}
+        with safe_open(path, framework="pt" if tensors else "np") as file:
+            names = file.keys() if tensors else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
@@ -112,8 +120,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def weights_digest(path: Path) -> str:
     """SHA-256 of a weights file, hexadecimal; exported programs carry it."""
+    digest = sha256()
     with path.open("rb") as file:
-        digest = sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -19,10 +19,10 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
+from transfiner_refine.model.weights import read_safetensors
 
 __all__ = ["TensorFile", "read_tensors"]
 
@@ -79,15 +79,8 @@ def read_tensors(path: Path) -> TensorFile:
     if head[8:9] != b"{" and path.suffix != ".safetensors":
         remedy = "expected a .pth, a detectron2 .pkl or a .safetensors file"
         raise CheckpointError("not a weights file", file=path, remedy=remedy)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            kind = (opened.metadata() or {}).get("kind", "")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
-        ) from error
-    return TensorFile(path, "safetensors", tensors, kind)
+    metadata, tensors = read_safetensors(path)
+    return TensorFile(path, "safetensors", tensors, metadata.get("kind", ""))
 
 
 def _check_archive(path: Path) -> None:
