@@ -197,7 +197,7 @@ def test_images_that_are_held_on_to_stay_what_they_are_and_the_others_take_no_me
     monkeypatch.setattr("transfiner_refine.pipeline.workers._MOST_MAPPED", 20)  # the others are copied
     with WorkerPool(2, Selection(), 10**6) as pool:
         held = [pool.submit(image).result() for image in soft]
-        assert memory_files("self") == 20
+        assert 40 <= memory_files("self") < 50  # two descriptors each, and some for later
         for worker in pool.processes:
             assert memory_files(str(worker)) <= 1
     for image, prepared in zip(soft, held, strict=True):
@@ -206,7 +206,7 @@ def test_images_that_are_held_on_to_stay_what_they_are_and_the_others_take_no_me
     kept = view.copy()
     del held, prepared
     gc.collect()
-    assert memory_files("self") == 1
+    assert memory_files("self") == 2
     assert np.array_equal(view, kept)
 
 
@@ -217,8 +217,9 @@ def test_where_memory_is_refused_arrays_come_with_the_answer(soft: list[ImageRec
         (worker,) = pool.processes
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (1000, 1000))
         check(soft[1], pool.submit(soft[1]).result())
-        assert memory_files("self") == 0
         assert pool.processes == [worker]
+    gc.collect()
+    assert memory_files("self") == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -3,8 +3,8 @@
 ``concurrent.futures.ProcessPoolExecutor`` is no choice here: it runs the main program of a script again in each
 process, leaves them behind when the run is killed, and does not tell which image has crashed one. A worker is a
 Python with this module at the other end of a socket. Requests and answers are pickled; the large arrays of an answer
-lie in a file without a name in memory (Linux), which comes along as a descriptor and is used here without a copy. It
-is gone with the last process that has it open, however that ends.
+lie in a file without a name in memory (Linux), which goes along with the request as a descriptor, and are used here
+without a copy. It is gone with the last process that has it open, however that ends.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import sys
 import threading
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
-from weakref import WeakSet
+from typing import Any
+from weakref import finalize
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import ImageRecord
@@ -43,8 +44,8 @@ _READY = "ready"  # a worker's first answer
 _HEAD = struct.Struct("<q")  # bytes of a message
 _SHARED_FROM = 1 << 16  # bytes of an array; a smaller one is pickled with the rest
 _ALIGNED = 64  # bytes to which an array's length is rounded up, so that each begins where numbers may lie
-_MOST_MAPPED = 256  # arrays in use at a time without a copy: each holds a file descriptor
-_mapped: WeakSet[mmap.mmap] = WeakSet()
+_MOST_MAPPED = 128  # answers in use at a time without a copy: each holds two file descriptors
+_KEPT_BYTES = 1 << 27  # of files that nobody uses; used again, their pages need not be cleared
 
 
 class WorkerPool:
@@ -64,6 +65,7 @@ class WorkerPool:
         self._most = workers if can_start else 0
         self._how, self.size = (selection, max_image_pixels), self._most or _THREADS
         self._workers: list[_Worker] = []
+        self._files = _SharedFiles()
         self._threads = ThreadPoolExecutor(_THREADS, "transfiner-decode")
 
     def __enter__(self) -> WorkerPool:
@@ -74,7 +76,10 @@ class WorkerPool:
             worker.process.kill()  # it holds nothing that could be lost
         for worker in self._workers:
             worker.end(0)
+            for pending in worker.asked:
+                self._fail(pending, None)
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._files.close()
 
     @property
     def processes(self) -> list[int]:
@@ -96,6 +101,7 @@ class WorkerPool:
         except OSError:
             self._most = len(self._workers)
         if worker is None:
+            self._fail(pending, None)
             pending.future = self._threads.submit(prepare, pending.image, *self._how)
             return
         try:
@@ -106,24 +112,27 @@ class WorkerPool:
         pending.worker = worker
         worker.asked.append(pending)
         try:
-            _send(worker.socket, message)
+            if pending.file is None:
+                pending.file = self._files.take()
+            _send(worker.socket, message, pending.file)
         except OSError:
             self._replace(worker)
 
     def _advance(self, worker: _Worker) -> None:
         """Reads a worker's next answer."""
         try:
-            answer = _loaded(*_receive(worker.socket))
+            answer, lengths = pickle.loads(_receive(worker.socket)[0])
+            if answer == _READY:
+                worker.is_ready = True
+                return
+            answer = pickle.loads(answer, buffers=self._files.read(worker.asked[0].file, lengths))
         except MemoryError:  # in the middle of an answer, of which nobody will read the rest
             pending = worker.asked.popleft()
-            pending.prepared = failed(pending.image, no_memory(pending.image))
+            self._fail(pending, no_memory(pending.image))
             self._replace(worker, is_to_blame=False)
         except (OSError, EOFError):
             self._replace(worker)
         else:
-            if answer == _READY:
-                worker.is_ready = True
-                return
             pending = worker.asked.popleft()
             if isinstance(answer, OSError):  # the system's fault, not the image's
                 raise answer
@@ -147,9 +156,17 @@ class WorkerPool:
                     file=first.image.path,
                     remedy="replace the file, or leave out its records",
                 )
-                left.pop(0).prepared = failed(first.image, error)
+                self._fail(left.pop(0), error)
         for pending in left:
             self._assign(pending)
+
+    def _fail(self, pending: Pending, error: InputError | None) -> None:
+        """Notes that no worker will answer."""
+        if error is not None:
+            pending.prepared = failed(pending.image, error)
+        if pending.file is not None:
+            self._files.release(pending.file)
+            pending.file = None
 
 
 @dataclass
@@ -160,6 +177,7 @@ class Pending:
     image: ImageRecord
     attempts: int = 0
     worker: _Worker | None = None
+    file: int | None = None  # for the arrays of the answer
     future: Future[PreparedImage] | None = None
     prepared: PreparedImage | None = None
 
@@ -226,6 +244,62 @@ class _Worker:
         return f"signal {-code}"
 
 
+class _SharedFiles:
+    """Files without a name in memory, one for each answer, used again when nobody uses its arrays any more."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._mapped, self._is_open = 0, True
+
+    def take(self) -> int | None:
+        """A file that nobody uses; None where the system has none."""
+        if self._free:
+            return self._free.pop()
+        if sys.platform == "linux":
+            with suppress(OSError):
+                return os.memfd_create("transfiner-refine")
+        return None
+
+    def read(self, file: int | None, lengths: Sequence[int]) -> list[memoryview]:
+        """The arrays that lie in a file, which is free again when nothing refers to them any more."""
+        arrays: list[memoryview] = []
+        if file is not None and not lengths:
+            self.release(file)
+        if file is not None and lengths:
+            whole = self._mapping(file, sum(length + -length % _ALIGNED for length in lengths))
+            for length in lengths:
+                arrays.append(whole[:length])
+                whole = whole[length + -length % _ALIGNED :]
+        return arrays
+
+    def _mapping(self, file: int, length: int) -> memoryview:
+        if self._mapped < _MOST_MAPPED:
+            with suppress(OSError):
+                mapping = mmap.mmap(file, length)
+                self._mapped += 1
+                finalize(mapping, self.release, file, 1).atexit = False
+                return memoryview(mapping)
+        copy = bytearray(length)
+        os.preadv(file, [copy], 0)
+        self.release(file)
+        return memoryview(copy)
+
+    def release(self, file: int, mapped: int = 0) -> None:
+        """Takes a file back whose arrays nobody uses."""
+        self._mapped -= mapped
+        size = sum(os.fstat(each).st_size for each in (file, *self._free))
+        if self._is_open and size <= _KEPT_BYTES:
+            self._free.append(file)
+        else:
+            os.close(file)
+
+    def close(self) -> None:
+        """Lets go of the files; arrays that are still in use stay."""
+        self._is_open = False
+        while self._free:
+            os.close(self._free.pop())
+
+
 def work() -> None:
     """The program of a worker: prepares the images it is sent, one after the other, until nobody sends any.
 
@@ -238,17 +312,19 @@ def work() -> None:
     images: SimpleQueue[Any] = SimpleQueue()
     try:
         selection, max_image_pixels = pickle.loads(_receive(run)[0])
-        _send(run, _dumped(_READY)[0])
+        _send(run, pickle.dumps((_READY, [])))
         threading.Thread(target=_listen, args=(run, images), daemon=True).start()
         while True:
-            answer = images.get()
+            answer, file = images.get()
             if isinstance(answer, ImageRecord):
                 try:
                     answer = prepare(answer, selection, max_image_pixels)
                 except OSError as error:
                     answer = OSError(error.errno, error.strerror)
-            _send(run, *_dumped(answer))
+            _send(run, _dumped(answer, file))
             del answer
+            if file is not None:
+                os.close(file)
     except (EOFError, OSError):
         os._exit(0)
 
@@ -256,16 +332,18 @@ def work() -> None:
 def _listen(run: socket.socket, images: SimpleQueue[Any]) -> None:
     """Reads ahead of the work, so that the end of the run is noticed in the middle of an image too."""
     while True:
+        file = None
         try:
-            images.put(pickle.loads(_receive(run)[0]))
+            message, file = _receive(run)
+            images.put((pickle.loads(message), file))
         except (EOFError, OSError):
             os._exit(0)
         except Exception as error:
-            images.put(str(error))
+            images.put((str(error), file))
 
 
-def _dumped(answer: object) -> tuple[bytes, IO[bytes] | None]:
-    """An answer as it is sent: its pickle with the lengths of its large arrays, and a file without a name with them."""
+def _dumped(answer: object, file: int | None) -> bytes:
+    """An answer as it is sent: its pickle, and the lengths of the large arrays that are written into the file."""
     arrays: list[memoryview] = []
 
     def is_small(buffer: pickle.PickleBuffer) -> bool:
@@ -273,71 +351,35 @@ def _dumped(answer: object) -> tuple[bytes, IO[bytes] | None]:
             arrays.append(buffer.raw())
         return buffer.raw().nbytes < _SHARED_FROM
 
-    if sys.platform == "linux":
+    if file is not None:
+        pickled = pickle.dumps(answer, 5, buffer_callback=is_small)
+        parts = [part for array in arrays for part in (array, bytes(-array.nbytes % _ALIGNED))]
+        end, at = sum(map(len, parts)), 0
         with suppress(OSError):  # a limit on the size of files or on memory
-            pickled = pickle.dumps(answer, 5, buffer_callback=is_small)
-            message = pickle.dumps((pickled, [array.nbytes for array in arrays]))
-            if not arrays:
-                return message, None
-            file = os.fdopen(os.memfd_create("transfiner-refine"), "wb", buffering=0)
-            parts = [part for array in arrays for part in (array, bytes(-array.nbytes % _ALIGNED))]
-            if sum(map(file.write, parts)) == sum(map(len, parts)):
-                return message, file
-            file.close()
-    return pickle.dumps((pickle.dumps(answer, 5), [])), None
+            for part in parts:
+                at += os.pwrite(file, part, at)
+        if at == end:
+            return pickle.dumps((pickled, [array.nbytes for array in arrays]))
+    return pickle.dumps((pickle.dumps(answer, 5), []))
 
 
-def _loaded(message: bytes | bytearray, file: IO[bytes] | None) -> Any:
-    """The answer of a message; its arrays lie where the worker has put them, or in a copy."""
-    pickled, lengths = pickle.loads(message)
-    buffers = []
-    if file is not None:
-        with file:
-            total = sum(length + -length % _ALIGNED for length in lengths)
-            shared = _mapping(file, total)
-        for length in lengths:
-            buffers.append(shared[:length])
-            shared = shared[length + -length % _ALIGNED :]
-    return pickle.loads(pickled, buffers=buffers)
-
-
-def _mapping(file: IO[bytes], length: int) -> memoryview:
-    if len(_mapped) < _MOST_MAPPED:
-        with suppress(OSError):
-            mapping = mmap.mmap(file.fileno(), length)
-            _mapped.add(mapping)
-            return memoryview(mapping)
-    copy = bytearray(length)
-    file.seek(0)
-    file.readinto(copy)  # type: ignore[attr-defined]
-    return memoryview(copy)
-
-
-def _send(to: socket.socket, message: bytes, file: IO[bytes] | None = None) -> None:
-    """Writes a message, with a file beside it, which is closed here."""
-    whole, sent = _HEAD.pack(len(message)) + message, 0
-    if file is not None:
-        with file:
-            sent = socket.send_fds(to, [whole], [file.fileno()])
+def _send(to: socket.socket, message: bytes, file: int | None = None) -> None:
+    """Writes a message, with the descriptor of a file."""
+    whole = _HEAD.pack(len(message)) + message
+    sent = 0 if file is None else socket.send_fds(to, [whole], [file])
     to.sendall(memoryview(whole)[sent:])
 
 
-def _receive(source: socket.socket) -> tuple[bytearray, IO[bytes] | None]:
-    """The next message and the file beside it; EOFError where the other side has ended."""
+def _receive(source: socket.socket) -> tuple[bytearray, int | None]:
+    """The next message and the descriptor that came with it; EOFError where the other side has ended."""
     head, descriptors, _, _ = socket.recv_fds(source, _HEAD.size, 1, socket.MSG_WAITALL)
-    file = os.fdopen(descriptors[0], "rb") if descriptors else None
-    try:
-        if len(head) < _HEAD.size:
+    if len(head) < _HEAD.size:
+        raise EOFError
+    message = bytearray(*_HEAD.unpack(head))
+    rest = memoryview(message)
+    while rest:
+        read = source.recv_into(rest, flags=socket.MSG_WAITALL)
+        if not read:
             raise EOFError
-        message = bytearray(*_HEAD.unpack(head))
-        rest = memoryview(message)
-        while rest:
-            read = source.recv_into(rest, flags=socket.MSG_WAITALL)
-            if not read:
-                raise EOFError
-            rest = rest[read:]
-    except BaseException:
-        if file is not None:
-            file.close()
-        raise
-    return message, file
+        rest = rest[read:]
+    return message, descriptors[0] if descriptors else None
