@@ -169,7 +169,7 @@ def test_the_command_is_killed_in_its_last_second_and_resumed_to_the_end(tmp_pat
         found = {path.relative_to(report): path.read_bytes() for path in report.rglob("*") if path.is_file()}
         assert found == pages
         assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.json", "out.json", "report"]
-    assert sum(killed) > 2
+    assert any(killed)
 
 
 @pytest.mark.slow

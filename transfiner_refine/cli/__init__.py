@@ -8,6 +8,7 @@ import sys
 import warnings
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ import click
 from transfiner_refine._version import __version__
 from transfiner_refine.cli.options import notice
 
-__all__ = ["main"]
+__all__ = ["end_program", "main"]
 
 # name: (module with a click command named "command", what the list of commands says of it)
 _COMMANDS = {
@@ -33,6 +34,7 @@ _COMMANDS = {
     "train": ("transfiner_refine.cli.train", "Train weights on COCO-format data."),
 }
 _RENAMED = {"convert": "convert-weights"}  # old: new; the old names work until the next version
+_is_program = False  # it runs by itself, not in another program or a test
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -43,25 +45,36 @@ class _OneLineError(click.ClickException):
         click.echo(f"transfiner-refine: error: {self.message}", err=True, file=file)
 
 
+def end_program(code: int, last: Path | None = None) -> None:
+    """Ends this process at once, if it is the program.
+
+    Taking down an interpreter with PyTorch in it lasts long enough to be killed in, and then a run that is done
+    would seem to be none. ``last`` is a file to remove at the very end.
+    """
+    if not _is_program:
+        return
+    with suppress(OSError, ValueError):  # nobody reads: the usual way says so
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        if last is not None:
+            last.unlink()
+        os._exit(code)
+
+
 class _Commands(click.Group):
     """A group over ``_COMMANDS``, and the one place where errors become exit codes."""
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Runs a command; as a program (without arguments), it ends as soon as the command is done.
-
-        Taking down an interpreter with PyTorch in it lasts long enough to be killed in, and then a run that is done
-        would seem to be none.
-        """
+        """Runs a command; without arguments as a program, which ends as soon as the command is done."""
+        global _is_program
+        _is_program = not (arguments or keywords)
         try:
             return super().__call__(*arguments, **keywords)
         except SystemExit as end:
-            if isinstance(end.code, int) and not (arguments or keywords):
-                with suppress(OSError, ValueError):  # nobody reads: the usual way says so
-                    atexit._run_exitfuncs()
-                    for stream in (sys.stdout, sys.stderr):
-                        if stream is not None:
-                            stream.flush()
-                    os._exit(end.code)
+            if isinstance(end.code, int):
+                end_program(end.code)
             raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002

@@ -122,14 +122,15 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
     .NAME.journal. After a crash, a full disk or Ctrl-C nothing half-written has the
     output's name; the same command with --resume continues.
     """
+    from transfiner_refine.cli import end_program
     from transfiner_refine.pipeline import refine_files  # here, so that --help does not wait for numpy
+    from transfiner_refine.pipeline.journal import journal_path
 
     report = None if options["dry_run"] else report
     if report is not None and options["to"] is not None:
         raise click.UsageError("--report compares masks of one format; leave --to out, or make it afterwards")
     if report is not None:
         from transfiner_refine.output import check_output_folder
-        from transfiner_refine.pipeline.journal import journal_path
 
         # before the work: nobody wants to hear of it after an hour
         inputs = ("images", "masks", "output", "image_info", "class_names")
@@ -165,6 +166,10 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
             report_errors(not_shown)
             if not quiet:
                 click.echo("\n".join(built.lines()))
+        if not options["dry_run"]:
+            end_program(exit_code(summary), journal_path(options["output"]))
 
-    summary = refine_files(**options, progress=not quiet, then=finish)
-    ctx.exit(max(summary.exit_code, bool(not_shown)))
+    def exit_code(summary: Summary) -> int:
+        return max(summary.exit_code, int(bool(not_shown)))
+
+    ctx.exit(exit_code(refine_files(**options, progress=not quiet, then=finish)))
