@@ -61,7 +61,7 @@ def check_masks(run: Session) -> Any:
         expected = [mask.paste() for mask in reference.refine_windows(scene.images, windows, scene.owner)]
         for precision in ("fp32", "bf16", "fp16"):
             try:
-                passes = BatchedPasses(run.engine(precision), 64, close_ups=True)
+                passes = BatchedPasses(run.engine(precision), 64, tiles=True)
                 refined = passes.refine(scene.images, scene.masks, scene.owner)
             except Exception as error:
                 click.echo(f"{label + ', ' + precision:26}{one_line(error)}")

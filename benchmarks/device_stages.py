@@ -108,7 +108,7 @@ def check_stages(run: Session) -> Any:
         sizes, counts = {"160p": (160, 220)}, (1, 4)
     engine = run.engine()
     batch_size = 4 if run.small else fitting_batch(run.device)
-    passes = BatchedPasses(engine, batch_size, close_ups=True)
+    passes = BatchedPasses(engine, batch_size, tiles=True)
     found: dict[str, Any] = {}
     _say_head(f"{engine.precision}, up to {batch_size} at a time")
     for count, (label, size) in product(counts, sizes.items()):
@@ -145,7 +145,7 @@ def check_variants(run: Session) -> Any:
         torch.backends.cudnn.benchmark = name == "cudnn.benchmark"
         try:
             with mock.patch.multiple(device_queue, **settings):
-                passes = BatchedPasses(engine, batch_size, close_ups=True)
+                passes = BatchedPasses(engine, batch_size, tiles=True)
                 found[name] = _guarded(run, name, passes, given)
         finally:
             torch.backends.cudnn.benchmark = False
@@ -277,7 +277,7 @@ def check_host(run: Session) -> Any:
         for mask in scene.masks:
             _ = mask.area, mask.box  # the processes that prepare images compute them
         with mock.patch.object(device_queue, "free_bytes", return_value=60 << 30):  # as on a GPU
-            passes = BatchedPasses(engine, 256, close_ups=True)
+            passes = BatchedPasses(engine, 256, tiles=True)
         totals, clocks = [], []
         for _ in range(2 if run.small else 7):
             clock = StageClock(run)

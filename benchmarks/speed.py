@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --data DEVVAL --baseline CHECKOUT --json speed.json --plots speed/
     python benchmarks/speed.py --data DEVVAL --images 5 --kind sim --ours torch-fp32 --no-peers
-    python benchmarks/speed.py --data DEVVAL --ours 'no tiles={"precision": "fp32", "close_ups": false}'
+    python benchmarks/speed.py --data DEVVAL --ours 'no tiles={"precision": "fp32", "tiles": false}'
 
 Masks, measures and the instances that count are devval.py's; only those instances are refined, one at a time. Each is
 refined by every method before the next, in random order, so that a busy machine slows all alike. Times are CPU

@@ -62,7 +62,7 @@ _STAGES = {
     "step_input": "cut and resize",
     "paste_into_roi": "paste",
     "patches_if_agreed": "keep rule",
-    "blend_close_ups": "blend close-ups",
+    "blend_tiles": "blend tiles",
 }
 
 

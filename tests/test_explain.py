@@ -64,8 +64,8 @@ def test_truth_changes_what_is_said_of_the_result(refiner: Refiner) -> None:
 
 def test_a_mask_that_stays_and_captions_of_five_levels_are_drawn(refiner: Refiner) -> None:
     image, mask = disc(900, 700, 300)
-    traced = trace(Refiner(refiner.runs, close_ups=False), image, mask)
-    stays = replace(traced, result=traced.coarse_mask, close_ups=())
+    traced = trace(Refiner(refiner.runs, tiles=False), image, mask)
+    stays = replace(traced, result=traced.coarse_mask, tiles=())
     assert len(traced.passes[0].levels) == 5
     sheets = [np.asarray(explain(image, each, NAMES)) for each in (traced, stays)]
     assert (sheets[0] != sheets[1]).any()

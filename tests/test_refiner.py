@@ -159,8 +159,8 @@ def test_one_pass_over_several_instances_gives_what_each_gets_alone(in_torch: Re
         np.testing.assert_allclose(alone, together, atol=5e-3)
 
 
-def test_close_ups_sharpen_large_objects_and_leave_small_ones_to_the_passes(refiner: Refiner) -> None:
-    without = load_refiner(device="cpu", close_ups=False)
+def test_tiles_sharpen_large_objects_and_leave_small_ones_to_the_passes(refiner: Refiner) -> None:
+    without = load_refiner(device="cpu", tiles=False)
     image, truth = scene(1)
     coarse = np.stack([coarsen(mask) for mask in truth])
     small = image[::2, ::2], coarse[:, ::2, ::2]

@@ -52,16 +52,16 @@ def test_a_trace_ends_in_the_mask_that_refine_gives(
     assert np.array_equal(traced.result.paste(), refiner.refine(image, mask[None])[0])
 
 
-def test_close_ups_of_a_large_object_are_traced_apart_from_the_passes(
+def test_tiles_of_a_large_object_are_traced_apart_from_the_passes(
     refiner: Refiner, scene: tuple[NDArray[np.uint8], NDArray[np.bool_]]
 ) -> None:
-    assert not trace(refiner, *(part[::2, ::2] for part in scene)).close_ups
+    assert not trace(refiner, *(part[::2, ::2] for part in scene)).tiles
     image, mask = (np.repeat(np.repeat(part, 2, 0), 2, 1) for part in scene)
     large = trace(refiner, image, mask)
     assert np.array_equal(large.result.paste(), refiner.refine(image, mask[None])[0])
-    assert len(large.close_ups) == 4
+    assert len(large.tiles) == 4
     whole = large.passes[-1].roi
-    for step in large.close_ups:
+    for step in large.tiles:
         assert whole.x0 <= step.roi.x0 < step.roi.x1 <= whole.x1
         assert whole.y0 <= step.roi.y0 < step.roi.y1 <= whole.y1
         assert max(step.roi.width, step.roi.height) < 0.7 * whole.side

@@ -149,7 +149,7 @@ def explain(
     roi = first.roi
     near = Roi(max(x0, roi.x0), max(y0, roi.y0), min(x1, roi.x1), min(y1, roi.y1))
     more = f", shown: the first of {len(trace.passes)} passes" if len(trace.passes) > 1 else ""
-    more += f"; {len(trace.close_ups)} close-ups followed" if trace.close_ups else ""
+    more += f"; {len(trace.tiles)} tiles followed" if trace.tiles else ""
     more += ", scored against the truth" if truth is not None else ""
     sheet = _Sheet(max(4, len(first.levels)), roi)
     sheet.text(_MARGIN, _MARGIN - 12, "How Mask Transfiner refines this mask", _TITLE, weight="bold")

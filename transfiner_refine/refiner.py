@@ -35,7 +35,7 @@ def load_refiner(
     engine: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
-    close_ups: bool = True,
+    tiles: bool = True,
 ) -> BaseRefiner:
     """Loads a refiner.
 
@@ -48,8 +48,8 @@ def load_refiner(
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``. ``auto`` is ``int8`` on the ``onnx`` engine where
             the processor has instructions for it, half precision on a GPU that has it, and ``fp32`` elsewhere.
         batch_size: instances handed to the device at once; masks do not depend on it.
-        close_ups: refine large objects once more in tiles. Sharper, and they take about two and a half times as
-            long. The authors' networks have no close-ups.
+        tiles: refine large objects once more in tiles. Sharper, and they take about two and a half times as
+            long. The authors' networks have no tiles.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another kind.
@@ -73,7 +73,7 @@ def load_refiner(
         from transfiner_refine.refine.torch_engine import TorchEngine
 
         runs = TorchEngine(load_network(path), device, precision)
-    return Refiner(runs, batch_size=batch_size, close_ups=close_ups)
+    return Refiner(runs, batch_size=batch_size, tiles=tiles)
 
 
 class Refiner(BaseRefiner):
@@ -81,14 +81,14 @@ class Refiner(BaseRefiner):
 
     Args:
         engine: runs the network.
-        batch_size, close_ups: as in ``load_refiner``.
+        batch_size, tiles: as in ``load_refiner``.
     """
 
-    def __init__(self, engine: Engine, *, batch_size: int | None = None, close_ups: bool = True) -> None:
+    def __init__(self, engine: Engine, *, batch_size: int | None = None, tiles: bool = True) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch size {batch_size}", remedy="it must be at least 1")
         self.device, self.engine, self.precision = engine.device, engine.name, engine.precision
-        self.close_ups, self.config, self.runs = close_ups, engine.config, engine
+        self.tiles, self.config, self.runs = tiles, engine.config, engine
         self.batch_size = batch_size or _CPU_BATCH
         self._batched: BatchedPasses | None = None
         if engine.device != "cpu":
@@ -97,7 +97,7 @@ class Refiner(BaseRefiner):
 
             assert isinstance(engine, TorchEngine)
             self.batch_size = batch_size or fitting_batch(engine.torch_device)
-            self._batched = BatchedPasses(engine, self.batch_size, close_ups=close_ups)
+            self._batched = BatchedPasses(engine, self.batch_size, tiles=tiles)
 
     def refine_windows(
         self,
@@ -143,7 +143,7 @@ class Refiner(BaseRefiner):
         def refine(mask: MaskWindow, index: int) -> MaskWindow:
             if not mask.area:
                 return mask
-            return refine_instance(self.runs, images[index], mask, close_ups=self.close_ups)
+            return refine_instance(self.runs, images[index], mask, tiles=self.tiles)
 
         waiting = [self._workers.submit(refine, *each) for each in zip(masks, image_index, strict=True)]
         try:
@@ -157,7 +157,7 @@ class Refiner(BaseRefiner):
         """See ``BaseRefiner``; the ``torch`` engine alone keeps one."""
         from transfiner_refine.trace import native_trace  # here, because it imports torch
 
-        return native_trace(self.runs, image, mask, close_ups=self.close_ups)
+        return native_trace(self.runs, image, mask, tiles=self.tiles)
 
     @cached_property
     def _workers(self) -> ThreadPoolExecutor:

@@ -87,13 +87,13 @@ class Trace:
 
     coarse_mask: MaskWindow  # the given mask
     passes: tuple[TracePass, ...]  # of the network, in order; the second one where the RoI moved
-    close_ups: tuple[TracePass, ...]  # in the tiles of a large object, row by row; none for others
+    tiles: tuple[TracePass, ...]  # in the tiles of a large object, row by row; none for others
     result: MaskWindow  # the refined mask, bool; what ``Refiner.refine`` returns
 
     @property
     def relabelled_pixels(self) -> MaskWindow:
-        """All pixels that did not simply keep the coarse mask's label, in whichever pass or close-up."""
-        return _union([step.relabelled_pixels for step in (*self.passes, *self.close_ups)])
+        """All pixels that did not simply keep the coarse mask's label, in whichever pass or tile."""
+        return _union([step.relabelled_pixels for step in (*self.passes, *self.tiles)])
 
     @property
     def region(self) -> MaskWindow:
@@ -126,19 +126,19 @@ def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | M
     return refiner.trace(image, window)
 
 
-def native_trace(engine: Engine, image: NDArray[np.uint8], mask: MaskWindow, *, close_ups: bool) -> Trace:
+def native_trace(engine: Engine, image: NDArray[np.uint8], mask: MaskWindow, *, tiles: bool) -> Trace:
     """The trace of a native network; see ``BaseRefiner.trace``."""
     if not isinstance(engine, TorchEngine):
         raise DeviceError(
             f"the {engine.name} engine keeps no trace", remedy='load the refiner with engine="torch"'
         )
     looks: list[Look] = []
-    refined = refine_instance(engine, image, mask, close_ups=close_ups, looks=looks)
-    passes, tiles = (
-        tuple(_pass(engine, image, look) for look in looks if look.close_up == is_tile)
+    refined = refine_instance(engine, image, mask, tiles=tiles, looks=looks)
+    passes, of_tiles = (
+        tuple(_pass(engine, image, look) for look in looks if look.is_tile == is_tile)
         for is_tile in (False, True)
     )
-    return Trace(mask, passes, tiles, harden(refined))
+    return Trace(mask, passes, of_tiles, harden(refined))
 
 
 def _union(windows: list[MaskWindow]) -> MaskWindow:

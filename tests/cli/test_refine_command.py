@@ -174,8 +174,8 @@ def test_an_interrupted_run_is_neither_forgotten_nor_mixed_up(interrupted_job: P
     (first,) = precisions - {load_refiner(device="cpu").precision}
     other = refine(job, "--device", "cpu", "--resume", "--precision", first)
     assert f"--precision was {(precisions - {first}).pop()} and is {first}" in other.stderr
-    other = refine(job, "--device", "cpu", "--resume", "--no-close-ups")
-    assert "--close-ups was true and is false" in other.stderr
+    other = refine(job, "--device", "cpu", "--resume", "--no-tiles")
+    assert "--tiles was true and is false" in other.stderr
     assert refine(job, "--device", "cpu", "--overwrite").exit_code == 0
 
 

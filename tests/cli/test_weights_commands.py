@@ -76,6 +76,10 @@ def test_a_renamed_command_and_a_renamed_option_still_work_with_a_notice(
     code, _, err = run("report", "--photo-side", "100", "--images", "a", "--before", "b", "--after", "c")
     assert "--photo-side is now called --image-side" in err
     assert "nothing to make" in err  # and the rest of the line was read
+    for old, new in (("--close-ups", "--tiles"), ("--no-close-ups", "--no-tiles")):
+        code, _, err = run("refine", old, "--images", tmp_path / "none", "--masks", "m", "--output", "o")
+        assert f"{old} is now called {new}" in err
+        assert code == 1  # there are no images
 
 
 def test_weights_lists_the_built_in_models() -> None:

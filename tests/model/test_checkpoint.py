@@ -150,6 +150,8 @@ def test_every_default_is_in_its_range_and_settings_of_older_versions_change_not
     values = json.loads(json.dumps(RefinerConfig().to_json()))
     assert RefinerConfig.from_json(values) == RefinerConfig()
     assert RefinerConfig.from_json(values | {"passes": "x", "repeat_share": None}) == RefinerConfig()
+    values["close_up_from"] = values.pop("tiles_from") + 1
+    assert RefinerConfig.from_json(values).tiles_from == RefinerConfig().tiles_from + 1
     assert isinstance(RefinerConfig.from_json(values | {"trust": 1}).trust, float)
 
 

@@ -217,7 +217,7 @@ def test_a_trace_ends_in_the_mask_that_refine_gives(refiner: OfficialRefiner, nu
     (step,) = traced.passes
     assert np.array_equal(step.probability, soft.values)
     assert (step.roi.x0, step.roi.y0) == (soft.x, soft.y)
-    assert not traced.close_ups
+    assert not traced.tiles
     changed = traced.result.paste() != mask.paste()
     assert not (changed & ~traced.relabelled_pixels.paste()).any()
 

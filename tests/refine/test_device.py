@@ -61,7 +61,7 @@ def test_masks_are_those_of_one_instance_at_a_time_but_for_few_pixels(engine: To
     soft = cv2.GaussianBlur(scenes[-1][1].astype(np.float32), (7, 7), 0)
     given.append(as_window(soft))
     images = [image for image, _ in scenes]
-    refined = BatchedPasses(engine, 4, close_ups=True).refine(images, given, range(6))
+    refined = BatchedPasses(engine, 4, tiles=True).refine(images, given, range(6))
     for image, mask, result in zip(images, given, refined, strict=True):
         window = mask.decode() if isinstance(mask, Mask) else mask
         expected = harden(refine_instance(engine, image, window)).paste()
@@ -77,7 +77,7 @@ def test_probabilities_can_be_had_and_masks_with_many_runs_need_no_more_than_ano
     rng = np.random.default_rng(0)
     speckled = mask ^ (rng.random(mask.shape) < 0.3)
     given = [Mask.from_window(as_window(each)) for each in (mask, speckled)]
-    passes = BatchedPasses(engine, 4, close_ups=False)
+    passes = BatchedPasses(engine, 4, tiles=False)
     hard, probable = (passes.refine([image], given, [0, 0], soft=soft) for soft in (False, True))
     for one, other in zip(hard, probable, strict=True):
         assert isinstance(other, MaskWindow)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from transfiner_refine.model.config import RefinerConfig
-from transfiner_refine.refine.instance import blend_close_ups, close_up_windows, patches_if_agreed
+from transfiner_refine.refine.instance import blend_tiles, patches_if_agreed, tile_rois
 from transfiner_refine.refine.roi import Roi
 
 CONFIG = RefinerConfig()
@@ -80,7 +80,7 @@ ROIS = st.builds(
 @with_any(ROIS)
 def test_windows_lie_inside_the_roi_and_cover_it(roi: Roi) -> None:
     covered = np.zeros((roi.height, roi.width), int)
-    windows = close_up_windows(roi)
+    windows = tile_rois(roi)
     for window in windows:
         assert roi.x0 <= window.x0 < window.x1 <= roi.x1
         assert roi.y0 <= window.y0 < window.y1 <= roi.y1
@@ -91,21 +91,21 @@ def test_windows_lie_inside_the_roi_and_cover_it(roi: Roi) -> None:
 
 @with_any(ROIS, st.floats(0, 1), st.data())
 def test_where_all_agree_blending_changes_nothing(roi: Roi, value: float, data: st.DataObject) -> None:
-    windows = close_up_windows(roi)
+    windows = tile_rois(roi)
     before = np.full((roi.height, roi.width), value, np.float32)
     labels = [
         np.full((window.height, window.width), value, np.float32) if data.draw(st.booleans()) else None
         for window in windows
     ]
-    np.testing.assert_allclose(blend_close_ups(roi, before, windows, labels), before, atol=1e-6)
+    np.testing.assert_allclose(blend_tiles(roi, before, windows, labels), before, atol=1e-6)
 
 
 def test_a_window_rules_where_it_is_alone_and_fades_towards_the_next() -> None:
     roi = Roi(10, 20, 110, 60)
-    windows = close_up_windows(roi)
+    windows = tile_rois(roi)
     assert windows == [Roi(10, 20, 70, 60), Roi(50, 20, 110, 60)]
     before = np.zeros((40, 100), np.float32)
-    blended = blend_close_ups(roi, before, windows, [np.ones((40, 60), np.float32), None])
+    blended = blend_tiles(roi, before, windows, [np.ones((40, 60), np.float32), None])
     assert (blended[:, :40] == 1).all()
     assert (blended[:, 60:] == 0).all()
     assert (np.diff(blended[:, 39:61], axis=1) < 0).all()

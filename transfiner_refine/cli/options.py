@@ -43,7 +43,12 @@ FORMAT_NAMES = (
     "labelme",
 )
 
-_RENAMED = {"--photo-side": "--image-side"}  # old: new; the old names work until the next version
+# old: new; the old names work until the next version
+_RENAMED = {
+    "--photo-side": "--image-side",
+    "--close-ups": "--tiles",
+    "--no-close-ups": "--no-tiles",
+}
 
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:

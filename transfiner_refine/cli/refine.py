@@ -69,7 +69,7 @@ __all__ = ["command"]
     "Instances refined at a time; changes speed and memory, never a mask.  [default: what suits the device]",
 )
 @option(
-    "--close-ups/--no-close-ups",
+    "--tiles/--no-tiles",
     default=True,
     help="Look at large objects once more, part by part: a little sharper, and they take about two and a half "
     "times as long.",

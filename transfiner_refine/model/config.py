@@ -14,6 +14,7 @@ __all__ = ["ATTENTION_GRIDS", "Architecture", "RefineSettings", "RefinerConfig"]
 ATTENTION_GRIDS = (28, 56, 112)
 
 _FORMER = {"passes", "repeat_share"}  # of files from version 0.1; they change nothing any more
+_RENAMED = {"close_up_from": "tiles_from"}  # of files from version 0.1: old → new
 
 # Types with the least and the greatest value that a weights file may hold, or with the texts.
 _Channels = Annotated[int, (1, 4096)]
@@ -81,8 +82,8 @@ class RefineSettings:
             depends on it and not on how many nodes there are.
         repeat_overlap: a second pass is made where the RoI around the new mask overlaps that of the given one by less
             than this (intersection over union), to look at what the first pass could not see.
-        repeat_trust: ``trust`` in second passes and close-ups, whose given mask comes from the first pass.
-        close_up_from: side of an RoI, pixels, from which on the object gets close-ups (``refine/instance.py``).
+        repeat_trust: ``trust`` in second passes and tiles, whose given mask comes from the first pass.
+        tiles_from: side of an RoI, pixels, from which on the object gets tiles (``refine/instance.py``).
         keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
             box, keeps the given mask: the two are then as close as this refiner comes to the truth, so the refined
             one is no better evidence.
@@ -106,7 +107,7 @@ class RefineSettings:
     node_budget: tuple[_Budget, ...] = (224, 352, 576, 640, 768)
     repeat_overlap: _Threshold = 0.7
     repeat_trust: _Logit = 0.5
-    close_up_from: _Pixels = 200
+    tiles_from: _Pixels = 200
     keep_shift: _Share = 0.005
     keep_patch: _Share = 0.02
     keep_rest: _Share = 0.003
@@ -144,6 +145,7 @@ class RefinerConfig(RefineSettings, Architecture):
 
         if not isinstance(values, dict):
             raise wrong(f"configuration: {type(values).__name__} instead of named fields")
+        values = {_RENAMED.get(name, name): value for name, value in values.items()}
         types = get_type_hints(cls, include_extras=True)
         if unknown := sorted(set(values) - set(types) - _FORMER):
             raise wrong(

@@ -46,7 +46,7 @@ def refiner_entries(refiner: AnyRefiner, weights: Path | None) -> dict[str, str]
     kind = type(refiner)
     name = f"{kind.__module__}.{kind.__qualname__}" if weights is None else content_digest(weights)
     entries = {"--weights": name}
-    for name in ("device", "engine", "precision", "close_ups"):
+    for name in ("device", "engine", "precision", "tiles"):
         value = getattr(refiner, name, None)
         if value is not None:
             value = str(value).lower()  # which of several cards does not matter

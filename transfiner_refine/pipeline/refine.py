@@ -71,7 +71,7 @@ def refine_files(
     engine: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
-    close_ups: bool = True,
+    tiles: bool = True,
     refiner: AnyRefiner | None = None,
     min_area: int = 0,
     score_threshold: float | None = None,
@@ -106,8 +106,8 @@ def refine_files(
         engine: "auto", "torch" or "onnx".
         precision: "auto", "fp32", "bf16", "fp16" or "int8".
         batch_size: instances a call of the network, None for what suits the device.
-        close_ups: look at large objects once more, part by part.
-        refiner: used in place of loading ``weights``; the arguments from ``weights`` to ``close_ups`` are
+        tiles: look at large objects once more, part by part.
+        refiner: used in place of loading ``weights``; the arguments from ``weights`` to ``tiles`` are
             not looked at then.
         min_area: masks of fewer pixels pass through.
         score_threshold: instances with a lower score pass through.
@@ -181,7 +181,7 @@ def refine_files(
                 engine=engine,
                 precision=precision,
                 batch_size=batch_size,
-                close_ups=close_ups,
+                tiles=tiles,
             )
             left_to_us = (device, engine, precision) == ("auto",) * 3 and refiner.device == "cpu"
             if left_to_us and (reason := unused_card()) is not None:

@@ -1,6 +1,6 @@
 """One pass over many RoIs at once, on a device: what ``instance.py`` does for one, as batched tensor operations.
 
-Cutting, resampling, the step, pasting, the comparison with the given mask, close-ups and the search for run boundaries
+Cutting, resampling, the step, pasting, the comparison with the given mask, tiles and the search for run boundaries
 follow each other without waiting for the device.
 """
 
@@ -24,7 +24,7 @@ class Group(NamedTuple):
     size: SizeClass  # size class of the step
     canvas: int  # side of the canvas, a power of two
     first: bool  # the first pass, after which the given mask may stay
-    window: SizeClass | None  # size class of the close-ups; None without any
+    window: SizeClass | None  # size class of its tiles; None without any
     soft: bool  # coarse masks are probabilities
 
 
@@ -56,12 +56,12 @@ def refine_group(
     soft: Tensor | None,
     edges_a_column: int,
 ) -> GroupResult:
-    """One pass over a batch of RoIs of one group, with its close-ups.
+    """One pass over a batch of RoIs of one group, with its tiles.
 
     Args:
         pixels: [pixels, 3] uint8, all images row by row.
         table: [B, 7 + 4 · windows] int64: row of ``pixels`` of the RoI's top left pixel, pixels of an image row, the
-            image's height, the RoI's x0, y0, width, height; then of each close-up x, y, width, height in the RoI, 0 for
+            image's height, the RoI's x0, y0, width, height; then of each tile x, y, width, height in the RoI, 0 for
             those there are not.
         edges: [B, runs] int64, the coarse masks, see ``rasterise``.
         soft: [B, canvas, canvas] float32 in their place.
@@ -84,7 +84,7 @@ def refine_group(
     counts, ends = on_canvas.boundaries(after, x0, y0, image_height, capacity)
     result = refined
     if group.window is not None:
-        result = _close_ups(engine, group.window, image, refined, whole, table[:, 7:])
+        result = _tiles(engine, group.window, image, refined, whole, table[:, 7:])
     stays = agreed = torch.zeros_like(area, dtype=torch.bool)
     if group.first:
         limits = config.keep_shift, config.keep_patch, config.keep_rest
@@ -117,10 +117,10 @@ def _look(engine: TorchEngine, size: SizeClass, image: Tensor, mask: Tensor, par
     return torch.where(relabelled, values, mask)
 
 
-def _close_ups(
+def _tiles(
     engine: TorchEngine, size: SizeClass, image: Tensor, refined: Tensor, whole: _Part, windows: Tensor
 ) -> Tensor:
-    """``refined`` [B, canvas, canvas] after close-ups in ``windows`` [B, 4 · windows]."""
+    """``refined`` [B, canvas, canvas] after another look at its tiles ``windows`` [B, 4 · windows]."""
     count, canvas = windows.shape[1] // 4, image.shape[-1]
 
     def each_window(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.engine import size_class
-from transfiner_refine.refine.instance import close_up_windows
+from transfiner_refine.refine.instance import tile_rois
 from transfiner_refine.refine.roi import Roi, overlap, read_mask, roi_around_box
 from transfiner_refine.refine.torch_engine import TorchEngine
 
@@ -36,7 +36,7 @@ _AHEAD = 2  # batches that the device may be behind
 
 
 class _Item(NamedTuple):
-    """An RoI that waits for its pass: instance and image by position, coarse mask, windows of its close-ups."""
+    """An RoI that waits for its pass: instance and image by position, coarse mask, windows of its tiles."""
 
     instance: int
     image: int
@@ -51,11 +51,11 @@ class BatchedPasses:
     Args:
         engine: runs the step.
         batch_size: RoIs at a time; less where they are large.
-        close_ups: refine large objects once more in tiles.
+        tiles: refine large objects once more in tiles.
     """
 
-    def __init__(self, engine: TorchEngine, batch_size: int, *, close_ups: bool) -> None:
-        self._engine, self._batch_size, self._close_ups = engine, batch_size, close_ups
+    def __init__(self, engine: TorchEngine, batch_size: int, *, tiles: bool) -> None:
+        self._engine, self._batch_size, self._tiles = engine, batch_size, tiles
         # measured once: a run has the same batches from its beginning to its end
         self._canvas_pixels = free_bytes(engine.torch_device) // 2 // _BYTES_A_PIXEL
 
@@ -69,7 +69,7 @@ class BatchedPasses:
         soft: bool = False,
     ) -> list[Mask | MaskWindow]:
         """``BaseRefiner.refine_windows`` of masks, or of windows where masks are soft; with ``soft`` gives windows."""
-        work = _Work(self._engine, images, list(masks), self._close_ups, soft)
+        work = _Work(self._engine, images, list(masks), self._tiles, soft)
         for index, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
             if mask.area:
                 box = mask.box if isinstance(mask, Mask) else _box_of(mask)
@@ -125,12 +125,12 @@ class _Work:
         engine: TorchEngine,
         images: Sequence[NDArray[np.uint8]],
         masks: list[Mask | MaskWindow],
-        close_ups: bool,
+        tiles: bool,
         soft: bool,
     ) -> None:
         self.groups: dict[Group, list[_Item]] = defaultdict(list)
         self.results: list[Mask | MaskWindow] = masks
-        self._engine, self._close_ups, self._soft = engine, close_ups, soft
+        self._engine, self._tiles, self._soft = engine, tiles, soft
         starts = np.cumsum([0, *(image.shape[0] * image.shape[1] for image in images)])
         self._starts = starts[:-1]
         self._sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
@@ -155,10 +155,10 @@ class _Work:
         config, side = self._engine.config, roi.side
         windows: Sequence[Roi] = ()
         window = None
-        if self._close_ups and side >= config.close_up_from:
-            windows = close_up_windows(roi)
+        if self._tiles and side >= config.tiles_from:
+            windows = tile_rois(roi)
             window = size_class(config, windows[0].side, nodes=False)
-        size = size_class(config, side, nodes=first, close_ups=self._close_ups)
+        size = size_class(config, side, nodes=first, tiles=self._tiles)
         canvas = max(_SMALLEST_CANVAS, 1 << (side - 1).bit_length())
         group = Group(size, canvas, first, window, isinstance(mask, MaskWindow))
         self.groups[group].append(_Item(instance, image, mask, roi, windows))

@@ -52,9 +52,9 @@ class SizeClass(NamedTuple):
         return f"{self.grid}" if self.nodes else f"{self.grid}-dense"
 
 
-def size_class(config: RefinerConfig, roi_side: int, *, nodes: bool, close_ups: bool = False) -> SizeClass:
-    """The class of an RoI whose longer side is ``roi_side`` pixels; where close-ups follow they make the 448 level."""
-    ends_at_224 = not nodes or (close_ups and roi_side >= config.close_up_from)
+def size_class(config: RefinerConfig, roi_side: int, *, nodes: bool, tiles: bool = False) -> SizeClass:
+    """The class of an RoI whose longer side is ``roi_side`` pixels; where tiles follow they make the 448 level."""
+    ends_at_224 = not nodes or (tiles and roi_side >= config.tiles_from)
     depth = config.depth(roi_side)
     return SizeClass(min(depth, len(ATTENTION_GRIDS) + 1) if ends_at_224 else depth, nodes)
 

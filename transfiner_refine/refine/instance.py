@@ -2,7 +2,7 @@
 
 The whole object first. Where the refined outline is so near to the given one that it is no better evidence, the given
 mask stays. Where the new mask's RoI is another one, a second pass follows. A large object is then refined once more in
-tiles ("close-ups"), for in the RoI its finest cells are several pixels long, and the backbone sees its outline blurred;
+tiles, for in the RoI its finest cells are several pixels long, and the backbone sees its outline blurred;
 CascadePSP (Cheng et al., CVPR 2020) refines locally after globally for the same reason. The first pass builds the
 quadtree; the later ones start from a mask that is right in its main lines, where dense labels are as good.
 """
@@ -32,12 +32,12 @@ from transfiner_refine.refine.roi import (
 
 __all__ = [
     "Look",
-    "blend_close_ups",
-    "close_up_windows",
+    "blend_tiles",
     "harden",
     "patches_if_agreed",
     "refine_instance",
     "step_input",
+    "tile_rois",
 ]
 
 _UNDIVIDED = 0.7  # an axis up to this long, relative to the RoI's longer side, is not divided into tiles
@@ -58,7 +58,7 @@ class Look:
     roi: Roi  # the rectangle of the image that was refined
     coarse_mask: MaskWindow  # the mask that it started from
     size: SizeClass  # the size class of the step
-    close_up: bool  # the rectangle is a tile of a large object
+    is_tile: bool  # the rectangle is a tile of a large object
     refined: MaskWindow  # the probability that came out, a window of the RoI
     relabelled: NDArray[np.bool_]  # [28, 28] bool, the cells that were relabelled
 
@@ -68,7 +68,7 @@ def refine_instance(
     image: NDArray[np.uint8],
     mask: MaskWindow,
     *,
-    close_ups: bool = True,
+    tiles: bool = True,
     looks: list[Look] | None = None,
 ) -> MaskWindow:
     """The refined probability in a window of the image; ``mask`` itself where it stays as it is.
@@ -77,18 +77,18 @@ def refine_instance(
         engine: runs the step.
         image: H×W×3 uint8 RGB.
         mask: the coarse mask, with at least one value of 0.5 or more; bool, or float in [0, 1].
-        close_ups: refine large objects once more in tiles.
+        tiles: refine large objects once more in tiles.
         looks: receives every step that was made.
     """
     config = engine.config
 
-    def look(coarse: MaskWindow, roi: Roi, *, nodes: bool = False, close_up: bool = False) -> MaskWindow:
-        size = size_class(config, roi.side, nodes=nodes, close_ups=close_ups)
+    def look(coarse: MaskWindow, roi: Roi, *, nodes: bool = False, is_tile: bool = False) -> MaskWindow:
+        size = size_class(config, roi.side, nodes=nodes, tiles=tiles)
         probability, relabelled = engine.step(size, *step_input(image, coarse, roi, size.side(config)))
         values = paste_into_roi(probability[0], relabelled[0], coarse, roi)
         refined = MaskWindow(values, roi.x0, roi.y0, coarse.image_size)
         if looks is not None:
-            looks.append(Look(roi, coarse, size, close_up, refined, relabelled[0]))
+            looks.append(Look(roi, coarse, size, is_tile, refined, relabelled[0]))
         return refined
 
     roi = roi_around(mask, config)
@@ -102,14 +102,14 @@ def refine_instance(
     moved = roi_around(harden(refined), config)
     if overlap(roi, moved) < config.repeat_overlap:
         roi, refined = moved, look(harden(refined), moved)
-    if not close_ups or roi.side < config.close_up_from or refined.area == 0:
+    if not tiles or roi.side < config.tiles_from or refined.area == 0:
         return refined
-    coarse, windows, labels = harden(refined), close_up_windows(roi), []
+    coarse, windows, labels = harden(refined), tile_rois(roi), []
     for window in windows:
         part = read_mask(coarse, window)
         has_outline = part.min() < part.max()
-        labels.append(look(coarse, window, close_up=True).values if has_outline else None)
-    return replace(refined, values=blend_close_ups(roi, refined.values, windows, labels))
+        labels.append(look(coarse, window, is_tile=True).values if has_outline else None)
+    return replace(refined, values=blend_tiles(roi, refined.values, windows, labels))
 
 
 def step_input(
@@ -175,7 +175,7 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return outline
 
 
-def close_up_windows(roi: Roi) -> list[Roi]:
+def tile_rois(roi: Roi) -> list[Roi]:
     """Two or four tiles that cover an RoI, two of them along each axis that is not much the shorter."""
 
     def divided(start: int, stop: int) -> list[tuple[int, int]]:
@@ -187,7 +187,7 @@ def close_up_windows(roi: Roi) -> list[Roi]:
     return [Roi(x0, y0, x1, y1) for y0, y1 in divided(roi.y0, roi.y1) for x0, x1 in divided(roi.x0, roi.x1)]
 
 
-def blend_close_ups(
+def blend_tiles(
     roi: Roi,
     before: NDArray[np.float32],
     windows: Sequence[Roi],
@@ -197,8 +197,8 @@ def blend_close_ups(
 
     Args:
         roi: the whole.
-        before: [roi.height, roi.width], foreground probability before the close-ups.
-        windows: from ``close_up_windows``.
+        before: [roi.height, roi.width], foreground probability after the passes.
+        windows: from ``tile_rois``.
         labels: [height, width] of each tile, its new foreground probability; None where ``before`` stays.
     """
     total, weights = np.zeros_like(before), np.zeros_like(before)
