@@ -13,14 +13,16 @@ Text files are copied as they are; refined masks are written as 0 and 255 (or in
 from __future__ import annotations
 
 import math
+import posixpath
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import FolderEntry, ImageTree, first_files, first_lines
+from transfiner_refine.formats.folders import ImageTree, first_files, first_lines
 from transfiner_refine.formats.label_map_folders import MapFile, PngFolder, label_of
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_MAPS, LABELS, base_of, image_key
 from transfiner_refine.formats.label_maps import PngFileMask
@@ -59,16 +61,10 @@ class CityscapesResultsSource(PngFolder):
             except InputError as unreadable:
                 error = unreadable
             self.groups.append(lines)
-            stem = _stem(name, tree)
-            usual = self.row.image_name.format(stem) or None
-            count = 1 if error else len(lines)
-            entries.append(FolderEntry(name, stem, count, error=error, usual_name=usual))
+            entry = self.entry(name, _stem(name, tree), lines)
+            entries.append(replace(entry, error=error, count=1 if error else len(lines)))
         self.entries = tuple(entries)
         self.find_images(tree)
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return LABELS
 
     def files_of(self, position: int) -> Collection[PurePosixPath]:
         return [self.entries[position].name, *super().files_of(position)]
@@ -77,9 +73,8 @@ class CityscapesResultsSource(PngFolder):
         try:
             path, label_id, score = _parsed(name, text)
             if path in seen:
-                raise InputError(
-                    f"names the mask of {seen[path]} again", remedy="write one file for each mask"
-                )
+                reason = f"names the mask of {seen[path]} again"
+                raise InputError(reason, remedy="write one file for each mask")
         except InputError as error:
             return MapFile(name, error=error.at(self.folder / name, f"line {number}"))
         seen[path] = label = f"{name} line {number}"
@@ -95,49 +90,36 @@ def _parsed(name: PurePosixPath, text: str) -> tuple[PurePosixPath, int, float]:
     """Mask relative to the folder, label id and confidence of a line; raises InputError where it has no such three."""
     fields = text.split(" ")
     if len(fields) != 3:
-        raise InputError(
-            f"has {len(fields)} fields, not a path, a label id and a confidence",
-            remedy="separate the three by one space each, and use paths without spaces",
-        )
+        reason = f"has {len(fields)} fields, not a path, a label id and a confidence"
+        remedy = "separate the three by one space each, and use paths without spaces"
+        raise InputError(reason, remedy=remedy)
     try:
         number, score = float(fields[1]), float(fields[2])
     except ValueError:
         number = score = math.nan
     if not math.isfinite(score) or not number.is_integer():
-        raise InputError(
-            f"has label id {fields[1][:30]!r} and confidence {fields[2][:30]!r}",
-            remedy="write a whole number and a number",
-        )
+        reason = f"has label id {fields[1][:30]!r} and confidence {fields[2][:30]!r}"
+        raise InputError(reason, remedy="write a whole number and a number")
     return _inside(name.parent, fields[0]), int(number), score
 
 
 def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
     """The path of a mask relative to the folder; raises InputError where it lies outside."""
     path = PurePosixPath(text.replace("\\", "/"))
-    parts: list[str] = []
-    for part in (*parent.parts, *path.parts):
-        if part == "..":
-            if not parts:
-                parts = [part]
-                break
-            parts.pop()
-        else:
-            parts.append(part)
+    inside = PurePosixPath(posixpath.normpath(parent / path))
     unsafe = path.is_absolute() or "\0" in text or any(":" in part for part in path.parts)
-    if unsafe or not path.name or parts[:1] in ([], [".."]):
+    if unsafe or not path.name or inside.parts[:1] in ((), ("..",)):
         raise InputError(f"points outside of the folder: {text[:100]!r}", remedy="use paths inside of it")
-    return PurePosixPath(*parts)
+    return inside
 
 
 def _stem(name: PurePosixPath, tree: ImageTree | None) -> PurePosixPath:
     """Where the image of a text file must lie and what it must be called, without ``_leftImg8bit``."""
     stem = name.with_suffix("")
-    shorter = stem.name
-    while tree is not None:
+    shorter = "" if tree is None else stem.name
+    while tree is not None and shorter:
         if tree.has_key(shorter):
             return stem.with_name(shorter)
-        if "_" not in shorter:
-            break
         shorter = shorter.rpartition("_")[0]
     frame = _FRAME.match(stem.name)
     return stem if frame is None else stem.with_name(frame.group())
@@ -179,11 +161,5 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
     return conversion.written()
 
 
-CITYSCAPES_RESULTS = Format(
-    "cityscapes-results",
-    "Cityscapes instance results (txt + PNG)",
-    True,
-    _is_results,
-    CityscapesResultsSource,
-    _write,
-)
+_TITLE = "Cityscapes instance results (txt + PNG)"
+CITYSCAPES_RESULTS = Format("cityscapes-results", _TITLE, True, _is_results, CityscapesResultsSource, _write)

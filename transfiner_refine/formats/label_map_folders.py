@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,11 +21,11 @@ from transfiner_refine.formats.label_maps import (
     LabelMask,
     MergedMap,
     PngFileMask,
-    ids_in,
     is_among,
     kind_of,
     merge,
     new_ids,
+    places_of,
     update_map,
 )
 from transfiner_refine.formats.png import MaskPixels, read_pixels, write_png
@@ -112,8 +112,7 @@ class MapFile:
     Attributes:
         name: its path inside the folder.
         instance: what a file that is one mask holds; None for a map.
-        ids: the instances of a map by rising id.
-        classes: of each id, None where it is not known.
+        ids: class of each instance of a map by its id, in rising order; None where it is not known.
         crowd: the id that is no single object; None for none.
         size: (height, width) of a map, pixels.
         error: why the file cannot be used.
@@ -121,8 +120,7 @@ class MapFile:
 
     name: PurePosixPath
     instance: Instance | None = None
-    ids: tuple[int, ...] = ()
-    classes: tuple[int | None, ...] = ()
+    ids: Mapping[int, int | None] = field(default_factory=dict)
     crowd: int | None = None
     size: tuple[int, int] | None = None
     error: InputError | None = None
@@ -141,6 +139,13 @@ class PngFolder(FolderSource):
         super().__init__(folder, options.images)
         self.row, self.options = row, options
         self.groups: list[list[MapFile]] = []
+        is_above = bool(row.map_folder) and (folder / row.map_folder).is_dir()
+        self._inside = PurePosixPath(row.map_folder if is_above else "")
+        self._classes = (folder if is_above else folder.parent) / row.class_folder
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        return self.row.labels
 
     def instances_of(
         self,
@@ -154,7 +159,7 @@ class PngFolder(FolderSource):
             elif file.instance is not None:
                 yield replace(file.instance, index=first)
             label_map = LabelMap(partial(read_pixels, self.folder / file.name, self.options.max_image_pixels))
-            for number, (value, category_id) in enumerate(zip(file.ids, file.classes, strict=True), first):
+            for number, (value, category_id) in enumerate(file.ids.items(), first):
                 mask = LabelMask(label_map, value, file.size or (0, 0))
                 label, is_crowd = f"{file.name} id {value}", value == file.crowd
                 yield Instance(number, mask, label, category_id, is_crowd=is_crowd, instance_id=value)
@@ -173,11 +178,12 @@ class PngFolder(FolderSource):
                 white = file.instance.mask.foreground_in(pixels)
                 pixels.write(np.where(own[0].decode().paste(), white, 0), draft / file.name)
             elif own:
-                merged = self.row.update(pixels.values, [(file.ids[n], mask) for n, mask in own.items()])
+                ids = list(file.ids)
+                merged = self.row.update(pixels.values, [(ids[n], mask) for n, mask in own.items()])
                 pixels.write(merged.values, draft / file.name)
-                self.map_written(file, pixels.values, merged.values, draft)
+                self._update_classes(file, pixels.values, merged.values, draft)
                 overlap_pixels += merged.overlap_pixels
-                covered += [first + file.ids.index(value) for value in merged.covered]
+                covered += [first + ids.index(value) for value in merged.covered]
             first += file.count
         return Written(overlap_pixels, tuple(covered))
 
@@ -191,10 +197,11 @@ class PngFolder(FolderSource):
                 mask = PngFileMask(self.folder / name, self.options.max_image_pixels, reading)
                 return MapFile(name, Instance(0, mask, str(name)))
             values, row = pixels.values, self.row
-            ids = tuple(value for value in ids_in(values) if value >= row.ids.start and value != row.void)
+            ids = [value for value in places_of(values) if value >= row.ids.start and value != row.void]
             crowd = VOID if pixels.palette and row.void is None else None  # by VOC's convention
-            classes = tuple(self.classes_of(name, values, ids))
-            return MapFile(name, None, ids, classes, crowd, (values.shape[0], values.shape[1]))
+            return MapFile(
+                name, None, self._classes_of(name, values, ids), crowd, (values.shape[0], values.shape[1])
+            )
         except InputError as error:
             return MapFile(name, error=error)
 
@@ -203,18 +210,40 @@ class PngFolder(FolderSource):
         self.read(name)
         return read_pixels(self.folder / name, self.options.max_image_pixels)
 
-    def classes_of(
-        self,
-        name: PurePosixPath,  # noqa: ARG002
-        values: NDArray[Any],  # noqa: ARG002
-        ids: Sequence[int],
-    ) -> Iterable[int | None]:
-        """The class of each id of a map; None where it is not known."""
-        step = self.row.ids_of_a_class
-        return [value // step if step else None for value in ids]
+    def entry(self, name: PurePosixPath, stem: PurePosixPath, files: Sequence[MapFile]) -> FolderEntry:
+        """An image whose instances are in ``files``."""
+        size = next((file.size for file in files if file.size is not None), None)
+        usual_name, count = self.row.image_name.format(stem) or None, sum(file.count for file in files)
+        return FolderEntry(name, stem, count, size=size, usual_name=usual_name)
 
-    def map_written(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
-        """Called after a map was written, for files that must agree with it."""
+    def _classes_of(
+        self, name: PurePosixPath, values: NDArray[Any], ids: Sequence[int]
+    ) -> dict[int, int | None]:
+        """The class of each id: what it says itself, or the most frequent of its pixels in a map of classes."""
+        path, step = self._classes / name.relative_to(self._inside), self.row.ids_of_a_class
+        if not self.row.class_folder or path == self.folder / name or not path.is_file():
+            return {value: value // step if step else None for value in ids}
+        if self.folder in path.parents:
+            self.read(PurePosixPath(path.relative_to(self.folder).as_posix()))
+        classes = read_pixels(path, self.options.max_image_pixels).values
+        if classes.shape != values.shape:
+            (height, width), (h, w) = values.shape, classes.shape
+            reason = f"is {h}×{w}, the map of its objects is {height}×{width} (height × width)"
+            raise InputError(reason, file=path, remedy="give maps that belong together")
+        known = (classes[(values == value) & (classes != 0) & (classes != self.row.void)] for value in ids)
+        found = (int(np.bincount(each).argmax()) if len(each) else None for each in known)
+        return dict(zip(ids, found, strict=True))
+
+    def _update_classes(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
+        """Lets the map of classes follow, if it is part of the folder."""
+        name = PurePosixPath(self.row.class_folder) / file.name.relative_to(self._inside)
+        if name == file.name or name not in self._digests or not self.row.class_folder:
+            return
+        classes = self.pixels_of(name)
+        of_id = np.zeros(int(after.max()) + 1, classes.values.dtype)
+        for value, category_id in file.ids.items():
+            of_id[value : value + 1] = category_id or 0
+        classes.write(np.where(after == before, classes.values, of_id[after]), draft / name)
 
 
 class LabelMapSource(PngFolder):
@@ -226,13 +255,9 @@ class LabelMapSource(PngFolder):
         Raises:
             InputError: no such folder, no map in it, or none that can be used.
         """
-        super().__init__(row, folder, options)
-        self._labels = row.labels
         if options.class_names is not None and row.class_folder:
-            self._labels = read_class_names(options.class_names)
-        is_above = bool(row.map_folder) and (folder / row.map_folder).is_dir()
-        self._inside = PurePosixPath(row.map_folder if is_above else "")
-        self._classes = (folder if is_above else folder.parent) / row.class_folder
+            row = replace(row, labels=read_class_names(options.class_names))
+        super().__init__(row, folder, options)
         names = [
             name
             for name in self.files
@@ -243,58 +268,15 @@ class LabelMapSource(PngFolder):
         if not names:
             raise InputError("holds no maps", file=folder, remedy="give the folder of the PNG maps")
         with ThreadPoolExecutor(READERS) as pool:
-            files = list(pool.map(self.look, names))
-        self.groups = [[file] for file in files]
+            self.groups = [[file] for file in pool.map(self.look, names)]
         stems = [row.stem(name.relative_to(self._inside).with_suffix("")) for name in names]
         self.entries = tuple(
-            FolderEntry(
-                file.name,
-                stem,
-                file.count,
-                error=file.error,
-                size=file.size,
-                usual_name=row.image_name.format(stem) or None,
-            )
-            for file, stem in zip(files, stems, strict=True)
+            replace(self.entry(file.name, stem, [file]), error=file.error)
+            for (file,), stem in zip(self.groups, stems, strict=True)
         )
         if options.images is not None:
             maps = [folder / name for name in names]
             self.find_images(ImageTree(options.images, without=maps, key=row.image_key))
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return self._labels
-
-    def classes_of(
-        self, name: PurePosixPath, values: NDArray[Any], ids: Sequence[int]
-    ) -> Iterable[int | None]:
-        """The most frequent class among the pixels of each id, where there is a map of classes."""
-        path = self._classes / name.relative_to(self._inside)
-        if not self.row.class_folder or path == self.folder / name or not path.is_file():
-            return super().classes_of(name, values, ids)
-        if self.folder in path.parents:
-            self.read(PurePosixPath(path.relative_to(self.folder).as_posix()))
-        classes = read_pixels(path, self.options.max_image_pixels).values
-        if classes.shape != values.shape:
-            raise InputError(
-                f"is {classes.shape[0]}×{classes.shape[1]}, the map of its objects is "
-                f"{values.shape[0]}×{values.shape[1]} (height × width)",
-                file=path,
-                remedy="give maps that belong together",
-            )
-        known = (classes[(values == value) & (classes != 0) & (classes != self.row.void)] for value in ids)
-        return [int(np.bincount(found).argmax()) if len(found) else None for found in known]
-
-    def map_written(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
-        """Lets the map of classes follow, if it is part of the folder."""
-        name = PurePosixPath(self.row.class_folder) / file.name.relative_to(self._inside)
-        if name == file.name or name not in self._digests:
-            return
-        classes = self.pixels_of(name)
-        of_id = np.zeros(int(after.max()) + 1, classes.values.dtype)
-        for value, category_id in zip(file.ids, file.classes, strict=True):
-            of_id[value : value + 1] = category_id or 0
-        classes.write(np.where(after == before, classes.values, of_id[after]), draft / name)
 
 
 def write_label_maps(
@@ -365,12 +347,8 @@ def _new_map(
         ranked = by_importance(members)
         for instance in ranked[len(pool) :]:
             reason = f"is one of {len(ranked)} instances, and a map has ids for {len(pool)}"
-            conversion.leave_out(
-                image,
-                instance,
-                f"{reason} of a class" if row.ids_of_a_class else reason,
-                "write another format",
-            )
+            reason += " of a class" if row.ids_of_a_class else ""
+            conversion.leave_out(image, instance, reason, "write another format")
         held = {each.index for each in ranked[: len(pool)]}
         ids |= new_ids([each for each in members if each.index in held], pool)
     by_id = {ids[each.index]: each for each in by_importance(image.instances) if each.index in ids}

@@ -27,7 +27,7 @@ class LabelMap:
     """The pixels of one map, read when the first of its masks is decoded and shared by all of them."""
 
     def __init__(self, read: Callable[[], MaskPixels]) -> None:
-        """Args: ``read`` gives the pixels; it may raise InputError, and must be picklable if the map is to be."""
+        """``read`` gives the pixels; it may raise InputError, and must be picklable if the map is to be."""
         self._read, self._lock = read, Lock()
         self._values: NDArray[Any] | None = None
         self._places: dict[int, tuple[int, ...]] = {}
@@ -92,10 +92,9 @@ class PngFileMask:
         if window.values.size == 0 or self.kind == "any" or pixels.is_binary:
             return window
         if pixels.palette or (self.kind == "auto" and kind_of(pixels) == "id-map"):
+            remedy = "save one mask a file, or give --png-kind id-map"
             raise InputError(
-                "holds several ids, but its name says one instance",
-                file=self.path,
-                remedy="save one mask a file, or give --png-kind id-map",
+                "holds several ids, but its name says one instance", file=self.path, remedy=remedy
             )
         return replace(window, values=window.of(values).astype(np.float32) / pixels.white)
 
@@ -109,15 +108,9 @@ class PngFileMask:
 
 def places_of(values: NDArray[Any]) -> dict[int, tuple[int, ...]]:
     """(area, x0, y0, x1, y1) of each id of an [H, W] map but 0, in rising order; x1 and y1 exclusive, pixels."""
-    table = _merged(
-        np.concatenate([np.empty((0, 6), np.int64), *(_runs(values, rows) for rows in _strips(values))])
-    )
+    found = [_runs(values, rows) for rows in _strips(values)]
+    table = _merged(np.concatenate([np.empty((0, 6), np.int64), *found]))
     return {row[0]: tuple(row[1:]) for row in table.tolist() if row[0]}
-
-
-def ids_in(values: NDArray[Any]) -> tuple[int, ...]:
-    """The ids of an [H, W] map in rising order; 0 is background."""
-    return tuple(places_of(values))
 
 
 def kind_of(pixels: MaskPixels) -> PngKind:
@@ -133,12 +126,12 @@ def kind_of(pixels: MaskPixels) -> PngKind:
     """
     if pixels.palette:
         return "id-map"
-    ids = ids_in(pixels.values)
-    if not ids or ids in ((1,), (pixels.white,)):
+    ids = list(places_of(pixels.values))
+    if not ids or ids in ([1], [pixels.white]):
         return "binary"
     if len(ids) > _MOST_SCATTERED_IDS and ids[-1] != len(ids):
         return "binary"
-    return "id-map" if 2 * len(ids_in(_patches(pixels.values))) >= len(ids) else "binary"
+    return "id-map" if 2 * len(places_of(_patches(pixels.values))) >= len(ids) else "binary"
 
 
 def _patches(values: NDArray[Any]) -> NDArray[Any]:
@@ -165,9 +158,8 @@ def _runs(values: NDArray[Any], rows: slice) -> NDArray[np.int64]:
     lengths = np.diff(starts, append=strip.size)
     y, x = np.divmod(starts, max(1, strip.shape[1]))
     y += rows.start
-    return _merged(
-        np.stack((strip.ravel()[starts].astype(np.int64), lengths, x, y, x + lengths, y + 1), axis=1)
-    )
+    ids = strip.ravel()[starts].astype(np.int64)
+    return _merged(np.stack((ids, lengths, x, y, x + lengths, y + 1), axis=1))
 
 
 def _merged(table: NDArray[np.int64]) -> NDArray[np.int64]:

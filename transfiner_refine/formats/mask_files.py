@@ -22,7 +22,7 @@ soft), and may overlap others. There is a folder for each image, for ``a_1_0001.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import FolderEntry, ImageTree
+from transfiner_refine.formats.folders import ImageTree
 from transfiner_refine.formats.label_map_folders import READERS, MapFile, PngFolder, format_of
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
 from transfiner_refine.formats.label_maps import kind_of
@@ -55,47 +55,44 @@ class MaskFolder(PngFolder):
             InputError: no such folder, no PNG in it, or none of them belongs to an image.
         """
         super().__init__(LABEL_MAPS, folder, options)
-        listed = self.files
+        listed, pictures, images, self._tree = self.files, list[PurePosixPath](), options.images, None
         self.files = [name for name in listed if name.suffix.lower() == ".png"]
         if not self.files:
-            raise InputError(
-                "holds no PNG masks", file=folder, remedy="give COCO JSON or a folder of PNG masks"
-            )
+            remedy = "give COCO JSON or a folder of PNG masks"
+            raise InputError("holds no PNG masks", file=folder, remedy=remedy)
+        if images is not None:
+            root, here = images.resolve(), folder.resolve()
+            # where masks and images share a folder, its PNGs are the masks
+            self._tree = ImageTree(images, without=[folder / name for name in self.files if root == here])
+            pictures = [name for name in listed if name.suffix.lower() in {*SUFFIXES} - {".png"}]
+            pictures = [name for name in pictures if root not in (here / name).parents]
         groups: dict[PurePosixPath, list[tuple[PurePosixPath, bool]]] = {}
         self._unowned: list[InputError] = []
-        owner_of = self._owner_by_name if options.images is None else self._owners_by_image(options.images)
         for name in self.files:
             try:
-                image, is_alone = owner_of(name)
+                image, is_alone = self._owner(name)
                 groups.setdefault(image, []).append((name, is_alone))
             except InputError as error:
                 if name not in self.no_files:  # those are named anyway
                     self._unowned.append(error)
-        for name in [] if options.images is None else self._other_pictures(listed, options.images):
+        for name in pictures:
             with suppress(InputError):  # a picture of no image
-                groups.setdefault(owner_of(name)[0], []).append((name, False))  # named when it is read
+                groups.setdefault(self._owner(name)[0], []).append((name, False))  # named when it is read
                 self.files.append(name)
-        if not groups and options.images is None and self._unowned:
+        if not groups and images is None and self._unowned:
             raise self._unowned[0]
         if not groups:
-            raise InputError(
-                f"none of the {len(self.files)} masks belongs to an image (first: {self.files[0]})",
-                file=folder,
-                remedy=f"name them after the images in {options.images}: STEM.png, STEM_*.png or STEM/*.png",
-            )
+            reason = f"none of the {len(self.files)} masks belongs to an image (first: {self.files[0]})"
+            remedy = f"name them after the images in {images}: STEM.png, STEM_*.png or STEM/*.png"
+            raise InputError(reason, file=folder, remedy=remedy)
         may_be_map = {name: alone or len(files) == 1 for files in groups.values() for name, alone in files}
         with ThreadPoolExecutor(READERS) as pool:
             found = dict(zip(may_be_map, pool.map(self._look, may_be_map, may_be_map.values()), strict=True))
         self.groups = [[found[name] for name, _ in files] for files in groups.values()]
         self.entries = tuple(
-            FolderEntry(
-                files[0].name,
-                image if options.images is None else image.with_suffix(""),
-                sum(file.count for file in files),
-                None if options.images is None else image,
-                size=next((file.size for file in files if file.size is not None), None),
-                usual_name=self.row.image_name.format(image) or None,
-            )
+            self.entry(files[0].name, image, files)
+            if images is None
+            else replace(self.entry(files[0].name, image.with_suffix(""), files), image=image)
             for image, files in zip(groups, self.groups, strict=True)
         )
 
@@ -107,54 +104,35 @@ class MaskFolder(PngFolder):
         yield from (RecordFault(error) for error in self._unowned)
         yield from super().__iter__()
 
-    def _other_pictures(self, names: Iterable[PurePosixPath], images: Path) -> list[PurePosixPath]:
-        """Files that are no PNGs, and none of the images."""
-        root, folder = images.resolve(), self.folder.resolve()
-        pictures = [name for name in names if name.suffix.lower() in {*SUFFIXES} - {".png"}]
-        return [name for name in pictures if root not in (folder / name).parents]
-
     def _look(self, name: PurePosixPath, may_be_map: bool) -> MapFile:
         kind = self.options.png_kind
         return self.look(name, "binary" if kind == "auto" and not may_be_map else kind)
 
-    def _owners_by_image(self, images: Path) -> Callable[[PurePosixPath], tuple[PurePosixPath, bool]]:
-        """Finds the image of a mask, relative to ``images``, and whether its name says that it is the only one."""
-        # where masks and images share a folder, its PNGs are the masks
-        shared = (
-            [self.folder / name for name in self.files] if images.resolve() == self.folder.resolve() else []
-        )
-        tree = ImageTree(images, without=shared)
-
-        def owner_of(name: PurePosixPath) -> tuple[PurePosixPath, bool]:
-            if name.parent.name and (image := tree.find(name.parent)) is not None:
-                return image, False
-            stem = name.stem
-            while stem:
-                if (image := tree.find(name.with_name(stem))) is not None:
-                    return image, stem == name.stem
-                stem = stem.rpartition("_")[0]
-            record = None if name.parent == PurePosixPath() else name.as_posix()
-            raise InputError(f"no image in {images} has that name", file=self.folder / name, record=record)
-
-        return owner_of
-
-    def _owner_by_name(self, name: PurePosixPath) -> tuple[PurePosixPath, bool]:
-        """What the image of a mask is called, where there are no images, and whether the mask is the only one."""
-        if self.options.png_kind != "id-map":
-            if name.parent.name:
+    def _owner(self, name: PurePosixPath) -> tuple[PurePosixPath, bool]:
+        """The image of a mask (its stem, where there are no images), and whether the mask is its only one by name."""
+        stem, kind, path = name.stem, self.options.png_kind, self.folder / name
+        if self._tree is None:
+            if kind != "id-map" and name.parent.name:
                 return name.parent, False
-            before, _, _ = name.stem.rpartition("_")
-            path = self.folder / name
-            if "_" in name.stem and (
-                self.options.png_kind == "binary"
-                or kind_of(read_pixels(path, self.options.max_image_pixels)) == "binary"
-            ):
-                raise InputError(
-                    f"could be the mask of {name.stem} or one of several of {before}",
-                    file=path,
-                    remedy="give the folder of the images with --images",
+            if (
+                kind != "id-map"
+                and "_" in stem
+                and (
+                    kind == "binary" or kind_of(read_pixels(path, self.options.max_image_pixels)) == "binary"
                 )
-        return name.with_suffix(""), True
+            ):
+                reason = f"could be the mask of {stem} or one of several of {stem.rpartition('_')[0]}"
+                remedy = "give the folder of the images with --images"
+                raise InputError(reason, file=path, remedy=remedy)
+            return name.with_suffix(""), True
+        if name.parent.name and (image := self._tree.find(name.parent)) is not None:
+            return image, False
+        while stem:
+            if (image := self._tree.find(name.with_name(stem))) is not None:
+                return image, stem == name.stem
+            stem = stem.rpartition("_")[0]
+        record = None if name.parent == PurePosixPath() else name.as_posix()
+        raise InputError(f"no image in {self._tree.root} has that name", file=path, record=record)
 
 
 def open_masks(path: Path, options: OpenOptions) -> MaskFolder:
@@ -170,7 +148,7 @@ def open_label_maps(path: Path, options: OpenOptions) -> MaskFolder:
 
 
 def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
-    """Writes one PNG an instance; raises OutputError where the disk refuses."""
+    """Writes one PNG an instance."""
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
         for stem, _, image in conversion:
