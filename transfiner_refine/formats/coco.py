@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +26,6 @@ from transfiner_refine.formats.json_stream import (
     sections,
     whole,
 )
-from transfiner_refine.formats.records import ImageRecord, Instance
-from transfiner_refine.formats.segmentation import masks_from_segmentations
-from transfiner_refine.images import ImageFolder
-from transfiner_refine.masks import Mask
 
 ImageId = int | str
 ImageKey = ImageId | tuple[str]  # of records without an image_id: the file name that they state
@@ -83,7 +78,7 @@ def layout_of(path: Path) -> Layout | None:
 
 def _is_record(line: bytes) -> bool:
     try:
-        return _key_of(parse(line.decode())) is not None
+        return key_of(parse(line.decode())) is not None
     except (InputError, UnicodeDecodeError):
         return False
 
@@ -147,12 +142,13 @@ class CocoFile:
 
     def _take_record(self, record: Any, start: int, end: int) -> None:
         self.records.add(start, end)
-        key = _key_of(record, by_name=self.layout in ("results", "lines"))
+        by_name = self.layout in ("results", "lines")
+        key = key_of(record, by_name=by_name)
         if key is None:
             self._image_of.append(_NO_IMAGE)
             return
         self._image_of.append(self.images.setdefault(key, len(self.images)))
-        if isinstance(name := record.get("file_name"), str) and name:
+        if by_name and isinstance(name := record.get("file_name"), str) and name:
             self.own_names.setdefault(key, name)
 
     def _take_image(self, entry: Any, start: int, end: int) -> None:
@@ -205,7 +201,7 @@ class CocoFile:
         found: dict[str, ImageId | None] = {}
         for image_id in self.listed:
             with suppress(InputError):
-                name = _file_name(self.entry(image_id)) or ""
+                name = name_in(self.entry(image_id)) or ""
                 last = PurePosixPath(name).name
                 found[last] = image_id if last not in found else None
                 found[name] = image_id
@@ -247,74 +243,22 @@ class CocoFile:
                 found.append((index, self.label(index), error))
         return tuple(found)
 
+    def rewrite(self, file: BinaryIO, texts: Iterable[tuple[int, str]]) -> None:
+        """Writes the file again with other texts in the place of some records, which come in rising order."""
+        at = 0
+        for index, text in texts:
+            start, end = self.records.place(index)
+            file.writelines(self.text.pieces(at, start))
+            file.write(text.encode())
+            at = end
+        file.writelines(self.text.pieces(at))
+        self.text.check_unchanged()
+
     def label(self, index: int) -> str:
         """How a person finds a record that does not say so itself."""
         if self.layout == "lines":
             return f"line {self._line_numbers[index]}"
         return f"{'record' if self.layout == 'results' else 'annotation'} {index}"
-
-
-@dataclass(frozen=True)
-class CocoInstance(Instance):
-    """An instance with what evaluation alone asks for: ``area`` and ``annotation_id`` as its record has them."""
-
-    mask: Mask
-    area: Any = None
-    annotation_id: Any = None
-
-
-def read_records(
-    raw: Sequence[RawRecord],
-    file: Path,
-    image_size: Callable[[], tuple[int, int]],
-    stuff: Collection[int] = (),
-) -> list[CocoInstance | InputError]:
-    """The instances of an image's records, or what is wrong with them; masks are parsed together.
-
-    Args:
-        raw: the records.
-        file: where they come from.
-        image_size: gives (height, width) of the image, pixels; asked only for polygons.
-        stuff: ids of categories that are no things.
-    """
-    parsed = [_parsed(text) for _, _, text in raw]
-    segmentations = [each.get("segmentation") if isinstance(each, dict) else None for each in parsed]
-    masks = masks_from_segmentations(segmentations, image_size)
-    found: list[CocoInstance | InputError] = []
-    for (index, label, _), record, segmentation, mask in zip(raw, parsed, segmentations, masks, strict=True):
-        is_annotation = label.startswith("annotation")
-        if is_annotation and isinstance(record, dict) and "id" in record:
-            label = f"annotation id {short(record['id'])}"
-        try:
-            if isinstance(record, InputError):
-                raise record
-            if _key_of(record, by_name=not is_annotation) is None:
-                reason = "is no JSON object"
-                if isinstance(record, dict):
-                    reason = f"image_id is {short(record.get('image_id'))}"
-                raise InputError(reason, remedy="write the id of its image into the record")
-            for part in (record, segmentation):
-                if isinstance(part, Ambiguous):
-                    raise part.error
-            if isinstance(mask, InputError):
-                raise mask
-            category_id, score = whole(record.get("category_id")), finite(record, "score")
-            found.append(
-                CocoInstance(
-                    index, mask, label, category_id, score, is_crowd(record), whole(record.get("id")),
-                    category_id in stuff, record.get("area"), record.get("annotation_id"),
-                )
-            )  # fmt: skip
-        except InputError as error:
-            found.append(error.at(error.file or file, error.record or label))
-    return found
-
-
-def _parsed(text: str | InputError) -> Any:
-    try:
-        return parse(text) if isinstance(text, str) else text
-    except InputError as error:
-        return error
 
 
 def refuse(faults: Sequence[InputError]) -> None:
@@ -331,61 +275,13 @@ def refuse(faults: Sequence[InputError]) -> None:
         raise InputError(reason, file=file, remedy="correct them or leave them out")
 
 
-def find_image(
-    key: ImageKey, listing: CocoFile | None, own_name: str | None, folder: ImageFolder | None
-) -> ImageRecord:
-    """An image without instances, as far as it is known: from a listing, else by the name that its records state.
-
-    Raises:
-        InputError: the listing does not have the id, or the image is not in the folder.
-    """
-    image_id, file_name = (None, key[0]) if isinstance(key, tuple) else (key, own_name)
-    size: tuple[int, int] | None = None
-    if listing is not None and image_id is not None:
-        entry = listing.entry(image_id)
-        file_name, size = _file_name(entry), stated_size(entry)
-    name, path = file_name or name_of(key), None
-    if folder is not None:
-        path = folder.named(name) if file_name or image_id is None else _with_id(folder, image_id)
-        file_name = file_name or path.relative_to(folder.root).as_posix()
-    return ImageRecord(path, name, (), size, image_id, file_name)
-
-
-def _with_id(folder: ImageFolder, image_id: ImageId) -> Path:
-    """The image of an id; a number that is written as text may be padded with zeros, too."""
-    try:
-        return folder.with_id(image_id)
-    except InputError:
-        if isinstance(image_id, str) and (number := whole(image_id)) is not None:
-            return folder.with_id(number)
-        raise
-
-
-def check_any_found(keys: Iterable[ImageKey], find: Callable[[ImageKey], object]) -> None:
-    """Looks for images until one is found: with none at all, something is wrong with the input as a whole.
-
-    Raises:
-        InputError: there are images, and ``find`` finds none of them.
-    """
-    first, count = None, 0
-    for key in keys:
-        try:
-            find(key)
-            return
-        except InputError as error:
-            first, count = first or error, count + 1
-    if first is not None:
-        reason = first.reason if count == 1 else f"none of the {count} images was found; {first.reason}"
-        raise InputError(reason, file=first.file, record=first.record, remedy=first.remedy)
-
-
 def id_of(entry: Any, key: str) -> ImageId | None:
     """The id under a key of an entry: text, or a number that is whole; None for all else."""
     value = entry.get(key) if isinstance(entry, dict) else None
     return value if isinstance(value, str) else whole(value)
 
 
-def _key_of(record: Any, *, by_name: bool = True) -> ImageKey | None:
+def key_of(record: Any, *, by_name: bool = True) -> ImageKey | None:
     """Which image a record belongs to; a file name stands in for a missing id."""
     image_id = id_of(record, "image_id")
     if image_id is None and by_name and isinstance(record, dict) and record.get("image_id") is None:
@@ -398,9 +294,8 @@ def name_of(key: ImageKey) -> str:
     """An image id for messages; text that looks like a number is marked as text."""
     if isinstance(key, tuple):
         return key[0]
-    return (
-        f'image id "{key}" (text)' if isinstance(key, str) and whole(key) is not None else f"image id {key}"
-    )
+    is_like_a_number = isinstance(key, str) and whole(key) is not None
+    return f'image id "{key}" (text)' if is_like_a_number else f"image id {key}"
 
 
 def is_crowd(record: Mapping[str, Any]) -> bool:
@@ -422,13 +317,7 @@ def finite(record: Mapping[str, Any], key: str) -> float | None:
     raise InputError(f"{key} is {short(value)}", remedy="write a finite number")
 
 
-def stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that an entry of an image states, pixels."""
-    height, width = whole(entry.get("height")) or 0, whole(entry.get("width")) or 0
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _file_name(entry: Mapping[str, Any]) -> str | None:
+def name_in(entry: Mapping[str, Any]) -> str | None:
     """An image's name; LVIS v1 has ``coco_url`` instead, whose last parts are COCO's folder and file."""
     file_name, url = entry.get("file_name"), entry.get("coco_url")
     if isinstance(file_name, str) and file_name:

@@ -11,26 +11,46 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from transfiner_refine.errors import InputError
+from transfiner_refine.errors import InputError, short
 from transfiner_refine.formats.coco import (
     CocoFile,
-    CocoInstance,
+    ImageId,
     ImageKey,
     Layout,
     RawRecord,
-    find_image,
+    finite,
+    is_crowd,
+    key_of,
     layout_of,
-    read_records,
+    name_in,
+    name_of,
 )
-from transfiner_refine.formats.json_stream import TextFile, compact, edited, parts, text_output
-from transfiner_refine.formats.records import ImageRecord, OpenOptions, RecordFault, UnreadSource, Written
+from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parse, parts, text_output, whole
+from transfiner_refine.formats.records import (
+    ImageRecord,
+    Instance,
+    OpenOptions,
+    RecordFault,
+    UnreadSource,
+    Written,
+)
+from transfiner_refine.formats.segmentation import masks_from_segmentations
 from transfiner_refine.images import ImageFolder, upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file
 
 _SIZE = re.compile(r'"size"\s*:\s*\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]')
+
+
+@dataclass(frozen=True)
+class CocoInstance(Instance):
+    """An instance with what evaluation alone asks for: ``area`` and ``annotation_id`` as its record has them."""
+
+    mask: Mask
+    area: Any = None
+    annotation_id: Any = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,32 @@ class CocoImage(ImageRecord):
         return int(found[1]) * int(found[2]) if found else 0
 
     def read(self) -> tuple[ImageRecord, list[tuple[int, InputError]]]:
+        instances, faults = list[Instance](), list[tuple[int, InputError]]()
+        parsed = [_parsed(text) for _, _, text in self.records]
+        segmentations = [each.get("segmentation") if isinstance(each, dict) else None for each in parsed]
         # an image without a stated size is opened for it, once
-        read = read_records(self.records, self.file, cache(self._image_size), self.stuff)
-        instances = tuple(each for each in read if not isinstance(each, InputError))
-        record = ImageRecord(self.path, self.name, instances, self.size, self.image_id, self.file_name)
-        both = zip(self.indexes, read, strict=True)
-        return record, [(index, each) for index, each in both if isinstance(each, InputError)]
+        masks = masks_from_segmentations(segmentations, cache(self._image_size))
+        for (index, label, _), record, segmentation, mask in zip(
+            self.records, parsed, segmentations, masks, strict=True
+        ):
+            is_annotation = label.startswith("annotation")
+            if is_annotation and isinstance(record, dict) and "id" in record:
+                label = f"annotation id {short(record['id'])}"
+            try:
+                _check_record(record, segmentation, by_name=not is_annotation)
+                if isinstance(mask, InputError):
+                    raise mask
+                category_id, score = whole(record.get("category_id")), finite(record, "score")
+                instances.append(
+                    CocoInstance(
+                        index, mask, label, category_id, score, is_crowd(record), whole(record.get("id")),
+                        category_id in self.stuff, record.get("area"), record.get("annotation_id"),
+                    )
+                )  # fmt: skip
+            except InputError as error:
+                faults.append((index, error.at(error.file or self.file, error.record or label)))
+        image = ImageRecord(self.path, self.name, tuple(instances), self.size, self.image_id, self.file_name)
+        return image, faults
 
     def _image_size(self) -> tuple[int, int]:
         if self.size is not None:
@@ -79,6 +119,26 @@ class CocoImage(ImageRecord):
             "its polygons do not say how large the image is",
             remedy="give the photos with --images, or sizes with --image-info",
         )
+
+
+def _parsed(text: str | InputError) -> Any:
+    try:
+        return parse(text) if isinstance(text, str) else text
+    except InputError as error:
+        return error
+
+
+def _check_record(record: Any, segmentation: Any, *, by_name: bool) -> None:
+    """Raises InputError where it is not known what a record says, or of which image."""
+    if isinstance(record, InputError):
+        raise record
+    if key_of(record, by_name=by_name) is None:
+        is_object = isinstance(record, dict)
+        reason = f"image_id is {short(record.get('image_id'))}" if is_object else "is no JSON object"
+        raise InputError(reason, remedy="write the id of its image into the record")
+    for part in (record, segmentation):
+        if isinstance(part, Ambiguous):
+            raise part.error
 
 
 class CocoSource(UnreadSource):
@@ -109,14 +169,14 @@ class CocoSource(UnreadSource):
         """
         layout, options = layout or layout_of(path) or "annotations", options or OpenOptions()
         self.file, self._inputs = CocoFile(path, layout), [path]
-        self.listing = listing or (self.file if layout == "annotations" else None)
-        if listing is not None:
-            self.file.match(listing)
+        names_itself = layout == "annotations" or bool(self.file.listed and self.file.categories)
+        self.listing = listing or (self.file if layout in ("annotations", "panoptic") else None)
         if options.image_info is not None:
-            if self.listing is not None:
+            if names_itself:
                 raise InputError("names its images itself", file=path, remedy="leave --image-info out")
             self._inputs.append(options.image_info)
             self.listing = CocoFile(options.image_info, "info")
+        if self.listing is not None and self.listing is not self.file:
             self.file.match(self.listing)
         self._folder = None if options.images is None else ImageFolder(options.images)
 
@@ -159,10 +219,7 @@ class CocoSource(UnreadSource):
                 error = error if error.file else error.at(self.file.path, where)
                 yield RecordFault(error, len(raw), whole_image=True)
                 continue
-            yield CocoImage(
-                image.path, image.name, (), image.size, image.image_id, image.file_name,
-                self.file.path, raw, self.stuff,
-            )  # fmt: skip
+            yield CocoImage(**vars(image), file=self.file.path, records=raw, stuff=self.stuff)
         self.file.text.check_unchanged()
 
     def find(self, key: ImageKey, *, is_needed: bool = True) -> ImageRecord:
@@ -171,12 +228,41 @@ class CocoSource(UnreadSource):
         Raises:
             InputError: it is not listed; or its file is not there, and it is needed, for there is something to refine.
         """
+        image_id, name = (None, key[0]) if isinstance(key, tuple) else (key, self.file.own_names.get(key))
+        size, path = None, None
+        is_listed = self.listing is not None and (self.file.layout != "panoptic" or self.listing.listed)
+        if self.listing is not None and is_listed and image_id is not None:
+            entry = self.listing.entry(image_id)
+            name = name_in(entry)
+            height, width = whole(entry.get("height")) or 0, whole(entry.get("width")) or 0
+            size = (height, width) if height > 0 and width > 0 else None
+        label = name or name_of(key)
         try:
-            return find_image(key, self.listing, self.file.own_names.get(key), self._folder)
+            if self._folder is not None:
+                by_id = None if name or image_id is None else _with_id(self._folder, image_id)
+                path = by_id or self._folder.named(label)
+                name = name or path.relative_to(self._folder.root).as_posix()
         except InputError:
             if is_needed:
                 raise
-            return find_image(key, self.listing, None, None)
+        return ImageRecord(path, label, (), size, image_id, name)
+
+    def check_any_found(self) -> None:
+        """Looks for images until one is found: with none at all, something is wrong with the input as a whole.
+
+        Raises:
+            InputError: there are images, and none of them is found.
+        """
+        first, count = None, len(self.file.images)
+        for key in self.file.images:
+            try:
+                self.find(key)
+                return
+            except InputError as error:
+                first = first or error
+        if first is not None:
+            reason = first.reason if count == 1 else f"none of the {count} images was found; {first.reason}"
+            raise InputError(reason, file=first.file, record=first.record, remedy=first.remedy)
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         check_output_file(output, self._inputs, overwrite=overwrite)
@@ -190,26 +276,16 @@ class CocoSource(UnreadSource):
         overwrite: bool = False,
     ) -> Written:
         self.check_output(output, overwrite=overwrite)
-        text = self.file.text
-        text.check_unchanged()
+        self.file.text.check_unchanged()
+        refined = (index for index in range(self.num_instances) if index in results)
         with text_output(output) as file:
-            at = 0
-            for index in range(self.num_instances):
-                if (mask := results.get(index)) is not None:
-                    start, end = self.file.records.place(index)
-                    _copy(text, at, start, file)
-                    file.write(self._with_mask(index, mask, keep_boxes).encode())
-                    at = end
-            _copy(text, at, text.size, file)
-            text.check_unchanged()
+            self.file.rewrite(
+                file, ((index, self._with_mask(index, results[index], keep_boxes)) for index in refined)
+            )
         return Written()
 
     def record_texts(self, results: Mapping[int, Mask], indexes: Iterable[int]) -> Iterator[str]:
-        """Sound records as they are to be written, each on one line.
-
-        Raises:
-            InputError: the file cannot be read any more.
-        """
+        """Sound records as they are to be written, each on one line."""
         for index in indexes:
             mask = results.get(index)
             text = self.file.records.text(index) if mask is None else self._with_mask(index, mask, False)
@@ -218,18 +294,15 @@ class CocoSource(UnreadSource):
     def _with_mask(self, index: int, mask: Mask, keep_boxes: bool) -> str:
         """The text of a sound record with another mask; what does not follow from the mask stays as it is."""
         (x0, y0, x1, y1), text = mask.box, self.file.records.text(index)
+        new: dict[str, Any] = {"segmentation": mask_values(mask)}
+        if not keep_boxes:
+            new |= {"bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], "area": mask.area}
         edits = []
         try:
-            for key, value, start, end in parts(text):
-                if key == "segmentation":
-                    edits.append((start, end, compact(mask_values(mask))))
-                elif key == "bbox" and not keep_boxes:
-                    edits.append(
-                        (start, end, compact([float(x0), float(y0), float(x1 - x0), float(y1 - y0)]))
-                    )
-                elif key == "area" and not keep_boxes:
-                    area = float(mask.area) if isinstance(value, float) else mask.area
-                    edits.append((start, end, compact(area)))
+            for key, old, start, end in parts(text):
+                if key in new:
+                    value = float(mask.area) if key == "area" and isinstance(old, float) else new[key]
+                    edits.append((start, end, compact(value)))
         except (RecursionError, ValueError):  # it was sound when it was read as an instance
             raise self.file.text.changed() from None
         return edited(text, edits)
@@ -265,6 +338,11 @@ def mask_values(mask: Mask) -> dict[str, Any]:
     return {"size": list(mask.size), "counts": mask.counts}
 
 
-def _copy(text: TextFile, start: int, end: int, file: BinaryIO) -> None:
-    for piece in text.pieces(start, end):
-        file.write(piece)
+def _with_id(folder: ImageFolder, image_id: ImageId) -> Path:
+    """The image of an id; a number that is written as text may be padded with zeros, too."""
+    try:
+        return folder.with_id(image_id)
+    except InputError:
+        if isinstance(image_id, str) and (number := whole(image_id)) is not None:
+            return folder.with_id(number)
+        raise

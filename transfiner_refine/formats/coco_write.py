@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.coco import ImageId, Layout, check_any_found, layout_of
+from transfiner_refine.formats.coco import ImageId, Layout, layout_of
 from transfiner_refine.formats.coco_source import CocoSource, mask_values
 from transfiner_refine.formats.json_stream import compact, text_output
 from transfiner_refine.formats.records import (
@@ -121,7 +121,7 @@ def write_list(file: BinaryIO, texts: Iterable[str]) -> None:
 
 
 def _result_texts(source: Source, results: Mapping[int, Mask], faults: list[RecordFault]) -> Iterator[str]:
-    if isinstance(source, CocoSource) and source.file.layout != "annotations":
+    if isinstance(source, CocoSource) and source.file.layout in ("results", "lines"):
         sound = []
         for item in source:
             if isinstance(item, RecordFault):
@@ -217,7 +217,7 @@ def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
     if not source.num_instances:
         noun = "annotations" if layout == "annotations" else "records"
         raise InputError(f"holds no {noun}", file=path, remedy="give a file with at least one mask")
-    check_any_found(source.file.images, source.find)
+    source.check_any_found()
     return source
 
 

@@ -8,35 +8,21 @@ keeps its pixels. What a thing gives up goes to the nearest background that is l
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from transfiner_refine.errors import InputError, short
-from transfiner_refine.formats.coco import (
-    CocoFile,
-    ImageKey,
-    check_any_found,
-    find_image,
-    finite,
-    id_of,
-    is_crowd,
-    layout_of,
-)
+from transfiner_refine.formats.coco import finite, id_of, is_crowd, layout_of
+from transfiner_refine.formats.coco_source import CocoSource
 from transfiner_refine.formats.coco_write import Ids, write_list
 from transfiner_refine.formats.folders import check_unchanged, digest_of, files_in, write_file
-from transfiner_refine.formats.json_stream import (
-    Ambiguous,
-    compact,
-    edited,
-    parts,
-    text_output,
-    whole,
-)
+from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parts, text_output, whole
 from transfiner_refine.formats.label_maps import (
     LabelMap,
     LabelMask,
@@ -57,14 +43,13 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.writing import Conversion, by_importance
-from transfiner_refine.images import ImageFolder
 from transfiner_refine.masks import Mask
-from transfiner_refine.output import atomic_folder, check_output_file, check_output_folder, remove_drafts
+from transfiner_refine.output import atomic_folder, check_output_folder, remove_drafts
 
 _IDS = range(1, 1 << 24)
 
 
-class PanopticSource:
+class PanopticSource(CocoSource):
     """A panoptic JSON file, its PNGs, and the images they belong to."""
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
@@ -78,28 +63,17 @@ class PanopticSource:
         Raises:
             InputError: invalid JSON, no annotations, or no word on which categories are things.
         """
-        self._path, self._image_info = path, options.image_info
+        super().__init__(path, options, "panoptic")
         self._max_pixels = options.max_image_pixels
-        self._folder = png_folder(path) if png_folder(path).is_dir() else path.parent
-        self._listing = file = CocoFile(path, "panoptic")
-        self._text, self._annotations, self._first = file.text, file.records, array("q", [0])
-        if not len(file.records):
+        self._pngs = png_folder(path) if png_folder(path).is_dir() else path.parent
+        self._annotations, self._first = self.file.records, array("q", [0])
+        if not len(self._annotations):
             raise InputError("holds no annotations", file=path, remedy="give COCO panoptic annotations")
-        if options.image_info is not None:
-            if file.listed and file.categories:
-                raise InputError("names its images itself", file=path, remedy="leave --image-info out")
-            self._listing = CocoFile(options.image_info, "info")
-            file.match(self._listing)
-        if not self._listing.categories:
-            raise InputError(
-                "does not say which categories are things",
-                file=path,
-                remedy="give --image-info with a panoptic annotation file",
-            )
-        self._images = None if options.images is None else ImageFolder(options.images)
-        check_any_found(file.images, self._image)
-        self._digests: dict[Path, bytes] = {}
-        self._repeated = set[int]()  # positions of annotations whose PNG is that of one before
+        if not self.categories:
+            remedy = "give --image-info with a panoptic annotation file"
+            raise InputError("does not say which categories are things", file=path, remedy=remedy)
+        self.check_any_found()
+        self._read: dict[Path, tuple[int, bytes]] = {}  # the first annotation of a PNG, and its digest
         named = set[PurePosixPath]()
         for position in range(len(self._annotations)):
             annotation = self._annotations.value(position)
@@ -108,10 +82,8 @@ class PanopticSource:
             with suppress(InputError):  # named where the annotation is read
                 png, name = self._png(annotation)
                 named.add(name)
-                if png in self._digests:
-                    self._repeated.add(position)
-                self._digests[png] = digest_of(png)
-        others = files_in(self._folder, remedy="check --masks") if self._folder != path.parent else []
+                self._read.setdefault(png, (position, digest_of(png)))
+        others = files_in(self._pngs, remedy="check --masks") if self._pngs != path.parent else []
         self._files, self._unnamed = named.union(others), set(others) - named
 
     @property
@@ -122,29 +94,19 @@ class PanopticSource:
     def num_instances(self) -> int:
         return self._first[-1]
 
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return self._listing.categories
-
-    @property
-    def stuff(self) -> Collection[int]:
-        """Ids of categories that are no things."""
-        return self._listing.stuff
-
-    def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
+    def unread(self) -> Iterator[ImageRecord | RecordFault]:
         for position in range(len(self._annotations)):
             yield from self._record(position)
         for name in sorted(self._unnamed):
-            if not (self._folder / name).is_file():
-                error = InputError(
-                    "is no file that can be copied", file=self._folder / name, remedy="remove it"
+            if not (self._pngs / name).is_file():
+                file = self._pngs / name
+                yield RecordFault(
+                    InputError("is no file that can be copied", file=file, remedy="remove it"), 0
                 )
-                yield RecordFault(error, 0)
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
-        inputs = [self._path] if self._image_info is None else [self._path, self._image_info]
-        check_output_file(output, inputs, overwrite=overwrite)
-        check_output_folder(png_folder(output), [png_folder(self._path)], overwrite=overwrite)
+        super().check_output(output, overwrite=overwrite)
+        check_output_folder(png_folder(output), [png_folder(self.file.path)], overwrite=overwrite)
 
     def write(
         self,
@@ -155,34 +117,26 @@ class PanopticSource:
         overwrite: bool = False,
     ) -> Written:
         self.check_output(output, overwrite=overwrite)
-        self._text.check_unchanged()
-        for png, digest in self._digests.items():
+        self.file.text.check_unchanged()
+        for png, (_, digest) in self._read.items():
             check_unchanged(png, digest)
-        remove_drafts(png_folder(output))
-        overlap_pixels, covered, at = 0, list[int](), 0
-        with text_output(output) as file, atomic_folder(png_folder(output)) as draft:
+        overlap_pixels, covered = 0, list[int]()
+
+        def texts(draft: Path) -> Iterator[tuple[int, str]]:
+            nonlocal overlap_pixels
             for position in range(len(self._annotations)):
                 indexes = range(self._first[position], self._first[position + 1])
-                masks = {index: results[index] for index in indexes if index in results}
-                if not masks:
-                    continue
-                start, end = self._annotations.place(position)
-                for piece in self._text.pieces(at, start):
-                    file.write(piece)
-                text, written = self._write_image(position, masks, draft, keep_boxes)
-                file.write(text.encode())
-                at = end
-                overlap_pixels += written.overlap_pixels
-                covered += written.covered
-            for piece in self._text.pieces(at):
-                file.write(piece)
-            self._text.check_unchanged()
+                if masks := {index: results[index] for index in indexes if index in results}:
+                    text, written = self._write_image(position, masks, draft, keep_boxes)
+                    overlap_pixels += written.overlap_pixels
+                    covered.extend(written.covered)
+                    yield position, text
+
+        with _output(output) as (file, draft):
+            self.file.rewrite(file, texts(draft))
             for name in self._files:
-                if (self._folder / name).is_file() and not (draft / name).exists():
-                    write_file(draft / name, (self._folder / name).read_bytes())
-            # the JSON gets its name after the PNGs: where there is one, all that it speaks of is there
-            file.flush()
-            output.unlink(missing_ok=True)
+                if (self._pngs / name).is_file() and not (draft / name).exists():
+                    write_file(draft / name, (self._pngs / name).read_bytes())
         return Written(overlap_pixels, tuple(covered))
 
     def _record(self, position: int) -> Iterator[ImageRecord | RecordFault]:
@@ -191,41 +145,51 @@ class PanopticSource:
         try:
             annotation = self._annotations.value(position)
             path, name = self._png(annotation)
-            if position in self._repeated:
-                raise InputError(
-                    f"{name} is the PNG of another annotation", remedy="write one for each image"
-                )
+            if self._read.get(path, (position,))[0] != position:
+                reason = f"{name} is the PNG of another annotation"
+                raise InputError(reason, remedy="write one for each image")
             size = png_size(path)
             image_id = id_of(annotation, "image_id")
             if image_id is None:
                 reason = f"image_id is {short(annotation.get('image_id'))}"
                 raise InputError(reason, remedy="write an image's id")
-            image = self._image(self._listing.meant(image_id))
+            image = replace(self.find((self.listing or self.file).meant(image_id)), size=size)
         except InputError as error:
             yield RecordFault(self._blame(error, f"annotation {position}"), end - first, whole_image=True)
             return
         label_map = LabelMap(partial(read_pixels, path, self._max_pixels, ids_in_colours=True))
-        instances, taken = [], set[int]()
+        found: dict[int | None, Instance] = {}
         for place, entry in enumerate(annotation["segments_info"]):
             try:
-                segment_id, category_id, score = _segment_of(entry, self._listing, taken)
+                segment_id, category_id = self._segment(entry)
+                if segment_id in found:
+                    raise InputError(f"id {segment_id} is that of another segment of the image")
+                mask, label = LabelMask(label_map, segment_id, size), f"{image.name} id {segment_id}"
+                score, is_stuff = finite(entry, "score"), category_id in self.stuff
+                found[segment_id] = Instance(
+                    first + place, mask, label, category_id, score, is_crowd(entry), segment_id, is_stuff
+                )
             except InputError as error:
                 yield RecordFault(self._blame(error, f"{image.name}, segment {place}"))
-                continue
-            taken.add(segment_id)
-            instances.append(
-                Instance(
-                    first + place,
-                    LabelMask(label_map, segment_id, size),
-                    f"{image.name} id {segment_id}",
-                    category_id,
-                    score,
-                    is_crowd=is_crowd(entry),
-                    instance_id=segment_id,
-                    is_stuff=category_id in self._listing.stuff,
-                )
-            )
-        yield ImageRecord(image.path, image.name, tuple(instances), size, image.image_id, image.file_name)
+        yield replace(image, instances=tuple(found.values()))
+
+    def _segment(self, entry: Any) -> tuple[int, int]:
+        """Id and category of an entry of ``segments_info``.
+
+        Raises:
+            InputError: no id, a category that is not listed, or a key that comes twice.
+        """
+        if not isinstance(entry, dict):
+            raise InputError("is no JSON object")
+        if isinstance(entry, Ambiguous):
+            raise entry.error
+        segment_id, category_id = whole(entry.get("id")), whole(entry.get("category_id"))
+        if segment_id is None or segment_id not in _IDS:
+            raise InputError(f"id is {short(entry.get('id'))}, not a number from 1 to {_IDS[-1]}")
+        if category_id is None or category_id not in self.categories:
+            reason = f"category_id is {short(entry.get('category_id'))}, which is not among the categories"
+            raise InputError(reason)
+        return segment_id, category_id
 
     def _write_image(
         self, position: int, masks: Mapping[int, Mask], draft: Path, keep_boxes: bool
@@ -264,16 +228,25 @@ class PanopticSource:
             raise InputError("has no file_name or no segments_info", remedy="check that the file is complete")
         name = PurePosixPath(file_name)
         if name.is_absolute() or ".." in name.parts or "\0" in file_name or not name.name:
-            raise InputError(
-                f"file_name {short(file_name)} is not in the folder of the PNGs", remedy="correct it"
-            )
-        return self._folder / name, name
-
-    def _image(self, image_id: ImageKey) -> ImageRecord:
-        return find_image(image_id, self._listing if self._listing.listed else None, None, self._images)
+            reason = f"file_name {short(file_name)} is not in the folder of the PNGs"
+            raise InputError(reason, remedy="correct it")
+        return self._pngs / name, name
 
     def _blame(self, error: InputError, label: str) -> InputError:
-        return error if error.file else error.at(self._path, error.record or label)
+        return error if error.file else error.at(self.file.path, error.record or label)
+
+
+@contextmanager
+def _output(output: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """The JSON file and the folder of PNGs to write.
+
+    The JSON gets its name after the PNGs: where there is one, all that it speaks of is there.
+    """
+    remove_drafts(png_folder(output))
+    with text_output(output) as file, atomic_folder(png_folder(output)) as draft:
+        yield file, draft
+        file.flush()
+        output.unlink(missing_ok=True)
 
 
 def png_folder(path: Path) -> Path:
@@ -293,11 +266,8 @@ def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) ->
     Raises:
         OutputError: the disk refused.
     """
-    ids = Ids(source)
-    conversion = Conversion(source, results)
-    images: list[str] = []
-    remove_drafts(png_folder(output))
-    with text_output(output) as file, atomic_folder(png_folder(output)) as draft:
+    ids, conversion, images = Ids(source), Conversion(source, results), list[str]()
+    with _output(output) as (file, draft):
         file.write(b'{"annotations":')
         write_list(file, _annotations(conversion, ids, draft, images))
         file.write(b',\n"images":')
@@ -305,9 +275,6 @@ def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) ->
         file.write(b',\n"categories":')
         write_list(file, (compact({**entry, "isthing": entry.get("isthing", 1)}) for entry in ids.categories))
         file.write(b"}\n")
-        # the JSON gets its name after the PNGs: where there is one, all that it speaks of is there
-        file.flush()
-        output.unlink(missing_ok=True)
     return conversion.written()
 
 
@@ -318,24 +285,19 @@ def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str
         file_name = {} if image.file_name is None else {"file_name": image.file_name}
         images.append(compact({"id": image_id, **file_name, "width": width, "height": height}))
         id_of = new_ids(image.instances, _IDS)
-        ranked = sorted(
-            by_importance(image.instances), key=lambda each: 2 if each.is_stuff else each.is_crowd
-        )
+        ranked = by_importance(image.instances)
+        ranked.sort(key=lambda each: 2 if each.is_stuff else each.is_crowd)
         masks = {id_of[each.index]: each.mask.decode().hard() for each in ranked}
         merged = merge(np.zeros((height, width), np.uint32), masks)
-        conversion.overlap(
-            merged.overlap_pixels, [each for each in ranked if id_of[each.index] in merged.covered]
-        )
+        covered = [each for each in ranked if id_of[each.index] in merged.covered]
+        conversion.overlap(merged.overlap_pixels, covered)
         write_png(draft / name, merged.values)
         segments, places = [], places_of(merged.values)
         for each in image.instances:
             if (segment_id := id_of[each.index]) in places:
                 score = {} if each.score is None else {"score": each.score}
-                entry = {
-                    "id": segment_id,
-                    "category_id": ids.category_id(each),
-                    **_area_and_box(*places[segment_id]),
-                }
+                entry = {"id": segment_id, "category_id": ids.category_id(each)}
+                entry |= _area_and_box(*places[segment_id])
                 segments.append({**entry, "iscrowd": int(each.is_crowd), **score})
         yield compact({"image_id": image_id, "file_name": name, "segments_info": segments})
 
@@ -343,28 +305,6 @@ def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str
 def _segments(annotation: Any) -> list[Any] | None:
     segments = annotation.get("segments_info") if isinstance(annotation, dict) else None
     return segments if isinstance(segments, list) else None
-
-
-def _segment_of(entry: Any, listing: CocoFile, taken: Collection[int]) -> tuple[int, int, float | None]:
-    """Id, category and score of an entry of ``segments_info``; ``taken`` are the ids of those before it.
-
-    Raises:
-        InputError: no id, an id that is taken, a category that is not listed, or a key that comes twice.
-    """
-    if not isinstance(entry, dict):
-        raise InputError("is no JSON object")
-    if isinstance(entry, Ambiguous):
-        raise entry.error
-    segment_id, category_id = whole(entry.get("id")), whole(entry.get("category_id"))
-    if segment_id is None or segment_id not in _IDS:
-        raise InputError(f"id is {short(entry.get('id'))}, not a number from 1 to {_IDS[-1]}")
-    if segment_id in taken:
-        raise InputError(f"id {segment_id} is that of another segment of the image")
-    if category_id is None or category_id not in listing.categories:
-        raise InputError(
-            f"category_id is {short(entry.get('category_id'))}, which is not among the categories"
-        )
-    return segment_id, category_id, finite(entry, "score")
 
 
 def _area_and_box(area: int, x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
