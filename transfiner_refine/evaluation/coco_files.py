@@ -22,21 +22,13 @@ rle_of = mask_values
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image of the annotation file.
+    """An image of the annotation file."""
 
-    Attributes:
-        id: as the file has it.
-        size: (height, width), pixels.
-        file_name: as the file has it, "" where it has none.
-        absent: LVIS: categories known not to be in it (``neg_category_ids``).
-        incomplete: LVIS: categories not marked exhaustively (``not_exhaustive_category_ids``).
-    """
-
-    id: ImageId
-    size: tuple[int, int]
-    file_name: str = ""
-    absent: tuple[int, ...] = ()
-    incomplete: tuple[int, ...] = ()
+    id: ImageId  # as the file has it
+    size: tuple[int, int]  # (height, width), pixels
+    file_name: str = ""  # as the file has it, "" where it has none
+    absent: tuple[int, ...] = ()  # LVIS: categories known not to be in it (``neg_category_ids``)
+    incomplete: tuple[int, ...] = ()  # LVIS: not marked exhaustively (``not_exhaustive_category_ids``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +45,27 @@ class TrueInstance:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One record of a results file.
+    """One record of a results file."""
 
-    Attributes:
-        record: its index in the file.
-        mask: of its image's size.
-        score: None where the file has none.
-        annotation_id: the true instance the record says it belongs to, None where it says nothing.
-    """
-
-    record: int
+    record: int  # its index in the file
     image_id: int
     category_id: int
-    mask: Mask
-    score: float | None
-    annotation_id: int | None
+    mask: Mask  # of its image's size
+    score: float | None  # None where the file has none
+    annotation_id: int | None  # the true instance that the record says it belongs to
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """An annotation file.
-
-    Attributes:
-        file: where it was read from.
-        images: by image id; by 1, 2, 3 ... where an id is text, which AP does not take.
-        categories: names by category id.
-        frequencies: LVIS's "r", "c" or "f" by category id; empty for a file that is not LVIS's.
-        instances: crowds included, in the order of the file.
-        without_mask: number of annotations that have none, and so are not among the instances.
-        listing: the file, for reading results of its images.
-    """
+    """An annotation file."""
 
     file: Path
-    images: dict[int, Image]
-    categories: dict[int, str]
-    frequencies: dict[int, str]
-    instances: list[TrueInstance]
-    without_mask: int
-    listing: CocoFile = field(repr=False, compare=False)
+    images: dict[int, Image]  # by image id; by 1, 2, 3 ... where an id is text, which AP does not take
+    categories: dict[int, str]  # names by category id
+    frequencies: dict[int, str]  # LVIS's "r", "c" or "f" by category id; empty for a file that is not LVIS's
+    instances: list[TrueInstance]  # crowds included, in the order of the file
+    without_mask: int  # number of annotations that have none, and so are not among the instances
+    listing: CocoFile = field(repr=False, compare=False)  # the file, for reading results of its images
 
     @property
     def is_lvis(self) -> bool:
@@ -105,12 +80,11 @@ def load_annotations(path: str | Path) -> Annotations:
         InputError: no such file, not an annotation file, or records that cannot be used; all are named.
     """
     source = CocoSource(Path(path), layout="annotations")
-    file, categories = source.file, source.categories
+    file, categories, faults, is_lvis = source.file, source.categories, list(source.file.faults), False
     if not categories:
         remedy = "--annotations takes a COCO file with images, annotations and categories"
         raise InputError("not an annotation file: no categories", file=path, remedy=remedy)
     are_numbers = all(isinstance(image_id, int) for image_id in file.listed)
-    faults, is_lvis = list(file.faults), False
     images: dict[int, Image] = {}
     found: list[tuple[int, TrueInstance]] = []
     for image, instances in sound_images(source, faults):
@@ -118,13 +92,10 @@ def load_annotations(path: str | Path) -> Annotations:
         assert image.size is not None
         number = image.image_id if are_numbers and isinstance(image.image_id, int) else len(images) + 1
         entry = file.entry(image.image_id)
-        absent = _numbers(entry.get("neg_category_ids"))
-        incomplete = _numbers(entry.get("not_exhaustive_category_ids"))
+        lists = [_numbers(entry.get(f"{key}_category_ids")) for key in ("neg", "not_exhaustive")]
         is_lvis |= bool(file.frequencies) and "neg_category_ids" in entry
         name = entry.get("file_name")
-        images[number] = Image(
-            image.image_id, image.size, name if isinstance(name, str) else "", absent, incomplete
-        )
+        images[number] = Image(image.image_id, image.size, name if isinstance(name, str) else "", *lists)
         for each in instances:
             try:
                 if (category_id := each.category_id) is None or category_id not in categories:
@@ -196,12 +167,9 @@ def load_match(path: str | Path, length: int) -> list[int | None]:
         reason = f"{'no list' if content is None else f'{len(content)} entries'} for {length} results"
         raise InputError(reason, file=path, remedy="a match file has one for each result")
     values = [entry.get("annotation_id") if isinstance(entry, dict) else entry for entry in content]
+    no_ids = [n for n, value in enumerate(values) if value is not None and whole(value) is None]
     refuse(
-        [
-            InputError(f"annotation_id is {short(value)}", file=path, record=f"entry {index}")
-            for index, value in enumerate(values)
-            if value is not None and whole(value) is None
-        ]
+        [InputError(f"annotation_id is {short(values[n])}", file=path, record=f"entry {n}") for n in no_ids]
     )
     return [whole(value) for value in values]
 

@@ -55,17 +55,11 @@ class CocoInstance(Instance):
 
 @dataclass(frozen=True)
 class CocoImage(ImageRecord):
-    """An image whose records are not parsed yet; that is done where there is time for it, in another process.
+    """An image whose records are not parsed yet; that is done where there is time for it, in another process."""
 
-    Attributes:
-        file: the COCO file.
-        records: the instances' records.
-        stuff: ids of categories that are no things.
-    """
-
-    file: Path = Path()
-    records: tuple[RawRecord, ...] = ()
-    stuff: Collection[int] = ()
+    file: Path = Path()  # the COCO file
+    records: tuple[RawRecord, ...] = ()  # of its instances
+    stuff: Collection[int] = ()  # ids of categories that are no things
 
     @property
     def indexes(self) -> tuple[int, ...]:

@@ -101,13 +101,9 @@ def _write(layout: Layout, output: Path, source: Source, results: Mapping[int, M
             file.write(b"\n")
         else:
             ids = Ids(source)
-            file.write(b'{"images":')
-            write_list(file, map(compact, _image_entries(source, ids)))
-            file.write(b',\n"annotations":')
-            write_list(file, map(compact, _annotations(source, results, ids, faults)))
-            file.write(b',\n"categories":')
-            write_list(file, map(compact, ids.categories))
-            file.write(b"}\n")
+            annotations = _annotations(source, results, ids, faults)
+            lists = {"images": _image_entries(source, ids), "annotations": annotations}
+            write_lists(file, lists | {"categories": ids.categories})
     return Written(faults=tuple(faults))
 
 
@@ -118,6 +114,16 @@ def write_list(file: BinaryIO, texts: Iterable[str]) -> None:
         file.write(separator + text.encode())
         separator = b",\n"
     file.write(b"[]" if separator == b"[" else b"]")
+
+
+def write_lists(file: BinaryIO, lists: Mapping[str, Iterable[object]]) -> None:
+    """Writes a JSON object of lists."""
+    separator = b"{"
+    for key, entries in lists.items():
+        file.write(separator + f'"{key}":'.encode())
+        write_list(file, map(compact, entries))
+        separator = b",\n"
+    file.write(b"}\n")
 
 
 def _result_texts(source: Source, results: Mapping[int, Mask], faults: list[RecordFault]) -> Iterator[str]:

@@ -49,45 +49,29 @@ READERS = 4  # threads that read files; zlib lets go of the interpreter lock
 
 @dataclass(frozen=True)
 class LabelMapFormat:
-    """What sets one format of label maps apart from the others.
+    """What sets one format of label maps apart from the others."""
 
-    Attributes:
-        name, title, recognise: as for ``Format``.
-        ids: ids of instances in new maps; in maps that are read, all from the first of them on.
-        void: the value of undecided pixels, which refined masks may overwrite; crowds become void in new maps.
-        ids_of_a_class: an id is class × this + number; 0 where ids say nothing of classes.
-        labels: the format's own classes by number; instances of others cannot be written.
-        things: those of ``labels`` that have instances; in new maps crowds, and all others, are bare labels.
-        fixed: values below the first id that refined masks never overwrite.
-        freed: what a pixel becomes that its instance gives up, as for ``update_map``.
-        ending: how the stems of maps end.
-        stem: from the path of a map or an image, without suffix, to where the image lies and what it is called.
-        image_key: as for ``ImageTree``.
-        image_name: how images are called by the custom of the format, of a stem; empty without one.
-        map_name: how new maps are called, of a stem.
-        map_folder: the folder of the maps, where it may lie below the one that is given.
-        class_folder: beside ``map_folder``, maps of the class of each pixel.
-        palette: colours of new maps; empty for grey.
-    """
-
-    name: str
+    name: str  # this and the next two as for ``Format``
     title: str
     recognise: Callable[[Path], bool]
-    ids: range
-    void: int | None = None
-    ids_of_a_class: int = 0
-    labels: Mapping[int, str] = field(default_factory=dict)
-    things: Collection[int] = ()
-    fixed: Collection[int] = ()
-    freed: Freed = "zero"
-    ending: str = ""
+    ids: range  # ids of instances in new maps; in maps that are read, all from the first of them on
+    void: int | None = None  # undecided pixels, which refined masks may overwrite; crowds in new maps
+    ids_of_a_class: int = 0  # an id is class × this + number; 0 where ids say nothing of classes
+    labels: Mapping[int, str] = field(default_factory=dict)  # own classes; no others can be written
+    things: Collection[
+        int
+    ] = ()  # labels that have instances; in new maps, crowds and all others are bare labels
+    fixed: Collection[int] = ()  # values below the first id that refined masks never overwrite
+    freed: Freed = "zero"  # what a pixel becomes that its instance gives up, as for ``update_map``
+    ending: str = ""  # of the stems of maps
+    # from the path of a map or an image, without suffix, to where the image lies and what it is called
     stem: Callable[[PurePosixPath], PurePosixPath] = PurePosixPath
-    image_key: Callable[[str], str] = str
-    image_name: str = "{}.jpg"
-    map_name: str = "{}.png"
-    map_folder: str = ""
-    class_folder: str = ""
-    palette: bytes = b""
+    image_key: Callable[[str], str] = str  # as for ``ImageTree``
+    image_name: str = "{}.jpg"  # what images are called by custom, of a stem; empty without one
+    map_name: str = "{}.png"  # what new maps are called, of a stem
+    map_folder: str = ""  # the folder of the maps, where it may lie below the one that is given
+    class_folder: str = ""  # beside ``map_folder``, maps of the class of each pixel
+    palette: bytes = b""  # of new maps; empty for grey
 
     def update(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> MergedMap:
         """An [H, W] map with refined masks, (id, mask), the most important first."""
@@ -107,23 +91,14 @@ def format_of(row: LabelMapFormat) -> Format:
 
 @dataclass(frozen=True)
 class MapFile:
-    """One PNG: a map, or the mask of one instance.
+    """One PNG: a map, or the mask of one instance."""
 
-    Attributes:
-        name: its path inside the folder.
-        instance: what a file that is one mask holds; None for a map.
-        ids: class of each instance of a map by its id, in rising order; None where it is not known.
-        crowd: the id that is no single object; None for none.
-        size: (height, width) of a map, pixels.
-        error: why the file cannot be used.
-    """
-
-    name: PurePosixPath
-    instance: Instance | None = None
-    ids: Mapping[int, int | None] = field(default_factory=dict)
-    crowd: int | None = None
-    size: tuple[int, int] | None = None
-    error: InputError | None = None
+    name: PurePosixPath  # its path inside the folder
+    instance: Instance | None = None  # what a file that is one mask holds; None for a map
+    ids: Mapping[int, int | None] = field(default_factory=dict)  # id to class, None where it is not known
+    crowd: int | None = None  # the id that is no single object
+    size: tuple[int, int] | None = None  # (height, width) of a map, pixels
+    error: InputError | None = None  # why the file cannot be used
 
     @property
     def count(self) -> int:

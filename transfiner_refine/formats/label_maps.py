@@ -64,15 +64,12 @@ class LabelMask:
 class PngFileMask:
     """A whole PNG file as the mask of one instance, read where its pixels are needed.
 
-    Attributes:
-        path: the file.
-        max_pixels: the largest height × width that is decoded.
-        kind: "binary" takes several values for a confidence; "auto" does so where they cannot be ids; with
-            "any" every pixel but 0 belongs to the mask, as Cityscapes has it.
+    "binary" takes several values for a confidence; "auto" does so where they cannot be ids; with "any" every pixel
+    but 0 belongs to the mask, as Cityscapes has it.
     """
 
     path: Path
-    max_pixels: int = MAX_IMAGE_PIXELS
+    max_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width that is decoded
     kind: Literal["auto", "binary", "any"] = "auto"
 
     @property
@@ -175,17 +172,11 @@ def _merged(table: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class MergedMap:
-    """A map that masks were put into.
+    """A map that masks were put into."""
 
-    Attributes:
-        values: [H, W] ids.
-        overlap_pixels: pixels that two or more masks, or one and what it must not overwrite, claimed.
-        covered: ids of masks that have no pixel of their own left.
-    """
-
-    values: NDArray[Any]
-    overlap_pixels: int
-    covered: tuple[int, ...]
+    values: NDArray[Any]  # [H, W] ids
+    overlap_pixels: int  # claimed by two or more masks, or by one and what it must not overwrite
+    covered: tuple[int, ...]  # ids of masks that have no pixel of their own left
 
 
 def merge(

@@ -20,7 +20,7 @@ import numpy as np
 from transfiner_refine.errors import InputError, short
 from transfiner_refine.formats.coco import finite, id_of, is_crowd, layout_of
 from transfiner_refine.formats.coco_source import CocoSource
-from transfiner_refine.formats.coco_write import Ids, write_list
+from transfiner_refine.formats.coco_write import Ids, write_lists
 from transfiner_refine.formats.folders import check_unchanged, digest_of, files_in, write_file
 from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parts, text_output, whole
 from transfiner_refine.formats.label_maps import (
@@ -266,24 +266,22 @@ def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) ->
     Raises:
         OutputError: the disk refused.
     """
-    ids, conversion, images = Ids(source), Conversion(source, results), list[str]()
+    ids, conversion, images = Ids(source), Conversion(source, results), list[dict[str, Any]]()
     with _output(output) as (file, draft):
-        file.write(b'{"annotations":')
-        write_list(file, _annotations(conversion, ids, draft, images))
-        file.write(b',\n"images":')
-        write_list(file, images)
-        file.write(b',\n"categories":')
-        write_list(file, (compact({**entry, "isthing": entry.get("isthing", 1)}) for entry in ids.categories))
-        file.write(b"}\n")
+        categories = [entry | {"isthing": entry.get("isthing", 1)} for entry in ids.categories]
+        annotations = _annotations(conversion, ids, draft, images)
+        write_lists(file, {"annotations": annotations, "images": images, "categories": categories})
     return conversion.written()
 
 
-def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str]) -> Iterator[str]:
+def _annotations(
+    conversion: Conversion, ids: Ids, draft: Path, images: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Writes the PNGs; gives the annotations, and fills the list of images meanwhile."""
     for stem, (height, width), image in conversion:
         image_id, name = ids.image_id(image, len(images)), f"{stem}.png"
         file_name = {} if image.file_name is None else {"file_name": image.file_name}
-        images.append(compact({"id": image_id, **file_name, "width": width, "height": height}))
+        images.append({"id": image_id, **file_name, "width": width, "height": height})
         id_of = new_ids(image.instances, _IDS)
         ranked = by_importance(image.instances)
         ranked.sort(key=lambda each: 2 if each.is_stuff else each.is_crowd)
@@ -299,7 +297,7 @@ def _annotations(conversion: Conversion, ids: Ids, draft: Path, images: list[str
                 entry = {"id": segment_id, "category_id": ids.category_id(each)}
                 entry |= _area_and_box(*places[segment_id])
                 segments.append({**entry, "iscrowd": int(each.is_crowd), **score})
-        yield compact({"image_id": image_id, "file_name": name, "segments_info": segments})
+        yield {"image_id": image_id, "file_name": name, "segments_info": segments}
 
 
 def _segments(annotation: Any) -> list[Any] | None:

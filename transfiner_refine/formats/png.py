@@ -22,19 +22,14 @@ _LONGEST_PALETTE = 3 * 256  # bytes
 
 @dataclass(frozen=True)
 class MaskPixels:
-    """A mask PNG.
+    """A mask PNG."""
 
-    Attributes:
-        values: [H, W] uint8 or uint16; palette indexes where there is a palette; uint32 where colours are ids.
-        white: the largest value of the file's bit depth, which is full foreground in a soft mask.
-        palette: the values are indexes into a palette.
-        chunks: name and data of the file's chunks.
-    """
-
-    values: NDArray[Any]
-    white: int
-    palette: bool
-    chunks: list[tuple[bytes, memoryview]]
+    values: NDArray[
+        Any
+    ]  # [H, W] uint8 or uint16; palette indexes where there is one; uint32 where colours are ids
+    white: int  # the largest value of the file's bit depth, which is full foreground in a soft mask
+    palette: bool  # the values are indexes into a palette
+    chunks: list[tuple[bytes, memoryview]]  # name and data of the file's chunks
 
     @property
     def is_binary(self) -> bool:
@@ -84,11 +79,8 @@ def read_pixels(
         _, _, depth, colour = _header(chunks)
         if ids_in_colours:
             if colour not in (_RGB, _RGB_ALPHA) or depth != 8:
-                raise InputError(
-                    "is no panoptic PNG: it has one channel, a palette or 16 bits",
-                    file=path,
-                    remedy="save ids as colours, R + 256 G + 65536 B",
-                )
+                reason = "is no panoptic PNG: it has one channel, a palette or 16 bits"
+                raise InputError(reason, file=path, remedy="save ids as colours, R + 256 G + 65536 B")
             red, green, blue = (np.asarray(image)[..., channel].astype(np.uint32) for channel in range(3))
             values: NDArray[Any] = red | green << 8 | blue << 16
         elif colour in (_GREY, _PALETTE):
@@ -138,9 +130,8 @@ def write_png(path: Path, values: NDArray[Any], palette: bytes = b"") -> None:
         palette: 256 RGB colours of uint8 indexes; empty for grey.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(
-        _bytes_of_ids(values) if values.dtype == np.uint32 else np.ascontiguousarray(values)
-    )
+    pixels = _bytes_of_ids(values) if values.dtype == np.uint32 else np.ascontiguousarray(values)
+    image = Image.fromarray(pixels)
     if palette:
         image.putpalette(palette)
     image.save(path, format="PNG")
@@ -194,19 +185,15 @@ def _packed(values: NDArray[Any], depth: int, colour: int) -> NDArray[np.uint8]:
     if colour in (_GREY_ALPHA, _RGB_ALPHA):
         opaque = np.full((height, width, 1), (1 << depth) - 1, samples.dtype)
         samples = np.concatenate((samples, opaque), axis=2)
-    return (
-        np.ascontiguousarray(samples, ">u2" if depth == 16 else np.uint8).view(np.uint8).reshape(height, -1)
-    )
+    stored = np.ascontiguousarray(samples, ">u2" if depth == 16 else np.uint8)
+    return stored.view(np.uint8).reshape(height, -1)
 
 
 def _voc_palette() -> bytes:
     """Pascal VOC's colour map: bit k of an index goes, three at a time, to the top bits of red, green and blue."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for step in range(3):
-        for channel in range(3):
-            colours[:, channel] |= (((index >> (3 * step + channel)) & 1) << (7 - step)).astype(np.uint8)
-    return colours.tobytes()
+    index, steps = np.arange(256)[:, None, None], np.arange(3)  # [index, channel, step]
+    bits = index >> (3 * steps + np.arange(3)[:, None]) & 1
+    return (bits << 7 - steps).sum(2).astype(np.uint8).tobytes()
 
 
 def _davis_palette() -> bytes:

@@ -29,34 +29,21 @@ _kept: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()  # the one used last
 
 @dataclass(frozen=True)
 class TrainingInstance:
-    """One true mask, its image and, where a detector's output is at hand, the matched coarse masks.
+    """One true mask, its image and, where a detector's output is at hand, the matched coarse masks."""
 
-    Attributes:
-        image: index into the set's ``images``.
-        truth: the true mask.
-        coarse: real coarse masks matched to it; may be empty.
-    """
-
-    image: int
+    image: int  # index into the set's ``images``
     truth: Mask
-    coarse: tuple[Mask, ...] = ()
+    coarse: tuple[Mask, ...] = ()  # real coarse masks matched to it
 
 
 @dataclass
 class TrainingSet:
-    """A data set.
+    """A data set."""
 
-    Attributes:
-        name: the folder's name, for messages.
-        images: image files.
-        instances: the training instances.
-        weight: how often the set is drawn, relative to the others.
-    """
-
-    name: str
+    name: str  # the folder's name, for messages
     images: list[Path]
     instances: list[TrainingInstance]
-    weight: float = 1.0
+    weight: float = 1.0  # how often the set is drawn, relative to the others
 
     def photo(self, index: int) -> NDArray[np.uint8]:
         """The image, [H, W, 3] uint8 RGB; those used last are kept decoded.
@@ -86,11 +73,8 @@ def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
     """
     images, annotations = folder / "images", folder / "annotations.json"
     if not images.is_dir() or not annotations.is_file():
-        raise InputError(
-            "not a data folder",
-            file=folder,
-            remedy="expected images/, annotations.json and optional coarse*.json",
-        )
+        remedy = "expected images/, annotations.json and optional coarse*.json"
+        raise InputError("not a data folder", file=folder, remedy=remedy)
     coarse = [
         file
         for file in sorted(folder.glob("coarse*"))
@@ -130,9 +114,8 @@ def load_training_set(
         truths[place, category_id].append(mask)
     matched: dict[int, list[Mask]] = defaultdict(list)  # by id() of the truth
     for results in coarse or []:
-        for image, instances in sound_images(
-            CocoSource(results, listing=source.file), faults, only_listed=True
-        ):
+        detected = CocoSource(results, listing=source.file)
+        for image, instances in sound_images(detected, faults, only_listed=True):
             for each in instances:
                 candidates = truths.get((places.get(image.image_id, -1), each.category_id), [])
                 if candidates and each.mask.area:
