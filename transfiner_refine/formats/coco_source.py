@@ -82,9 +82,8 @@ class CocoImage(ImageRecord):
         segmentations = [each.get("segmentation") if isinstance(each, dict) else None for each in parsed]
         # an image without a stated size is opened for it, once
         masks = masks_from_segmentations(segmentations, cache(self._image_size))
-        for (index, label, _), record, segmentation, mask in zip(
-            self.records, parsed, segmentations, masks, strict=True
-        ):
+        both = zip(parsed, segmentations, masks, strict=True)
+        for (index, label, _), (record, segmentation, mask) in zip(self.records, both, strict=True):
             is_annotation = label.startswith("annotation")
             if is_annotation and isinstance(record, dict) and "id" in record:
                 label = f"annotation id {short(record['id'])}"
@@ -109,10 +108,8 @@ class CocoImage(ImageRecord):
             return self.size
         if self.path is not None:
             return upright_size(self.path)
-        raise InputError(
-            "its polygons do not say how large the image is",
-            remedy="give the photos with --images, or sizes with --image-info",
-        )
+        remedy = "give the photos with --images, or sizes with --image-info"
+        raise InputError("its polygons do not say how large the image is", remedy=remedy)
 
 
 def _parsed(text: str | InputError) -> Any:

@@ -22,12 +22,13 @@ from typing import Any, BinaryIO, cast
 from weakref import finalize
 
 from transfiner_refine.errors import InputError, short
+from transfiner_refine.formats.folders import read_file, start_of
 from transfiner_refine.output import atomic_binary_file
 
 PIECE = 1 << 20  # bytes read at a time
 MAX_UNPACKED = 4 << 30  # bytes of text that a gzip file may hold; LVIS results, the longest known, have 1 GB
 MAX_VALUE = 64 << 20  # bytes of one value; bounds what is parsed at a time
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK, _GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _AFTER_A_VALUE = ",:]} \t\n\r"
 
@@ -45,9 +46,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         found = ambiguous = Ambiguous(found)
-        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        ambiguous.error = InputError(f"has the key {short(key)} twice", remedy="keep one of them")
+        ambiguous.error = _twice(Counter(key for key, _ in pairs).most_common(1)[0][0])
     return found
+
+
+def _twice(key: str) -> InputError:
+    return InputError(f"has the key {short(key)} twice", remedy="keep one of them")
 
 
 _decode = json.JSONDecoder().raw_decode  # in a third of the time of the other
@@ -116,12 +120,11 @@ class TextFile:
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, Lock()
         self._checksum: int | None = None
+        read_file(path, most=1)  # a pipe would be waited for, a device read for ever
         try:
-            if path.exists() and not path.is_file():  # a pipe would be waited for, a device read for ever
-                raise InputError("is no file", file=path, remedy="give a plain file")
             self._watched: BinaryIO = path.open("rb", buffering=0)
             finalize(self, self._watched.close)
-            self._file = _unpacked(path) if _is_gzip(path) else self._watched
+            self._file = _unpacked(path) if start_of(path, 2) == _GZIP else self._watched
             finalize(self, self._file.close)
             start = self._file.read(4)
             self._first = len(_BYTE_ORDER_MARK) if start.startswith(_BYTE_ORDER_MARK) else 0
@@ -226,7 +229,7 @@ def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
                 raise scanner.error("Expecting property name enclosed in double quotes")
             key, _, _ = scanner.value()
             if key in seen:
-                raise InputError(f"has the key {short(key)} twice", file=text.path, remedy="keep one of them")
+                raise _twice(key).at(text.path)
             seen.add(key)
             scanner.skip(":", "Expecting ':' delimiter")
             yield from scanner.section(key)
@@ -319,22 +322,21 @@ class _Scanner:
 
     def section(self, key: str | None) -> Iterator[tuple[str | None, Entries | None]]:
         """The value that comes next as one section."""
-        if self.peek() != "[":
+        if self.peek() == "[":
+            entries = (self.value() for _ in self.between("[", "]"))
+            yield key, entries
+            for _ in entries:
+                pass
+        else:
             self.value()
             yield key, None
-            return
-        entries = (self.value() for _ in self.between("[", "]"))
-        yield key, entries
-        for _ in entries:
-            pass
 
     def error(self, message: str, char: int | None = None) -> InputError:
         error = InputError(f"is not valid JSON: {message}", remedy="check that the file is complete")
         return self._located(error, self._at if char is None else char)
 
     def _located(self, error: InputError, char: int) -> InputError:
-        where = self._text.line_and_column(self._first + char)
-        return InputError(error.reason, file=self._text.path, record=where, remedy=error.remedy)
+        return error.at(self._text.path, self._text.line_and_column(self._first + char))
 
     def _more(self) -> bool:
         """Lengthens the window by at least as much as is not done with; False at the end of the text."""
@@ -354,7 +356,11 @@ def look_into(path: Path) -> Iterator[bytes]:
     """The text of a file from its start, a piece at a time, unpacked; nothing after an error: reading will say it."""
     try:
         if path.is_file():
-            with cast(BinaryIO, gzip.open(path, "rb")) if _is_gzip(path) else path.open("rb") as file:
+            with (
+                cast(BinaryIO, gzip.open(path, "rb"))
+                if start_of(path, 2) == _GZIP
+                else path.open("rb") as file
+            ):
                 unpacked, piece = 0, file.read(PIECE).removeprefix(_BYTE_ORDER_MARK)
                 while piece and unpacked <= MAX_UNPACKED:
                     yield piece
@@ -378,11 +384,6 @@ def text_output(output: Path) -> Iterator[BinaryIO]:
         # neither a name nor the time goes into the file, so that it depends on the bytes alone
         with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
             yield cast(BinaryIO, packed)
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
 
 
 def _unpacked(path: Path) -> BinaryIO:

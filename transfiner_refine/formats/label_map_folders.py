@@ -58,9 +58,7 @@ class LabelMapFormat:
     void: int | None = None  # undecided pixels, which refined masks may overwrite; crowds in new maps
     ids_of_a_class: int = 0  # an id is class × this + number; 0 where ids say nothing of classes
     labels: Mapping[int, str] = field(default_factory=dict)  # own classes; no others can be written
-    things: Collection[
-        int
-    ] = ()  # labels that have instances; in new maps, crowds and all others are bare labels
+    things: Collection[int] = ()  # labels with instances; in new maps, all else is bare labels
     fixed: Collection[int] = ()  # values below the first id that refined masks never overwrite
     freed: Freed = "zero"  # what a pixel becomes that its instance gives up, as for ``update_map``
     ending: str = ""  # of the stems of maps

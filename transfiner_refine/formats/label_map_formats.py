@@ -87,11 +87,6 @@ def _has_instance_ids(path: Path) -> bool:
     return any(file.name.endswith("_instanceIds.png") for file in first_files(path, "_instanceids.png"))
 
 
-def _never(path: Path) -> bool:  # noqa: ARG001
-    """Folders of label maps are recognised as "png", which looks at each file."""
-    return False
-
-
 VOC_MAPS = LabelMapFormat(
     "voc",
     "Pascal VOC palette PNGs (SegmentationObject)",
@@ -127,8 +122,8 @@ CITYSCAPES_MAPS = LabelMapFormat(
     image_name="{}_leftImg8bit.png",
     map_name="{}_gtFine_instanceIds.png",
 )
-LABEL_MAPS = LabelMapFormat(
-    "id-maps", "PNG label maps (8 or 16 bits)", _never, ids=range(1, 1 << 16), image_name=""
+LABEL_MAPS = LabelMapFormat(  # never recognised: its folders are taken for "png", which looks at each file
+    "id-maps", "PNG label maps (8 or 16 bits)", lambda _: False, ids=range(1, 1 << 16), image_name=""
 )
 LABEL_MAP_FORMATS = (VOC_MAPS, DAVIS_MAPS, CITYSCAPES_MAPS, LABEL_MAPS)
 VOC, DAVIS, CITYSCAPES_IDS = map(format_of, LABEL_MAP_FORMATS[:3])

@@ -7,17 +7,17 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import putchunk
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.images import MAX_IMAGE_PIXELS, PNG_SIGNATURE, opened, read_chunks
 
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of the PNG header
-_LONGEST_PALETTE = 3 * 256  # bytes
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class MaskPixels:
             file.write(PNG_SIGNATURE)
             for name, data in self.chunks:
                 if name == b"IHDR":
-                    _write_chunk(file, name, bytes(data[:12]) + b"\0")  # not interlaced
+                    putchunk(file, name, bytes(data[:12]) + b"\0")  # not interlaced
                 elif name != b"IDAT":
-                    _write_chunk(file, name, data)
+                    putchunk(file, name, bytes(data))
                 elif pixels:
-                    _write_chunk(file, name, pixels.pop())
+                    putchunk(file, name, pixels.pop())
 
 
 def read_pixels(
@@ -100,24 +100,9 @@ def png_size(path: Path) -> tuple[int, int]:
 
 def palette_of(path: Path) -> bytes | None:
     """The RGB bytes of a PNG's palette, empty where it has none; None where the file is damaged up to there."""
-    with suppress(OSError, struct.error), path.open("rb") as file:
-        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-            return None
-        is_indexed = True
-        while is_indexed:
-            length, name = struct.unpack(">I4s", file.read(8))
-            if name in (b"IDAT", b"IEND"):
-                break
-            if length > _LONGEST_PALETTE or name not in (b"IHDR", b"PLTE"):
-                file.seek(length + 4, 1)
-                continue
-            data = file.read(length)
-            if file.read(4) != zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big"):
-                return None
-            if name == b"PLTE":
-                return data
-            is_indexed = data[9] == _PALETTE
-        return b""
+    with suppress(InputError), opened(path, None) as image:
+        if image.format == "PNG":
+            return b"" if image.palette is None or image.mode != "P" else bytes(image.palette.palette)
     return None
 
 
@@ -141,12 +126,6 @@ def _header(chunks: list[tuple[bytes, memoryview]]) -> tuple[int, int, int, int]
     """Height and width in pixels, bits a sample, colour type."""
     width, height, depth, colour = struct.unpack_from(">IIBB", chunks[0][1])
     return height, width, depth, colour
-
-
-def _write_chunk(file: BinaryIO, name: bytes, data: bytes | memoryview) -> None:
-    file.write(struct.pack(">I", len(data)) + name)
-    file.write(data)
-    file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
 
 
 def _grey_of_colours(image: Image.Image, depth: int, path: Path, *, has_alpha: bool) -> NDArray[Any]:

@@ -25,7 +25,7 @@ def masks_from_segmentations(
     segmentations: Sequence[object], image_size: Callable[[], tuple[int, int]]
 ) -> list[Mask | InputError]:
     """Many masks, or what is wrong with them, as ``mask_from_segmentation`` gives them; RLEs are parsed together."""
-    found: list[Mask | InputError | None] = [None] * len(segmentations)
+    found: dict[int, Mask | InputError] = {}
     known: dict[int, tuple[tuple[int, int], str]] = {}
     for position, value in enumerate(segmentations):
         if isinstance(value, dict) and isinstance(counts := value.get("counts"), str) and counts:
@@ -36,16 +36,14 @@ def masks_from_segmentations(
     for lot in np.unique(lots):
         together = [positions[i] for i in np.flatnonzero(lots == lot)]
         with suppress(InputError):  # one of them is damaged; below each is parsed alone
-            masks = Mask.parsed([known[position] for position in together])
-            for position, mask in zip(together, masks, strict=True):
-                found[position] = mask
+            found |= zip(together, Mask.parsed([known[position] for position in together]), strict=True)
     for position, value in enumerate(segmentations):
-        if found[position] is None:
+        if position not in found:
             try:
                 found[position] = mask_from_segmentation(value, image_size)
             except InputError as error:
                 found[position] = error
-    return [each for each in found if each is not None]
+    return [found[position] for position in range(len(segmentations))]
 
 
 def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> Mask:
@@ -95,23 +93,20 @@ def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
     for position, polygon in enumerate(polygons):
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             # four numbers would be taken for a box by pycocotools
-            raise InputError(
-                f"polygon {position} is {short(polygon)}, not a list x, y, x, y, ... of three or more points"
-            )
+            what = "not a list x, y, x, y, ... of three or more points"
+            raise InputError(f"polygon {position} is {short(polygon)}, {what}")
         if any(type(number) not in (int, float) or not abs(number) < _FAR for number in polygon):
             raise InputError(f"polygon {position} has a coordinate that is not a finite number")
         points = np.asarray(polygon, np.float64).reshape(-1, 2)  # [points, xy]
         beyond = np.maximum(-points, points - (width, height))
         if (beyond > max(height, width)).any():
             x, y = points[int(beyond.max(1).argmax())]
-            raise InputError(
-                f"polygon {position} has the point ({x:g}, {y:g}), far outside its {width}×{height} image"
-            )
+            what = f"the point ({x:g}, {y:g}), far outside its {width}×{height} image"
+            raise InputError(f"polygon {position} has {what}")
         outline += float(np.abs(points - np.roll(points, 1, 0)).max(1).sum())
     if outline > MAX_OUTLINE:
-        raise InputError(
-            f"the polygons' outline is {outline:.0f} pixels long, more than the {MAX_OUTLINE} allowed"
-        )
+        what = f"{outline:.0f} pixels long, more than the {MAX_OUTLINE} allowed"
+        raise InputError(f"the polygons' outline is {what}")
     from pycocotools import mask as coco_mask  # here, because most files hold no polygons
 
     drawn = coco_mask.frPyObjects(polygons, height, width)
