@@ -12,16 +12,6 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 
-__all__ = [
-    "from_detectron2",
-    "from_supervision",
-    "from_torchvision",
-    "from_ultralytics",
-    "masks_of",
-    "refine_predictions",
-    "with_masks",
-]
-
 Predictions = TypeVar("Predictions")
 
 

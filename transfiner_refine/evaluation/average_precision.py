@@ -27,8 +27,6 @@ from transfiner_refine.evaluation.overlap import (
 )
 from transfiner_refine.masks import Mask, MaskWindow
 
-__all__ = ["OVERLAPS", "AveragePrecision", "Overlap", "average_precision"]
-
 Overlap = Literal["mask", "boundary"]
 OVERLAPS: tuple[Overlap, ...] = ("mask", "boundary")
 
@@ -95,6 +93,13 @@ def average_precision(
         tables = evaluator.eval
         results[overlap] = _scores(tables["precision"], tables["recall"], evaluator.params, annotations)
     return results
+
+
+def by_overlap(
+    of: dict[Overlap, AveragePrecision] | None, kind: Literal["scores", "classes"], key: Any
+) -> dict[Overlap, float]:
+    """One of the scores, or the AP of one class, for each kind of overlap; nothing of None."""
+    return {overlap: getattr(of[overlap], kind)[key] for overlap in OVERLAPS} if of else {}
 
 
 def _evaluator(

@@ -10,37 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.evaluation.matched import SIZES
+from transfiner_refine.evaluation.matched import by_size
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     AnyMask,
+    Fit,
     as_window,
-    boundary,
     boundary_width,
     common_window,
-    crop_iou,
+    crop_fit,
+    mean_scores,
 )
 from transfiner_refine.masks import Mask
 from transfiner_refine.refiner import BaseRefiner
 from transfiner_refine.trace import trace
 
-__all__ = ["ErrorAnalysis", "ErrorRow", "ErrorSummary", "LevelSummary", "analyse_errors", "instance_errors"]
 
-
-@dataclass(frozen=True)
-class Fit:
-    """How well a mask fits the truth: IoU and boundary IoU, in [0, 1]."""
-
-    iou: float
-    boundary_iou: float
-
-
-@dataclass(frozen=True)
-class LevelRow:
+class LevelRow(NamedTuple):
     """One level of an instance's quadtree (first pass): nodes, pixels they cover, coarse-wrong pixels among these."""
 
     grid: int
@@ -49,8 +40,7 @@ class LevelRow:
     wrong_inside: int
 
 
-@dataclass(frozen=True)
-class ErrorRow:
+class ErrorRow(NamedTuple):
     """One instance; all counts are pixels of the image."""
 
     area: int  # of the true mask
@@ -92,8 +82,7 @@ class LevelSummary:
     area: float
 
 
-@dataclass(frozen=True)
-class ErrorAnalysis:
+class ErrorAnalysis(NamedTuple):
     """The analysis of one set of weights: of each instance, by key of ``SIZES``, and by level, coarse to fine."""
 
     weights: str
@@ -121,15 +110,14 @@ def analyse_errors(
     Raises:
         InputError: a mask does not fit its image.
     """
-    rows = [
+    rows = tuple(
         instance_errors(refiner, image, truth, coarse, dilation_ratio=dilation_ratio)
         for image, truth, coarse in cases
         if as_window(coarse).area
-    ]
-    sizes = {
-        size: _summary(size, [r for r in rows if low <= r.area < high]) for size, (low, high) in SIZES.items()
-    }
-    return ErrorAnalysis(weights, tuple(rows), sizes, _levels(rows))
+    )
+    sizes = {size: _summary(size, of) for size, of in by_size(rows).items()}
+    grids = sorted({level.grid for row in rows for level in row.levels})
+    return ErrorAnalysis(weights, rows, sizes, tuple(_level(grid, rows) for grid in grids))
 
 
 def instance_errors(
@@ -149,29 +137,28 @@ def instance_errors(
     step = found.passes[0]
     covered = [found.relabelled_pixels, *(step.covered(level) for level in range(len(step.levels)))]
     windows = [as_window(mask) for mask in (truth, coarse, found.result, *covered)]
-    crops = common_window(*windows)
-    real, before, after, inside = (crop.astype(bool) for crop in crops[:4])
-    wrong = before != real
+    real, before, after, inside, *nodes = common_window(*windows)
+    oracle = np.where(inside, real, before)
     width = boundary_width(windows[0].image_size, dilation_ratio)
+    wrong, wrong_after = before != real, after != real
 
-    def fit(mask: NDArray[np.bool_]) -> Fit:
-        pair = real.astype(np.uint8), mask.astype(np.uint8)
-        return Fit(crop_iou(*pair), crop_iou(*(boundary(crop, width) for crop in pair)))
+    def pixels(mask: NDArray[np.bool_]) -> int:
+        return int(np.count_nonzero(mask))
 
     return ErrorRow(
         area=windows[0].area,
         region=found.region.area,
-        covered=int(inside.sum()),
-        wrong=int(wrong.sum()),
-        wrong_inside=int((wrong & inside).sum()),
-        fixed=int((wrong & (after == real)).sum()),
-        broken=int((~wrong & (after != real)).sum()),
-        before=fit(before),
-        after=fit(after),
-        oracle=fit(np.where(inside, real, before)),
+        covered=pixels(inside > 0),
+        wrong=pixels(wrong),
+        wrong_inside=pixels(wrong & (inside > 0)),
+        fixed=pixels(wrong & ~wrong_after),
+        broken=pixels(wrong_after & ~wrong),
+        before=crop_fit(real, before, width=width),
+        after=crop_fit(real, after, width=width),
+        oracle=crop_fit(real, oracle, width=width),
         levels=tuple(
-            LevelRow(level.grid, len(level), int(crop.sum()), int((wrong & (crop > 0)).sum()))
-            for level, crop in zip(step.levels, crops[4:], strict=True)
+            LevelRow(level.grid, len(level), pixels(crop > 0), pixels(wrong & (crop > 0)))
+            for level, crop in zip(step.levels, nodes, strict=True)
         ),
     )
 
@@ -185,35 +172,22 @@ def _summary(size: str, rows: Sequence[ErrorRow]) -> ErrorSummary:
         area=_share(sum(row.covered for row in rows), sum(row.region for row in rows)),
         fixed=_share(sum(row.fixed for row in rows), wrong),
         broken=_share(sum(row.broken for row in rows), wrong),
-        before=_mean([row.before for row in rows]),
-        after=_mean([row.after for row in rows]),
-        oracle=_mean([row.oracle for row in rows]),
+        before=mean_scores(Fit, [row.before for row in rows]),
+        after=mean_scores(Fit, [row.after for row in rows]),
+        oracle=mean_scores(Fit, [row.oracle for row in rows]),
     )
 
 
-def _levels(rows: Sequence[ErrorRow]) -> tuple[LevelSummary, ...]:
-    """The levels that any instance reaches."""
-    wrong, region = sum(row.wrong for row in rows), sum(row.region for row in rows)
-    summaries = []
-    for grid in sorted({level.grid for row in rows for level in row.levels}):
-        levels = [level for row in rows for level in row.levels if level.grid == grid]
-        summaries.append(
-            LevelSummary(
-                grid=grid,
-                count=len(levels),
-                nodes=sum(level.nodes for level in levels) / len(levels),
-                wrong_inside=_share(sum(level.wrong_inside for level in levels), wrong),
-                area=_share(sum(level.covered for level in levels), region),
-            )
-        )
-    return tuple(summaries)
+def _level(grid: int, rows: Sequence[ErrorRow]) -> LevelSummary:
+    levels = [level for row in rows for level in row.levels if level.grid == grid]
+    return LevelSummary(
+        grid=grid,
+        count=len(levels),
+        nodes=sum(level.nodes for level in levels) / len(levels),
+        wrong_inside=_share(sum(level.wrong_inside for level in levels), sum(row.wrong for row in rows)),
+        area=_share(sum(level.covered for level in levels), sum(row.region for row in rows)),
+    )
 
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
-
-
-def _mean(fits: Sequence[Fit]) -> Fit:
-    if not fits:
-        return Fit(math.nan, math.nan)
-    return Fit(float(np.mean([fit.iou for fit in fits])), float(np.mean([fit.boundary_iou for fit in fits])))

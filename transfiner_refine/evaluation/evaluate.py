@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.average_precision import (
-    OVERLAPS,
     AveragePrecision,
     Overlap,
     average_precision,
+    by_overlap,
 )
 from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
 from transfiner_refine.evaluation.matched import (
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
     from transfiner_refine.refiner import BaseRefiner
 
-__all__ = ["Analysis", "ClassRow", "Evaluation", "Settings", "evaluate"]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -50,8 +48,7 @@ class Settings:
     seed: int = 0  # of the bootstrap
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(NamedTuple):
     """What the error analysis needs, which refines the coarse masks again."""
 
     images: Path  # folder of the images, named as the annotation file has it
@@ -59,8 +56,7 @@ class Analysis:
     weights: str  # the refiner's name, for the output
 
 
-@dataclass(frozen=True)
-class ClassRow:
+class ClassRow(NamedTuple):
     """One category: its instances (no crowds) and AP by overlap; ``before`` is None where there is none."""
 
     name: str
@@ -69,8 +65,7 @@ class ClassRow:
     after: dict[Overlap, float]
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What came out, with all that is needed to know what it is of.
 
     AP is None where the detections have no scores. Where the results are scored alone, ``before`` and ``ap_before``
@@ -90,9 +85,7 @@ class Evaluation:
     ap_after: dict[Overlap, AveragePrecision] | None
     matched_by: str  # "match file", "annotation_id" or "best IoU"
     matched: MatchedScores
-    pairs: tuple[
-        tuple[int, int], ...
-    ]  # annotation id, and record in the results file, of each row of matched
+    pairs: tuple[tuple[int, int], ...]  # annotation id, record in the results file, of each row of matched
     classes: tuple[ClassRow, ...]  # of categories that have instances, by name
     errors: ErrorAnalysis | None  # of the counted instances; None where it was not asked for
     unused: tuple[str, ...]  # sentences that say what of the files could not be used
@@ -131,9 +124,8 @@ def evaluate(
         coarse = load_results(before, truth)
         check_same_detections(coarse, after, (before, results))
     matches, matched_by = match_detections(truth, coarse, results if before is None else before, match)
-    scored = replace(
-        truth, instances=[entry for entry in truth.instances if entry.is_crowd or entry.mask.area]
-    )
+    kept = [entry for entry in truth.instances if entry.is_crowd or entry.mask.area]
+    scored = replace(truth, instances=kept)
     ap_before = None if before is None else _precisions(scored, coarse, before, settings, progress)
     ap_after = _precisions(scored, after, results, settings, progress)
     bar = tqdm(matches, "matched instances", unit="mask", disable=not progress, leave=False)
@@ -149,16 +141,12 @@ def evaluate(
     )
     errors = None
     if analysis is not None:
-        from transfiner_refine.evaluation.error_analysis import (
-            analyse_errors,  # here, because it imports torch
-        )
+        from transfiner_refine.evaluation import error_analysis  # here, because it imports torch
 
         counted = [pair for pair, row in zip(matches, matched.rows, strict=True) if row.counted]
-        errors = analyse_errors(
-            analysis.refiner,
-            _cases(truth, coarse, counted, analysis.images, progress),
-            weights=analysis.weights,
-            dilation_ratio=settings.boundary_ratio,
+        cases = _cases(truth, coarse, counted, analysis.images, progress)
+        errors = error_analysis.analyse_errors(
+            analysis.refiner, cases, weights=analysis.weights, dilation_ratio=settings.boundary_ratio
         )
     crowds = sum(instance.is_crowd for instance in scored.instances)
     return Evaluation(
@@ -184,17 +172,15 @@ def evaluate(
 
 def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detection]) -> Iterator[str]:
     """Sentences that say what of the files plays no part, and where the two have nothing in common."""
-    total, crowds = (
-        len(truth.instances) + truth.without_mask,
-        sum(entry.is_crowd for entry in truth.instances),
-    )
+    total = len(truth.instances) + truth.without_mask
+    crowds = sum(entry.is_crowd for entry in truth.instances)
     if missing := total - len(scored.instances):
         yield f"{missing} of {total} annotations have no mask and are not counted."
     if total and crowds == total:
         yield "All annotations are crowd regions: there is no instance to score against."
-    unknown = [entry for entry in detections if entry.category_id not in truth.categories]
+    unknown = [entry.category_id for entry in detections if entry.category_id not in truth.categories]
     if unknown:
-        ids = sorted({entry.category_id for entry in unknown})
+        ids = sorted(set(unknown))
         listed = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
         yield f"{len(unknown)} of {len(detections)} detections are of categories that are not annotated: {listed}"
     instances = [entry for entry in scored.instances if not entry.is_crowd]
@@ -229,12 +215,8 @@ def _precisions(
         return None
     if unscored:
         raise InputError("no score, though others have one", file=file, record=f"record {unscored[0]}")
-    return average_precision(
-        truth,
-        detections,
-        boundary_ratio=settings.boundary_ratio,
-        progress=f"of {Path(file).name}" if progress else None,
-    )
+    name = f"of {Path(file).name}" if progress else None
+    return average_precision(truth, detections, boundary_ratio=settings.boundary_ratio, progress=name)
 
 
 def _class_rows(
@@ -246,13 +228,8 @@ def _class_rows(
     if after is None:
         return ()
     counts = Counter(instance.category_id for instance in truth.instances if not instance.is_crowd)
-    rows = [
-        ClassRow(
-            truth.categories[key],
-            count,
-            None if before is None else {overlap: before[overlap].classes[key] for overlap in OVERLAPS},
-            {overlap: after[overlap].classes[key] for overlap in OVERLAPS},
-        )
-        for key, count in counts.items()
-    ]
+    rows = []
+    for key, count in counts.items():
+        ap_before, ap_after = by_overlap(before, "classes", key), by_overlap(after, "classes", key)
+        rows.append(ClassRow(truth.categories[key], count, ap_before or None, ap_after))
     return tuple(sorted(rows, key=lambda row: row.name))

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +23,17 @@ from transfiner_refine.evaluation.coco_files import Annotations, Detection, load
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     AnyMask,
+    MaskScores,
     as_window,
-    boundary,
     boundary_width,
     common_window,
-    crop_iou,
+    crop_fit,
     mean_boundary_accuracy,
+    mean_scores,
 )
 
-__all__ = [
-    "CHANGE_THRESHOLD",
-    "MIN_AREA",
-    "MIN_COARSE_IOU",
-    "SIZES",
-    "InstanceScore",
-    "Interval",
-    "MaskScores",
-    "Match",
-    "MatchedScores",
-    "SizeSummary",
-    "bootstrap_mean",
-    "check_same_detections",
-    "mask_scores",
-    "match_by_ids",
-    "match_by_iou",
-    "match_detections",
-    "matched_scores",
-    "summarise",
-]
+if TYPE_CHECKING:
+    from transfiner_refine.evaluation.error_analysis import ErrorRow
 
 MIN_AREA = 32**2
 """True area from which an instance counts, pixels: COCO's upper end of "small"."""
@@ -72,21 +55,12 @@ SIZES: dict[str, tuple[float, float]] = {
 Match = tuple[int, int]
 """Index of a true instance in ``Annotations.instances``, index of its detection."""
 
+Row = TypeVar("Row", "InstanceScore", "ErrorRow")
 _RESAMPLES = 2000  # of the bootstrap: the ends of a 95 % interval are then steady to about 3 % of its width
 _CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class MaskScores:
-    """How well a mask fits its true mask: shares in [0, 1]; mBA is nan where the true mask has no outline."""
-
-    iou: float
-    boundary_iou: float
-    mba: float
-
-
-@dataclass(frozen=True)
-class InstanceScore:
+class InstanceScore(NamedTuple):
     """One instance, before and after; ``after`` is None where there is no refined mask."""
 
     area: int  # of the true mask, pixels
@@ -96,8 +70,7 @@ class InstanceScore:
     image: Hashable  # what tells its image from others, for the bootstrap
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean with its 95 % bootstrap interval over images; the ends are nan where there is but one image."""
 
     mean: float
@@ -120,8 +93,7 @@ class SizeSummary:
     unchanged: float | None = None
 
 
-@dataclass(frozen=True)
-class MatchedScores:
+class MatchedScores(NamedTuple):
     """The scores of every instance in the order they came, counted or not, and their summary by key of ``SIZES``."""
 
     rows: tuple[InstanceScore, ...]
@@ -135,13 +107,9 @@ def mask_scores(truth: AnyMask, mask: AnyMask, *, dilation_ratio: float = BOUNDA
     different sizes raise InputError.
     """
     true_window, window = as_window(truth), as_window(mask)
-    crops = common_window(true_window, window)
     width = boundary_width(true_window.image_size, dilation_ratio)
-    return MaskScores(
-        iou=crop_iou(*crops),
-        boundary_iou=crop_iou(*(boundary(crop, width) for crop in crops)),
-        mba=mean_boundary_accuracy(true_window, window),
-    )
+    fit = crop_fit(*common_window(true_window, window), width=width)
+    return MaskScores(*fit, mean_boundary_accuracy(true_window, window))
 
 
 def matched_scores(
@@ -175,44 +143,47 @@ def matched_scores(
     """
     sequences: dict[str, Any] = {"truth": truth, "coarse": coarse, "refined": refined, "image": images}
     given = {name: sequence for name, sequence in sequences.items() if sequence is not None}
-    end, rows = object(), []
+    end, rows = object(), list[InstanceScore]()
     for index, entries in enumerate(zip_longest(*given.values(), fillvalue=end)):
         if any(entry is end for entry in entries):
             raise InputError(f"not as many masks to compare as true masks: one list ends at {index}")
         entry = dict(zip(given, entries, strict=True))
         window = as_window(entry["truth"])
-        before = mask_scores(window, entry["coarse"], dilation_ratio=dilation_ratio)
-        after = None
-        if refined is not None:
-            after = mask_scores(window, entry["refined"], dilation_ratio=dilation_ratio)
+        before, after = (
+            mask_scores(window, entry[name], dilation_ratio=dilation_ratio) if name in entry else None
+            for name in ("coarse", "refined")
+        )
+        assert before is not None
         counted = window.area >= min_area and before.iou >= min_coarse_iou
         rows.append(InstanceScore(window.area, before, after, counted, entry.get("image", index)))
-    summary = {size: summarise(rows, size, seed=seed, refined=refined is not None) for size in SIZES}
+    counted_rows = by_size(row for row in rows if row.counted)
+    summary = {size: _summary(size, of, refined is not None, seed) for size, of in counted_rows.items()}
     return MatchedScores(tuple(rows), summary)
 
 
-def summarise(
-    rows: Sequence[InstanceScore], size: str = "all", *, refined: bool = True, seed: int = 0
-) -> SizeSummary:
-    """Means over the counted rows of one size class."""
-    low, high = SIZES[size]
-    rows = [row for row in rows if row.counted and low <= row.area < high]
-    before = _mean_scores([row.before for row in rows])
+def by_size(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each size class, by the ``area`` of their true masks in pixels."""
+    rows = list(rows)
+    return {size: [row for row in rows if low <= row.area < high] for size, (low, high) in SIZES.items()}
+
+
+def _summary(size: str, rows: Sequence[InstanceScore], refined: bool, seed: int) -> SizeSummary:
+    before = mean_scores(MaskScores, [row.before for row in rows])
     if not refined:
         return SizeSummary(size, len(rows), before)
-    pairs = [(row.before, row.after) for row in rows if row.after is not None]
-    iou_change = np.array([after.iou - before.iou for before, after in pairs])
-    boundary_change = np.array([after.boundary_iou - before.boundary_iou for before, after in pairs])
+    afters = [row.after for row in rows if row.after is not None]
+    changes = np.array([np.subtract(after, row.before) for row, after in zip(rows, afters, strict=True)])
+    iou, boundary_iou, _ = changes.reshape(-1, 3).T  # [instances] each
     images = [row.image for row in rows]
-    better = float(np.mean(iou_change > CHANGE_THRESHOLD)) if rows else math.nan
-    worse = float(np.mean(iou_change < -CHANGE_THRESHOLD)) if rows else math.nan
+    better = float(np.mean(iou > CHANGE_THRESHOLD)) if rows else math.nan
+    worse = float(np.mean(iou < -CHANGE_THRESHOLD)) if rows else math.nan
     return SizeSummary(
         size=size,
         count=len(rows),
         before=before,
-        after=_mean_scores([after for _, after in pairs]),
-        iou_change=bootstrap_mean(iou_change, images, seed=seed),
-        boundary_iou_change=bootstrap_mean(boundary_change, images, seed=seed),
+        after=mean_scores(MaskScores, afters),
+        iou_change=bootstrap_mean(iou, images, seed=seed),
+        boundary_iou_change=bootstrap_mean(boundary_iou, images, seed=seed),
         better=better,
         worse=worse,
         unchanged=1 - better - worse,
@@ -231,8 +202,7 @@ def bootstrap_mean(values: NDArray[Any], images: Sequence[Hashable], *, seed: in
     mean = float(np.mean(values))
     if len(numbers) == 1:
         return Interval(mean, math.nan, math.nan)
-    sums = np.bincount(image, values)  # [images]
-    counts = np.bincount(image)  # [images]
+    sums, counts = np.bincount(image, values), np.bincount(image)  # [images]
     generator = np.random.default_rng(seed)
     means = np.empty(_RESAMPLES)
     for resample in range(_RESAMPLES):
@@ -243,38 +213,19 @@ def bootstrap_mean(values: NDArray[Any], images: Sequence[Hashable], *, seed: in
     return Interval(mean, float(low), float(high))
 
 
-def _mean_scores(scores: Sequence[MaskScores]) -> MaskScores:
-    """Mean of each score; mBA over those that have one."""
-
-    def mean(values: list[float]) -> float:
-        return float(np.mean(values)) if values else math.nan
-
-    return MaskScores(
-        iou=mean([score.iou for score in scores]),
-        boundary_iou=mean([score.boundary_iou for score in scores]),
-        mba=mean([score.mba for score in scores if not math.isnan(score.mba)]),
-    )
-
-
 def match_detections(
     annotations: Annotations, detections: Sequence[Detection], source: str | Path, file: str | Path | None
 ) -> tuple[list[Match], str]:
     """Which detection belongs to which true instance: as a match file says, else the records, else the best IoU.
 
-    Args:
-        annotations: the truth.
-        detections: the coarse masks, where there are several versions.
-        source: the file of the detections, for messages.
-        file: a match file (see ``load_match``), or None.
-
-    Returns:
-        the matches, and how they were found: "match file", "annotation_id" or "best IoU".
+    ``source`` is the file of the detections, ``file`` a match file (see ``load_match``) or None. Gives the matches, and
+    how they were found: "match file", "annotation_id" or "best IoU".
     """
     if file is not None:
         return match_by_ids(annotations, detections, load_match(file, len(detections)), file), "match file"
-    if any(detection.annotation_id is not None for detection in detections):
-        keys = [detection.annotation_id for detection in detections]
-        return match_by_ids(annotations, detections, keys, source), "annotation_id"
+    ids = [detection.annotation_id for detection in detections]
+    if any(key is not None for key in ids):
+        return match_by_ids(annotations, detections, ids, source), "annotation_id"
     return match_by_iou(annotations, detections), "best IoU"
 
 
@@ -317,16 +268,16 @@ def match_by_iou(annotations: Annotations, detections: Sequence[Detection]) -> l
     Scores play no part: what counts is which coarse mask shows the instance. Crowds, and instances that no detection
     overlaps, have no match. Of equally good pairs the earlier record is taken.
     """
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, detection in enumerate(detections):
-        found[detection.image_id, detection.category_id].append(number)
-    wanted: dict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for index, instance in enumerate(annotations.instances):
-        if not instance.is_crowd and (instance.image_id, instance.category_id) in found:
-            wanted[instance.image_id, instance.category_id].append(index)
+        if not instance.is_crowd:
+            groups[instance.image_id, instance.category_id][0].append(index)
+    for number, detection in enumerate(detections):
+        groups[detection.image_id, detection.category_id][1].append(number)
     matches: list[Match] = []
-    for place, indices in wanted.items():
-        numbers = found[place]
+    for indices, numbers in groups.values():
+        if not indices or not numbers:
+            continue
         ious = codec.iou(  # [detections, instances], on the run lengths
             [rle_of(detections[number].mask) for number in numbers],
             [rle_of(annotations.instances[index].mask) for index in indices],

@@ -7,7 +7,9 @@ masks are equal: their IoU is 1. Masks of images of different sizes raise ``Inpu
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -15,19 +17,6 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.masks import Mask, MaskWindow
-
-__all__ = [
-    "BOUNDARY_RATIO",
-    "AnyMask",
-    "as_window",
-    "boundary",
-    "boundary_iou",
-    "boundary_width",
-    "common_window",
-    "crop_iou",
-    "mask_iou",
-    "mean_boundary_accuracy",
-]
 
 AnyMask: TypeAlias = "NDArray[Any] | MaskWindow | Mask"
 """A binary mask: [H, W] bool (or 0/1 integers, or floats cut at 0.5), the window of one, or its runs."""
@@ -39,28 +28,47 @@ _MBA_STEPS = 5  # number of band widths that are averaged; CascadePSP, eval_post
 _MBA_REACH = 300  # the widest band is (width + height) / 300 pixels; the same source
 
 
+class Fit(NamedTuple):
+    """How well a mask fits the truth: IoU and boundary IoU, in [0, 1]."""
+
+    iou: float
+    boundary_iou: float
+
+
+class MaskScores(NamedTuple):
+    """How well a mask fits its true mask: shares in [0, 1]; mBA is nan where the true mask has no outline."""
+
+    iou: float
+    boundary_iou: float
+    mba: float
+
+
+Scores = TypeVar("Scores", Fit, MaskScores)
+
+
+def mean_scores(kind: type[Scores], scores: Sequence[Scores]) -> Scores:
+    """Mean of each score over those that have one; nan where none has."""
+    columns = ([value for value in column if not math.isnan(value)] for column in zip(*scores, strict=True))
+    means = [float(np.mean(column)) if column else math.nan for column in columns]
+    return kind(*(means or [math.nan] * len(kind._fields)))
+
+
 def as_window(mask: AnyMask) -> MaskWindow:
     """The mask as a window of bool that fits its foreground."""
     if isinstance(mask, Mask):
         return mask.decode()
-    if not isinstance(mask, MaskWindow):
+    if isinstance(mask, np.ndarray):
         if mask.ndim != 2:
             raise InputError(f"a mask has 2 axes, this one has shape {mask.shape}")
         mask = MaskWindow(mask, 0, 0, (mask.shape[0], mask.shape[1]))
-    if mask.values.dtype != bool:
-        mask = MaskWindow(mask.values >= 0.5, mask.x, mask.y, mask.image_size)
-    return mask.tight()
+    return mask.hard().tight()
 
 
 def common_window(*masks: MaskWindow, margin: int = 0) -> list[NDArray[np.uint8]]:
     """Tight windows of one image as 0/1 crops of the smallest window that holds all their foreground.
 
-    Args:
-        masks: the windows.
-        margin: pixels to add on every side; the crop ends where the image does.
-
-    Returns:
-        one [h, w] uint8 array for each mask, all of one shape; 0×0 if all are empty.
+    ``margin`` pixels are added on every side, as far as the image reaches. Gives an [h, w] uint8 array for each
+    mask, all of one shape; 0×0 if all are empty.
     """
     size = masks[0].image_size
     if any(mask.image_size != size for mask in masks):
@@ -77,8 +85,7 @@ def common_window(*masks: MaskWindow, margin: int = 0) -> list[NDArray[np.uint8]
     for mask in masks:
         crop = np.zeros((y1 - y0, x1 - x0), np.uint8)
         if mask.values.size:
-            h, w = mask.values.shape
-            crop[mask.y - y0 : mask.y - y0 + h, mask.x - x0 : mask.x - x0 + w] = mask.values
+            replace(mask, x=mask.x - x0, y=mask.y - y0).of(crop)[...] = mask.values
         crops.append(crop)
     return crops
 
@@ -119,6 +126,11 @@ def boundary(mask: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     return mask - np.asarray(eroded, np.uint8)
 
 
+def crop_fit(a: NDArray[np.uint8], b: NDArray[np.uint8], *, width: int) -> Fit:
+    """IoU and boundary IoU of two 0/1 crops that hold all their foreground; ``width`` is the band's, in pixels."""
+    return Fit(crop_iou(a, b), crop_iou(boundary(a, width), boundary(b, width)))
+
+
 def boundary_iou(a: AnyMask, b: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> float:
     """Boundary IoU of two masks of one image, in [0, 1]; Cheng et al. 2021, eq. 2.
 
@@ -126,7 +138,7 @@ def boundary_iou(a: AnyMask, b: AnyMask, *, dilation_ratio: float = BOUNDARY_RAT
     """
     first, second = as_window(a), as_window(b)
     width = boundary_width(first.image_size, dilation_ratio)
-    return crop_iou(*(boundary(crop, width) for crop in common_window(first, second)))
+    return crop_fit(*common_window(first, second), width=width).boundary_iou
 
 
 def mean_boundary_accuracy(truth: AnyMask, mask: AnyMask) -> float:

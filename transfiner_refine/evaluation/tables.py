@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from transfiner_refine.evaluation.average_precision import OVERLAPS, AveragePrecision, Overlap
+from transfiner_refine.evaluation.average_precision import OVERLAPS, by_overlap
 from transfiner_refine.evaluation.evaluate import Evaluation
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD, Interval, SizeSummary
 
 if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
-
-__all__ = ["Table", "as_json", "as_markdown", "as_text", "before_after", "points", "signed_points"]
 
 _WIDTH = 80  # columns of a terminal
 
@@ -69,14 +67,9 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def points(value: float | None) -> str:
-    """A share as points with one decimal: 0.7852 → "78.5"; "–" where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def signed_points(value: float | None) -> str:
-    """A change as points with its sign: 0.012 → "+1.2"."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:+.1f}"
+def points(value: float | None, form: str = ".1f") -> str:
+    """A share as points with one decimal: 0.7852 → "78.5"; "–" where there is none. A change takes ``form`` "+.1f"."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:{form}}"
 
 
 def before_after(before: float, after: float | None) -> str:
@@ -102,41 +95,34 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
 
     ``per_class`` adds the categories.
     """
-
-    def precision(scores: dict[Overlap, AveragePrecision] | None) -> dict[str, Any] | None:
-        return None if scores is None else {overlap: dict(scores[overlap].scores) for overlap in OVERLAPS}
-
-    summary = {size: dataclasses.asdict(entry) for size, entry in evaluation.matched.summary.items()}
-    alone = evaluation.before is None
+    precisions = {"before": evaluation.ap_before, "after": evaluation.ap_after}
+    sizes, alone = evaluation.matched.summary, evaluation.before is None
     if alone:  # the only masks there are, are the results
-        for entry in summary.values():
-            entry["after"], entry["before"] = entry["before"], None
-    counts = ("images", "instances", "crowds", "detections", "federated")
+        sizes = {
+            size: dataclasses.replace(row, before=None, after=row.before)  # type: ignore[arg-type]
+            for size, row in sizes.items()
+        }
+    counts = ("images", "instances", "crowds", "detections", "federated", "settings")
     data: dict[str, Any] = {
         "annotations": str(evaluation.annotations),
         "results": str(evaluation.results),
         "before_results": None if alone else str(evaluation.before),
         **{name: getattr(evaluation, name) for name in counts},
-        "settings": dataclasses.asdict(evaluation.settings),
         "average_precision": {
-            "before": precision(evaluation.ap_before),
-            "after": precision(evaluation.ap_after),
+            when: None if of is None else {overlap: of[overlap].scores for overlap in OVERLAPS}
+            for when, of in precisions.items()
         },
-        "matched": {"by": evaluation.matched_by, "pairs": len(evaluation.matched.rows), "sizes": summary},
+        "matched": {"by": evaluation.matched_by, "pairs": len(evaluation.matched.rows), "sizes": sizes},
     }
     if evaluation.unused:
-        data["unused"] = list(evaluation.unused)
-    errors = evaluation.errors
-    if errors is not None:
-        data["error_analysis"] = {
-            "weights": errors.weights,
-            "sizes": {size: dataclasses.asdict(row) for size, row in errors.sizes.items()},
-            "levels": [dataclasses.asdict(row) for row in errors.levels],
-        }
+        data["unused"] = evaluation.unused
+    if evaluation.errors is not None:
+        data["error_analysis"] = evaluation.errors._asdict()
+        del data["error_analysis"]["rows"]
     if per_class:
-        data["classes"] = [dataclasses.asdict(row) for row in evaluation.classes]
-    cleaned: dict[str, Any] = _without_nan(data)
-    return cleaned
+        data["classes"] = evaluation.classes
+    plain: dict[str, Any] = _plain(data)
+    return plain
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -156,12 +142,9 @@ def _headline(evaluation: Evaluation) -> str:
 def _tables(evaluation: Evaluation, per_class: bool) -> list[Table]:
     """The tables of an evaluation, in the order they are shown."""
     tables, before, after = [], evaluation.ap_before, evaluation.ap_after
-
-    def scores(of: dict[Overlap, AveragePrecision] | None, name: str) -> dict[Overlap, float] | None:
-        return None if of is None else {overlap: of[overlap].scores[name] for overlap in OVERLAPS}
-
     if after is not None:
-        rows = [([name], scores(before, name), scores(after, name)) for name in after["mask"].scores]
+        names = after["mask"].scores
+        rows = [([n], by_overlap(before, "scores", n), by_overlap(after, "scores", n)) for n in names]
         tables.append(_overlap_table("Average precision and recall, points", [""], rows))
     tables += _matched_tables(evaluation)
     if evaluation.errors is not None:
@@ -174,13 +157,13 @@ def _tables(evaluation: Evaluation, per_class: bool) -> list[Table]:
 
 def _overlap_table(title: str, names: list[str], rows: Sequence[tuple[list[str], Any, Any]]) -> Table:
     """A table of what each row is called, and its scores by overlap: before (or None) and after."""
-    alone = rows[0][1] is None
+    alone = not rows[0][1]
     headers, cells = [*names], [[*called] for called, _, _ in rows]
     for overlap in OVERLAPS:
         headers += [overlap] if alone else [f"{overlap} before", "after", "change"]
         for line, (_, before, after) in zip(cells, rows, strict=True):
             new, old = after[overlap], None if alone else before[overlap]
-            line += [points(new)] if old is None else [points(old), points(new), signed_points(new - old)]
+            line += [points(new)] if old is None else [points(old), points(new), points(new - old, "+.1f")]
     return Table(title, headers, cells)
 
 
@@ -264,7 +247,7 @@ def _interval(change: str) -> Callable[[Any], str]:
 
     def cell(row: Any) -> str:
         interval: Interval = getattr(row, change)
-        mean, low, high = map(signed_points, (interval.mean, interval.low, interval.high))
+        mean, low, high = (points(value, "+.1f") for value in interval)
         return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
 
     return cell
@@ -273,17 +256,18 @@ def _interval(change: str) -> Callable[[Any], str]:
 def _shares(row: SizeSummary) -> str:
     """Shares of the instances that got better, stayed, got worse."""
     shares = (row.better, row.unchanged, row.worse)
-    return " / ".join(
-        "–" if share is None or math.isnan(share) else f"{abs(100 * share):.0f} %" for share in shares
-    )
+    cells = ["–" if share is None else points(abs(share), ".0f") for share in shares]
+    return " / ".join(cell if cell == "–" else f"{cell} %" for cell in cells)
 
 
-def _without_nan(value: Any) -> Any:
-    """The same data with nan as None: JSON knows no nan."""
+def _plain(value: Any) -> Any:
+    """The same as JSON data: records as dicts, nan as None."""
     if isinstance(value, float) and math.isnan(value):
         return None
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return value
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

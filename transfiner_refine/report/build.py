@@ -36,8 +36,6 @@ from transfiner_refine.report.scenes import Comparison, Scene, choose, window_of
 if TYPE_CHECKING:
     from transfiner_refine.refiner import BaseRefiner
 
-__all__ = ["IMAGE_SIDE", "LIMIT", "Built", "build_report", "mask_path"]
-
 LIMIT = 200
 """Images on a page: what can be looked through in an hour, about 60 MB of images."""
 

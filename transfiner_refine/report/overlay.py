@@ -13,8 +13,6 @@ from PIL import Image
 from transfiner_refine.evaluation.overlap import common_window
 from transfiner_refine.masks import MaskWindow
 
-__all__ = ["COLOURS", "paint_masks", "write_overlay"]
-
 COLOURS = (
     (0, 174, 255),
     (255, 92, 92),

@@ -22,8 +22,6 @@ from transfiner_refine.evaluation.overlap import as_window, common_window, crop_
 from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source
 from transfiner_refine.masks import MaskWindow
 
-__all__ = ["Comparison", "Scene", "choose", "window_of"]
-
 _REMEDY = "give the masks before and after of one run of refine"
 
 
