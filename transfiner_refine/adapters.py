@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.masks import MaskWindow
 
 Predictions = TypeVar("Predictions")
 
@@ -32,7 +33,7 @@ def masks_of(predictions: object) -> NDArray[Any]:
     Raises:
         InputError: it is none of these, or has no masks.
     """
-    _, get, _ = _library(predictions)
+    _, _, get, _ = _library(predictions)
     return get(predictions)
 
 
@@ -46,8 +47,12 @@ def with_masks(predictions: Predictions, refined: NDArray[Any]) -> Predictions:
     Raises:
         InputError: it is of no known kind, or the number of masks is another one.
     """
-    _, _, put = _library(predictions)
-    changed: Predictions = put(predictions, np.asarray(refined))
+    _, counted, _, put = _library(predictions)
+    masks, count = np.asarray(refined), counted(predictions)
+    if masks.ndim != 3 or len(masks) != count:
+        remedy = "give one H×W mask for each, in order"
+        raise InputError(f"masks of shape {masks.shape} for {count} predictions", remedy=remedy)
+    changed: Predictions = put(predictions, masks)
     return changed
 
 
@@ -78,45 +83,32 @@ def refine_predictions(
 # torchvision: a detector's output for one image, a dict of tensors
 
 
-def _is_torchvision(predictions: object) -> bool:
-    return isinstance(predictions, Mapping) and "masks" in predictions and "boxes" in predictions
-
-
 def from_torchvision(output: Mapping[str, Any]) -> NDArray[np.float32]:
     """The soft masks of a torchvision detector: [N, H, W] float32 in [0, 1]; InputError where there are none."""
     if output.get("masks") is None:
         raise InputError("the output has no masks", remedy="use a detector with masks, such as Mask R-CNN")
     values = _to_numpy(output["masks"])
     if values.ndim != 4 or values.shape[1] != 1:
-        raise InputError(
-            f"masks of shape {values.shape}", remedy="give torchvision's own output, masks of N×1×H×W"
-        )
+        remedy = "give torchvision's own output, masks of N×1×H×W"
+        raise InputError(f"masks of shape {values.shape}", remedy=remedy)
     return values[:, 0].astype(np.float32)
 
 
 def _with_torchvision_masks(output: Mapping[str, Any], masks: NDArray[Any]) -> dict[str, Any]:
-    _check(masks, len(output["boxes"]))
-    boxes = _tight_boxes(masks, _to_numpy(output["boxes"]))
-    return {
-        **output,
-        "masks": _like(masks[:, None], output["masks"]),
-        "boxes": _like(boxes, output["boxes"]),
-    }
+    boxes = _like(_tight_boxes(masks, output["boxes"]), output["boxes"])
+    return {**output, "masks": _like(masks[:, None], output["masks"]), "boxes": boxes}
 
 
 # detectron2: Instances, as a predictor gives them alone or as {"instances": ...}
 
 
-def _is_detectron2(predictions: object) -> bool:
-    if isinstance(predictions, Mapping):
-        return "instances" in predictions and _is_detectron2(predictions["instances"])
-    return hasattr(predictions, "get_fields") and hasattr(predictions, "image_size")
+def _instances(predictions: Any) -> Any:
+    return predictions.get("instances") if isinstance(predictions, Mapping) else predictions
 
 
 def from_detectron2(instances: Any) -> NDArray[np.bool_]:
     """The masks of ``Instances``, or of a dict with them: [N, H, W] bool; InputError unless of the image's size."""
-    if isinstance(instances, Mapping):
-        instances = instances["instances"]
+    instances = _instances(instances)
     if not instances.has("pred_masks"):
         raise InputError("the instances have no pred_masks", remedy="use a model with masks")
     masks = instances.pred_masks
@@ -133,22 +125,15 @@ def from_detectron2(instances: Any) -> NDArray[np.bool_]:
 def _with_detectron2_masks(instances: Any, masks: NDArray[Any]) -> Any:
     if isinstance(instances, Mapping):
         return {**instances, "instances": _with_detectron2_masks(instances["instances"], masks)}
-    _check(masks, len(instances))
     fields = dict(instances.get_fields())
     old, cut = fields["pred_masks"], _hard(masks)
     fields["pred_masks"] = type(old)(_like(cut, old.tensor)) if hasattr(old, "tensor") else _like(cut, old)
-    if "pred_boxes" in fields:
-        boxes = fields["pred_boxes"]
-        tight = _tight_boxes(masks, _to_numpy(boxes.tensor))
-        fields["pred_boxes"] = type(boxes)(_like(tight, boxes.tensor))
+    if (boxes := fields.get("pred_boxes")) is not None:
+        fields["pred_boxes"] = type(boxes)(_like(_tight_boxes(masks, boxes.tensor), boxes.tensor))
     return type(instances)(instances.image_size, **fields)
 
 
 # supervision: Detections, with dense or compact masks
-
-
-def _is_supervision(predictions: object) -> bool:
-    return is_dataclass(predictions) and hasattr(predictions, "xyxy") and hasattr(predictions, "mask")
 
 
 def from_supervision(detections: Any) -> NDArray[np.bool_]:
@@ -161,7 +146,6 @@ def from_supervision(detections: Any) -> NDArray[np.bool_]:
 
 
 def _with_supervision_masks(detections: Any, masks: NDArray[Any]) -> Any:
-    _check(masks, len(detections.xyxy))
     if detections.mask is None:
         return detections
     cut = _hard(masks)
@@ -174,10 +158,6 @@ def _with_supervision_masks(detections: Any, masks: NDArray[Any]) -> Any:
 
 # ultralytics: Results of one image. masks.data has the size of the network's input, with the image in the middle and a
 # border around it; masks are taken from there to the image's size as ultralytics' own scale_masks does.
-
-
-def _is_ultralytics(predictions: object) -> bool:
-    return all(hasattr(predictions, name) for name in ("orig_shape", "masks", "boxes", "update"))
 
 
 def from_ultralytics(result: Any) -> NDArray[np.bool_]:
@@ -201,12 +181,11 @@ def from_ultralytics(result: Any) -> NDArray[np.bool_]:
     scaled = np.empty((len(masks), height, width), bool)
     for number, mask in enumerate(inner):  # one by one: all at once as floats would be four times the result
         soft = interpolate(torch.from_numpy(mask)[None, None], (height, width), mode="bilinear")
-        scaled[number] = soft[0, 0].numpy() >= 0.5
+        scaled[number] = _hard(soft[0].numpy())[0]
     return scaled
 
 
 def _with_ultralytics_masks(result: Any, masks: NDArray[Any]) -> Any:
-    _check(masks, 0 if result.masks is None else len(result.masks.data))
     if result.masks is None:
         return result
     changed, boxes = copy.copy(result), None
@@ -218,13 +197,34 @@ def _with_ultralytics_masks(result: Any, masks: NDArray[Any]) -> Any:
     return changed
 
 
-# recognise, get, put; ``put`` takes [N, H, W] masks, checks their number and does not change its argument
-_Library = tuple[Callable[[object], bool], Callable[[Any], NDArray[Any]], Callable[[Any, NDArray[Any]], Any]]
+# recognise, count, get, put; ``put`` takes [N, H, W] masks of the right number and does not change its argument
+_Put = Callable[[Any, NDArray[Any]], Any]
+_Library = tuple[Callable[[Any], bool], Callable[[Any], int], Callable[[Any], NDArray[Any]], _Put]
 _LIBRARIES: tuple[_Library, ...] = (
-    (_is_torchvision, from_torchvision, _with_torchvision_masks),
-    (_is_detectron2, from_detectron2, _with_detectron2_masks),
-    (_is_supervision, from_supervision, _with_supervision_masks),
-    (_is_ultralytics, from_ultralytics, _with_ultralytics_masks),
+    (
+        lambda output: isinstance(output, Mapping) and "masks" in output and "boxes" in output,
+        lambda output: len(output["boxes"]),
+        from_torchvision,
+        _with_torchvision_masks,
+    ),
+    (
+        lambda given: all(hasattr(_instances(given), name) for name in ("get_fields", "image_size")),
+        lambda given: len(_instances(given)),
+        from_detectron2,
+        _with_detectron2_masks,
+    ),
+    (
+        lambda given: is_dataclass(given) and hasattr(given, "xyxy") and hasattr(given, "mask"),
+        lambda detections: len(detections.xyxy),
+        from_supervision,
+        _with_supervision_masks,
+    ),
+    (
+        lambda given: all(hasattr(given, name) for name in ("orig_shape", "masks", "boxes", "update")),
+        lambda result: 0 if result.masks is None else len(result.masks.data),
+        from_ultralytics,
+        _with_ultralytics_masks,
+    ),
 )
 
 
@@ -233,30 +233,19 @@ def _library(predictions: object) -> _Library:
         if library[0](predictions):
             return library
     if isinstance(predictions, (list, tuple)):
-        raise InputError(
-            f"a {type(predictions).__name__} of predictions", remedy="give those of one image at a time"
-        )
+        reason = f"a {type(predictions).__name__} of predictions"
+        raise InputError(reason, remedy="give those of one image at a time")
     raise InputError(
         f"predictions of type {type(predictions).__module__}.{type(predictions).__qualname__}",
         remedy="give torchvision's output, or Instances, Detections or Results; or N×H×W masks to Refiner.refine",
     )
 
 
-def _check(masks: NDArray[Any], count: int) -> None:
-    if masks.ndim != 3 or len(masks) != count:
-        raise InputError(
-            f"masks of shape {masks.shape} for {count} predictions",
-            remedy="give one H×W mask for each, in order",
-        )
-
-
 def _to_numpy(values: Any) -> NDArray[Any]:
     """A torch tensor on any device, or an array, as a numpy array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        values = (
-            values.float() if values.dtype.is_floating_point else values
-        ).numpy()  # no bfloat16 in numpy
+        values = values.float() if values.dtype.is_floating_point else values  # numpy has no bfloat16
     return np.asarray(values)
 
 
@@ -271,14 +260,16 @@ def _like(values: NDArray[Any], original: Any) -> Any:
 
 def _hard(masks: NDArray[Any]) -> NDArray[np.bool_]:
     """[N, H, W] masks cut at 0.5."""
-    return masks if masks.dtype == bool else masks >= 0.5
+    height, width = masks.shape[-2:]
+    return MaskWindow(masks, 0, 0, (height, width)).foreground
 
 
-def _tight_boxes(masks: NDArray[Any], before: NDArray[Any], *, behind: int = 1) -> NDArray[np.float32]:
+def _tight_boxes(masks: NDArray[Any], before: Any, *, behind: int = 1) -> NDArray[np.float32]:
     """[N, 4] boxes x0, y0, last x + ``behind``, last y + ``behind`` of masks; an empty mask keeps the box it had."""
-    boxes = np.array(before, np.float32)
+    boxes = np.array(_to_numpy(before), np.float32)
     for mask, box in zip(_hard(masks), boxes, strict=True):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows):
-            box[:] = columns[0], rows[0], columns[-1] + behind, rows[-1] + behind
+        tight = MaskWindow(mask, 0, 0, (mask.shape[0], mask.shape[1])).tight()
+        if tight.values.size:
+            h, w = tight.values.shape
+            box[:] = tight.x, tight.y, tight.x + w - 1 + behind, tight.y + h - 1 + behind
     return boxes

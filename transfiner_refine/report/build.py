@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +45,7 @@ _THUMBNAIL_SIDE = 240  # pixels; shown at half of it, for screens of double dens
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(NamedTuple):
     """What was made: how much is shown on the page, or painted."""
 
     page: Path | None  # the file to open; None where overlays alone were asked for
@@ -114,9 +112,8 @@ def build_report(
         OutputError: a folder exists already, is an input, or cannot be written.
     """
     folders = [Path(folder) for folder in (output, overlay) if folder is not None]
-    inputs = [
-        Path(path) for path in (images, before, after, annotations, match, image_info) if path is not None
-    ]
+    given = (images, before, after, annotations, match, image_info)
+    inputs = [Path(path) for path in given if path is not None]
     for folder in folders:
         check_output_folder(folder, inputs, overwrite=overwrite)
     places = [folder.resolve() for folder in folders]
@@ -150,14 +147,8 @@ def build_report(
             _copy_assets(page)
         overlays = None if overlay is None else drafts[-1]
         artist = _Artist(found, Path(images), page, overlays, refiner, image_side, max_image_pixels)
-        for entry in tqdm(
-            artist.all(scenes),
-            desc="drawing",
-            unit=" images",
-            total=len(scenes),
-            file=sys.stderr,
-            disable=None if progress else True,
-        ):
+        drawn, disable = artist.all(scenes), None if progress else True
+        for entry in tqdm(drawn, "drawing", len(scenes), unit=" images", disable=disable):
             if isinstance(entry, InputError):
                 faults.append(entry)
             else:
@@ -165,15 +156,19 @@ def build_report(
         if not entries:
             raise _nothing_to_show(before, faults, found.passed_over)
         if page is not None:
-            content = _content(found, entries, chosen, (before, after, annotations), refiner is not None)
+            content = {
+                "before": Path(before).name,
+                "after": Path(after).name,
+                "truth": None if truth is None else truth.name,
+                "quadtrees": refiner is not None,
+                "chosen": chosen,
+                **_totals(found.scenes),
+                "images": entries,
+            }
             _write_script(page / "data" / "index.js", "index", content)
-    return Built(
-        None if output is None else Path(output) / "index.html",
-        len(entries),
-        sum(len(entry["instances"]) for entry in entries),
-        chosen,
-        tuple(faults),
-    )
+    instances = sum(len(entry["instances"]) for entry in entries)
+    index = None if output is None else Path(output) / "index.html"
+    return Built(index, len(entries), instances, chosen, tuple(faults))
 
 
 def mask_path(mask: MaskWindow) -> str:
@@ -289,16 +284,10 @@ def _quadtree(refiner: BaseRefiner, image: NDArray[np.uint8], mask: MaskWindow) 
     }
 
 
-def _content(
-    found: Comparison,
-    entries: list[dict[str, Any]],
-    chosen: str,
-    files: tuple[str | Path, str | Path, str | Path | None],
-    has_quadtrees: bool,
-) -> dict[str, Any]:
-    """The index of the page."""
-    everything = [entry for scene in found.scenes for entry in scene.instances.values()]
-    totals: dict[str, Any] = {"images": len(found.scenes), "instances": len(everything)}
+def _totals(scenes: Sequence[Scene]) -> dict[str, Any]:
+    """What the index says of all instances, shown or not."""
+    everything = [entry for scene in scenes for entry in scene.instances.values()]
+    totals: dict[str, Any] = {"images": len(scenes), "instances": len(everything)}
     scored = [entry for entry in everything if "iou" in entry]
     if scored:
         iou, boundary = (np.array([entry[name] for entry in scored]) for name in ("iou", "boundary"))
@@ -310,16 +299,8 @@ def _content(
             "better": float(np.mean(change > CHANGE_THRESHOLD)),
             "worse": float(np.mean(change < -CHANGE_THRESHOLD)),
         }
-    return {
-        "before": Path(files[0]).name,
-        "after": Path(files[1]).name,
-        "truth": None if files[2] is None else Path(files[2]).name,
-        "quadtrees": has_quadtrees,
-        "chosen": chosen,
-        "totals": totals,
-        "categories": Counter(entry["category"] for entry in everything).most_common(),
-        "images": entries,
-    }
+    categories = Counter(entry["category"] for entry in everything).most_common()
+    return {"totals": totals, "categories": categories}
 
 
 def _nothing_to_show(before: str | Path, faults: Sequence[InputError], passed_over: int) -> InputError:

@@ -45,9 +45,8 @@ def paint_masks(image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> NDArra
         if mask.values.size == 0:
             continue
         colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
-        (inside,) = common_window(
-            mask, margin=thickness
-        )  # room for the outline, which lies half outside of the mask
+        # room for the outline, which lies half outside of the mask
+        (inside,) = common_window(mask, margin=thickness)
         y0, x0 = max(0, mask.y - thickness), max(0, mask.x - thickness)
         view = painted[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]]
         tint = inside[:, :, None] * np.float32(_OPACITY)

@@ -7,11 +7,9 @@ that were chosen. So memory does not grow with the masks of images that are not 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from tqdm import tqdm
 
@@ -25,8 +23,11 @@ from transfiner_refine.masks import MaskWindow
 _REMEDY = "give the masks before and after of one run of refine"
 
 
-@dataclass(frozen=True)
-class Scene:
+Pair: TypeAlias = tuple[Instance, Instance]
+"""An instance before and after."""
+
+
+class Scene(NamedTuple):
     """One image of the report.
 
     Attributes:
@@ -50,6 +51,7 @@ class Comparison:
         scenes: images that have at least one instance to show, in the order of the input.
         faults: what had to be left out, and why.
         passed_over: number of crowd regions and empty masks, which refining leaves as they are.
+        truth: gives the true mask of an instance; None where it is not known.
     """
 
     def __init__(
@@ -62,15 +64,7 @@ class Comparison:
         match: str | Path | None = None,
         progress: bool = False,
     ) -> None:
-        """Reads and compares everything.
-
-        Args:
-            before: coarse masks, in any format.
-            after: the refined ones, in the same format and order.
-            opened: opens either of them, and a folder of true masks.
-            annotations: the truth: for JSON a COCO annotation file, for folders a folder of the same names.
-            match: for JSON: which annotation each record belongs to (see ``evaluation.coco_files.load_match``).
-            progress: a bar on stderr, if that is a terminal.
+        """Reads and compares everything; the arguments are as for ``build_report``, ``opened`` opens any of them.
 
         Raises:
             InputError: an input cannot be used at all, or the two do not hold the same instances.
@@ -84,93 +78,109 @@ class Comparison:
         self._categories = {**names, **self._before.categories}
         self.scenes: list[Scene] = []
         self.faults: list[InputError] = []
-        self.passed_over = 0
+        self.passed_over = lost = 0
         later_faults: list[InputError] = []
-        shown = tqdm(
-            _paired(self._before, self._after, self.faults, later_faults),
-            desc="comparing masks",
-            unit=" images",
-            total=self._before.num_images,
-            file=sys.stderr,
-            disable=None if progress else True,
-        )
-        lost = 0
-        for record, others in shown:
-            lost += len(record.instances) - len(others)
-            self._compare(record, others)
+        paired, disable = self._paired(self.faults, later_faults), None if progress else True
+        for record, pairs in tqdm(
+            paired, "comparing masks", self._before.num_images, unit=" images", disable=disable
+        ):
+            lost += len(record.instances) - len(pairs)
+            shown = {before.index: entry for before, after in pairs if (entry := self._entry(before, after))}
+            if shown:
+                assert record.path is not None  # both sources know the images
+                size = next(before.mask.size for before, _ in reversed(pairs) if before.index in shown)
+                self.scenes.append(Scene(record.path, size, shown))
         if lost:  # else the faults after are those before
             said = {str(fault) for fault in self.faults}
             self.faults += [fault for fault in later_faults if str(fault) not in said]
         if lost and not later_faults:
-            self.faults.append(
-                InputError(f"has no masks for {lost} of the instances", file=after, remedy=_REMEDY)
-            )
+            reason = f"has no masks for {lost} of the instances"
+            self.faults.append(InputError(reason, file=after, remedy=_REMEDY))
 
-    def pairs(self, scenes: Sequence[Scene]) -> Iterator[list[tuple[Instance, Instance]]]:
+    def pairs(self, scenes: Sequence[Scene]) -> Iterator[list[Pair]]:
         """The instances of some of the images, in their order, before and after; read again.
 
         Raises:
             InputError: the inputs have changed since they were compared.
         """
         wanted = {next(iter(scene.instances)): scene for scene in scenes}
-        for record, others in _paired(self._before, self._after, [], []):
+        for record, pairs in self._paired([], []):
             scene = next((wanted.pop(index) for index in record.indexes if index in wanted), None)
             if scene is not None:
-                chosen = [
-                    each for each in record.instances if each.index in scene.instances.keys() & others.keys()
-                ]
+                chosen = [pair for pair in pairs if pair[0].index in scene.instances]
                 if len(chosen) < len(scene.instances):
                     break
-                yield [(each, others[each.index][1]) for each in chosen]
+                yield chosen
         else:
             if not wanted:
                 return
         raise InputError("the masks have changed while the report was made", remedy="make it again")
 
-    def _compare(self, record: ImageRecord, others: dict[int, tuple[Path | None, Instance]]) -> None:
-        """Adds the image to the scenes."""
-        shown, size = {}, (0, 0)
-        for instance in record.instances:
-            if instance.index not in others:
-                continue
-            path, other = others[instance.index]
-            _check_same(record.path, instance, path, other, self._file)
-            try:
-                entry = None if instance.is_crowd else self._entry(instance, other)
-            except InputError as error:
-                self.faults.append(error)
-                continue
-            if entry is None:
-                self.passed_over += 1
-            else:
-                shown[instance.index] = entry
-                size = instance.mask.size
-        if shown:
-            assert record.path is not None  # both sources know the images
-            self.scenes.append(Scene(record.path, size, shown))
+    def _paired(
+        self, faults: list[InputError], later_faults: list[InputError]
+    ) -> Iterator[tuple[ImageRecord, list[Pair]]]:
+        """Each image before, with those of its instances that are there after too; the lists take the faults of both.
+
+        Raises InputError where two instances are of different images or classes; a folder may have lost its classes.
+        """
+        waiting: dict[int, tuple[Path | None, Instance]] = {}
+        later, seen = _sound(self._after, later_faults), set[tuple[Any, ...]]()
+        for record in _sound(self._before, faults):
+            # both are in the same order, so little has to wait
+            image = record.path, record.name, record.image_id
+            while image not in seen and not waiting.keys() >= set(record.indexes):
+                other = next(later, None)
+                if other is None:
+                    break
+                seen.add((other.path, other.name, other.image_id))
+                waiting |= {instance.index: (other.path, instance) for instance in other.instances}
+            there = {index: waiting.pop(index) for index in record.indexes if index in waiting}
+            pairs = []
+            for one in record.instances:
+                if one.index not in there:
+                    continue
+                path, two = there[one.index]
+                classes = one.category_id, two.category_id
+                if record.path != path or (None not in classes and classes[0] != classes[1]):
+                    assert record.path is not None
+                    assert path is not None
+                    was = f"of {record.path.name}, class {one.category_id} before"
+                    reason = f"is of {path.name}, class {two.category_id}, but {was}"
+                    raise InputError(reason, file=self._file, record=two.label, remedy=_REMEDY)
+                pairs.append((one, two))
+            yield record, pairs
+        for _ in later:  # for its faults
+            pass
 
     def _entry(self, instance: Instance, other: Instance) -> dict[str, Any] | None:
-        """What is said of an instance; None where both masks are empty."""
-        coarse, sharp = window_of(instance), window_of(other)
-        if coarse.area == 0 and sharp.area == 0:
+        """What is said of an instance; None where it cannot be shown, which is kept or counted."""
+        try:
+            masks = [] if instance.is_crowd else [window_of(instance), window_of(other)]
+            if not any(mask.area for mask in masks):
+                self.passed_over += 1
+                return None
+            coarse, sharp = masks
+            if coarse.image_size != sharp.image_size:
+                reason = f"is for an image of {sharp.image_size}, before of {coarse.image_size}"
+                raise InputError(reason, file=self._file, record=other.label)
+            real, category = self.truth(instance), instance.category_id
+            area = (real or coarse).area
+            size = next(name for name, (low, high) in SIZES.items() if name != "all" and low <= area < high)
+            entry: dict[str, Any] = {
+                "label": instance.label,
+                "category": "" if category is None else self._categories.get(category, f"class {category}"),
+                "score": instance.score,
+                "size": size,
+                "changed": 1 - crop_iou(*common_window(coarse, sharp)),
+            }
+            if real is not None:
+                scores = mask_scores(real, coarse), mask_scores(real, sharp)
+                entry["iou"] = [score.iou for score in scores]
+                entry["boundary"] = [score.boundary_iou for score in scores]
+            return entry
+        except InputError as error:
+            self.faults.append(error)
             return None
-        if coarse.image_size != sharp.image_size:
-            reason = f"is for an image of {sharp.image_size}, before of {coarse.image_size}"
-            raise InputError(reason, file=self._file, record=other.label)
-        real, category = self.truth(instance), instance.category_id
-        area = (real or coarse).area
-        entry: dict[str, Any] = {
-            "label": instance.label,
-            "category": "" if category is None else self._categories.get(category, f"class {category}"),
-            "score": instance.score,
-            "size": next(name for name, (low, high) in SIZES.items() if name != "all" and low <= area < high),
-            "changed": 1 - crop_iou(*common_window(coarse, sharp)),
-        }
-        if real is not None:
-            scores = mask_scores(real, coarse), mask_scores(real, sharp)
-            entry["iou"] = [score.iou for score in scores]
-            entry["boundary"] = [score.boundary_iou for score in scores]
-        return entry
 
 
 def choose(scenes: Sequence[Scene], limit: int, *, seed: int = 0) -> tuple[list[Scene], str]:
@@ -183,9 +193,7 @@ def choose(scenes: Sequence[Scene], limit: int, *, seed: int = 0) -> tuple[list[
         return list(scenes), ""
     numbers = range(len(scenes))
     entries = [scene.instances.values() for scene in scenes]
-    gains = {
-        n: [entry["iou"][1] - entry["iou"][0] for entry in entries[n] if "iou" in entry] for n in numbers
-    }
+    gains = [[entry["iou"][1] - entry["iou"][0] for entry in each if "iou" in entry] for each in entries]
     known = [n for n in numbers if gains[n]]
     if known:
         share = limit // 3
@@ -227,33 +235,7 @@ def _truth(
     detections = load_results(before, truth)
     matches, _ = match_detections(truth, detections, before, match)
     masks = {detections[number].record: truth.instances[index].mask for index, number in matches}
-    return (
-        lambda instance: masks[instance.index].decode() if instance.index in masks else None,
-        truth.categories,
-    )
-
-
-def _paired(
-    before: Source, after: Source, faults: list[InputError], later_faults: list[InputError]
-) -> Iterator[tuple[ImageRecord, dict[int, tuple[Path | None, Instance]]]]:
-    """Each image of ``before``, and the instances of ``after`` of the same indexes, with their image.
-
-    The lists take the faults of both.
-    """
-    waiting: dict[int, tuple[Path | None, Instance]] = {}
-    later, seen = _sound(after, later_faults), set[tuple[Any, ...]]()
-    for record in _sound(before, faults):
-        # both are in the same order, so little has to wait
-        image = record.path, record.name, record.image_id
-        while image not in seen and not waiting.keys() >= set(record.indexes):
-            other = next(later, None)
-            if other is None:
-                break
-            seen.add((other.path, other.name, other.image_id))
-            waiting |= {instance.index: (other.path, instance) for instance in other.instances}
-        yield record, {index: waiting.pop(index) for index in record.indexes if index in waiting}
-    for _ in later:  # for its faults
-        pass
+    return lambda one: masks[one.index].decode() if one.index in masks else None, truth.categories
 
 
 def _sound(source: Source, faults: list[InputError]) -> Iterator[ImageRecord]:
@@ -263,18 +245,3 @@ def _sound(source: Source, faults: list[InputError]) -> Iterator[ImageRecord]:
             faults.append(item.error)
         else:
             yield item
-
-
-def _check_same(
-    path: Path | None, instance: Instance, other_path: Path | None, other: Instance, after: Path
-) -> None:
-    """Raises InputError where two instances are of different images or classes; a folder may have lost its classes."""
-    classes = instance.category_id, other.category_id
-    if path != other_path or (None not in classes and classes[0] != classes[1]):
-        assert path is not None
-        assert other_path is not None
-        reason = (
-            f"is of {other_path.name}, class {other.category_id}, but of {path.name}, class "
-            f"{instance.category_id} before"
-        )
-        raise InputError(reason, file=after, record=other.label, remedy=_REMEDY)
