@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,9 +90,10 @@ def test_a_folder_that_exists_is_replaced_as_a_whole(tmp_path: Path, linked: boo
 
 
 @pytest.mark.usefixtures("swapping")
+@pytest.mark.parametrize("writer", [atomic_folder, partial(atomic_output, overwrite=True)])
 @pytest.mark.parametrize("names", ["rename", "rename replace", "renameat2", "rmdir unlink"])
 def test_a_process_that_is_killed_while_it_swaps_folders_leaves_the_old_or_the_new_one(
-    tmp_path: Path, names: str
+    tmp_path: Path, names: str, writer: Any
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
@@ -115,7 +117,8 @@ def test_a_process_that_is_killed_while_it_swaps_folders_leaves_the_old_or_the_n
             else:
                 setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
                 setattr(os, name, dying(getattr(os, name)))
-        with suppress(BaseException), atomic_folder(output) as draft:
+        with suppress(BaseException), writer(output) as draft:
+            draft.mkdir(exist_ok=True)
             (draft / "new.png").touch()
         os._exit(0)
     os.waitpid(child, 0)

@@ -20,21 +20,9 @@ from typing import BinaryIO, TextIO
 
 from transfiner_refine.errors import OutputError
 
-__all__ = [
-    "atomic_binary_file",
-    "atomic_file",
-    "atomic_folder",
-    "atomic_output",
-    "check_output_file",
-    "check_output_folder",
-    "remove_drafts",
-]
-
 _ASK = "give another --output, or --overwrite"
 _ELSEWHERE = "give another --output"
-_LEFT = re.compile(
-    r"(\d+)(?:-[0-9a-f]+)?\.(part|old)"
-)  # of a draft's name; older versions had no random part
+_LEFT = re.compile(r"(\d+)(?:-[0-9a-f]+)?\.(part|old)")  # a draft's name; once without the random part
 _LONGEST_NAME = 200  # bytes; of an output with a longer name, drafts are named after a digest
 _ours: set[Path] = set()  # drafts of this process that are being written
 
@@ -103,8 +91,8 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     An older folder is replaced as a whole; one that gets files during the block is not, if it had none before.
     Errors are those of ``atomic_binary_file``.
     """
-    replace = output.is_dir() and any(output.iterdir())
     with _draft(_target(output)) as draft:
+        replace = output.is_dir() and any(output.iterdir())
         draft.mkdir()
         yield draft
         _name(draft, _target(output), replace=replace)
@@ -159,7 +147,7 @@ def remove_drafts(output: Path) -> None:
 def _draft(output: Path) -> Iterator[Path]:
     """A name that nobody can know before, for what vanishes with the block."""
     remove_drafts(output)
-    draft = output.with_name(f"{_prefix(output)}{os.getpid()}-{os.urandom(6).hex()}.part")
+    draft = _new_draft(output, "part")
     _ours.add(draft)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -175,11 +163,13 @@ def _draft(output: Path) -> Iterator[Path]:
         _ours.discard(draft)
 
 
+def _new_draft(output: Path, kind: str) -> Path:
+    return output.with_name(f"{_prefix(output)}{os.getpid()}-{os.urandom(6).hex()}.{kind}")
+
+
 def _prefix(output: Path) -> str:
     name = os.fsencode(output.name)
-    return (
-        f".{output.name}." if len(name) <= _LONGEST_NAME else f".{blake2b(name, digest_size=8).hexdigest()}."
-    )
+    return f".{output.name if len(name) <= _LONGEST_NAME else blake2b(name, digest_size=8).hexdigest()}."
 
 
 def _target(output: Path) -> Path:
@@ -224,7 +214,7 @@ def _swap(draft: Path, output: Path) -> None:
             rename = ctypes.CDLL(None).renameat2
             if rename(here, os.fsencode(draft), here, os.fsencode(output), exchange) == 0:
                 return
-    old = draft.with_suffix(".old")
+    old = _new_draft(output, "old")
     output.rename(old)
     try:
         draft.rename(output)

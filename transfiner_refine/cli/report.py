@@ -51,7 +51,7 @@ __all__ = ["command"]
     default=1600,
     help="Longer side of the page's images in pixels, 0 for full size. Outlines are exact in any case.",
 )
-@shared("overwrite", help="The folders may hold files already.")
+@shared("overwrite", help="Folders that hold files already are replaced as a whole.")
 @shared("quiet")
 @click.pass_context
 def command(

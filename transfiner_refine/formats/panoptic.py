@@ -44,7 +44,7 @@ from transfiner_refine.formats.records import (
 )
 from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.masks import Mask
-from transfiner_refine.output import atomic_folder, check_output_folder, remove_drafts
+from transfiner_refine.output import atomic_folder, check_output_folder
 
 _IDS = range(1, 1 << 24)
 
@@ -242,7 +242,6 @@ def _output(output: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
     The JSON gets its name after the PNGs: where there is one, all that it speaks of is there.
     """
-    remove_drafts(png_folder(output))
     with text_output(output) as file, atomic_folder(png_folder(output)) as draft:
         yield file, draft
         file.flush()

@@ -15,16 +15,6 @@ from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, prepared_mask, system_fault
 
-__all__ = [
-    "AnyRefiner",
-    "BatchItem",
-    "MaskRefiner",
-    "OomSplittingRefiner",
-    "WindowRefiner",
-    "batches",
-    "refine_masks",
-]
-
 _BATCH_PIXELS = 1 << 27  # of the images and masks of one batch; a single larger instance makes a batch alone
 # what PyTorch, CUDA's libraries and OpenCV write into errors that are not of a type of their own
 _MEMORY_TEXTS = (

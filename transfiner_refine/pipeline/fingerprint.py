@@ -13,8 +13,6 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.prepare import Selection
 
-__all__ = ["content_digest", "input_entries", "refiner_entries"]
-
 _CHUNK = 1 << 20
 
 

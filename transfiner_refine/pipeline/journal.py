@@ -34,8 +34,6 @@ from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import Mask
 from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage
 
-__all__ = ["Journal", "Recalled", "journal_path"]
-
 _TITLE = b"transfiner-refine journal 3\n"
 _RUN, _KEPT, _FAULT, _MASK, _COMMIT, _OUTPUT = "H", "K", "F", "M", "C", "W"  # kinds of records
 _HELD_BACK = 1 << 16  # bytes; a write for each record would cost more than the record

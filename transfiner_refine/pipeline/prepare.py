@@ -15,19 +15,6 @@ from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
 from transfiner_refine.images import check_pixels, read_image
 from transfiner_refine.masks import Mask, MaskWindow
 
-__all__ = [
-    "ChosenInstance",
-    "InstanceFault",
-    "PreparedImage",
-    "Selection",
-    "category_ids",
-    "failed",
-    "no_memory",
-    "prepare",
-    "prepared_mask",
-    "system_fault",
-]
-
 _MASK_BYTES = 1 << 26  # of one image's soft masks; what is beyond is decoded again when its turn comes
 _SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EDQUOT}
 

@@ -23,8 +23,6 @@ from transfiner_refine.pipeline.prepare import Selection, category_ids, system_f
 from transfiner_refine.pipeline.run import Outcome, mean_share, refine_source
 from transfiner_refine.pipeline.summary import Summary
 
-__all__ = ["Interrupted", "refine_files"]
-
 _COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
 _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",

@@ -31,8 +31,6 @@ from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, Sel
 from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.workers import Pending, WorkerPool
 
-__all__ = ["Outcome", "changed_share", "default_workers", "mean_share", "read_ahead", "refine_source"]
-
 _BATCHES_AHEAD = 4
 _PIXELS_AHEAD = 1 << 26  # decoded or being decoded, 3 bytes each; a single larger image is let through alone
 _BATCHES_BEHIND = 1  # refined and not written down yet, while the next is refined; a kill would lose more

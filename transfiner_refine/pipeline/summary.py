@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from transfiner_refine.errors import InputError
 
-__all__ = ["Summary"]
-
 
 @dataclass
 class Summary:

@@ -33,8 +33,6 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.pipeline.prepare import PreparedImage, Selection, failed, no_memory, prepare
 
-__all__ = ["Pending", "WorkerPool", "work"]
-
 _THREADS = min(4, os.cpu_count() or 1)  # without workers; more would take the cores from the network
 _SECONDS_TO_END = 5
 # glibc otherwise gives the memory of each image back and has the kernel clear it for the next one

@@ -104,7 +104,7 @@ def build_report(
         limit: most images to show, 0 for all; see ``choose``.
         image_side: longer side of the page's images, pixels; 0 keeps them as they are.
         seed: of the images chosen at random.
-        overwrite: folders that hold files are replaced.
+        overwrite: folders that hold files are replaced as a whole; nothing of them stays.
         progress: bars on stderr, if that is a terminal.
 
     Raises:
