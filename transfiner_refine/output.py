@@ -118,8 +118,7 @@ def atomic_output(output: Path, beside: Path | None = None, *, overwrite: bool) 
         except OutputError as error:
             if error.file is None or folder not in Path(error.file).parents:
                 raise
-            file = place.parent / Path(error.file).relative_to(folder)
-            raise OutputError(error.reason, file=file, record=error.record, remedy=error.remedy) from error
+            raise error.at(place.parent / Path(error.file).relative_to(folder)) from error
         if beside is not None and (folder / beside.name).is_dir():
             if os.path.lexists(place):
                 if not overwrite:

@@ -21,7 +21,7 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, open_source
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_files, refine_source
-from transfiner_refine.pipeline.batches import BatchItem, refine_masks
+from transfiner_refine.pipeline.batches import BatchItem, ImageToRefine, refine_masks
 from transfiner_refine.pipeline.run import changed_share
 
 SHAPE = (9, 13)
@@ -61,7 +61,8 @@ def test_a_refiner_of_windows_gives_the_runs_of_its_windows(
     owners = [0] * len(masks)
     expected = quick_run.Stripes().refine_windows([image], windows, owners)
     coarse = [Mask.from_window(window) for window in windows]
-    batch = [BatchItem(0, number, "", 0, False, None, image, mask) for number, mask in enumerate(coarse)]
+    of = ImageToRefine(0, None, 0, False, image, ())
+    batch = [BatchItem(of, number, "", mask) for number, mask in enumerate(coarse)]
     found = list(refine_masks(quick_run.Stripes(), batch))
     assert found == [Mask.from_window(window) for window in expected]
     assert found == list(of_masks(quick_run).refine_masks([image], coarse, owners))

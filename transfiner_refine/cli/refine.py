@@ -124,7 +124,7 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
     """
     from transfiner_refine.cli import end_program
     from transfiner_refine.pipeline import refine_files  # here, so that --help does not wait for numpy
-    from transfiner_refine.pipeline.journal import journal_path
+    from transfiner_refine.pipeline.journal_file import journal_path
 
     report = None if options["dry_run"] else report
     if report is not None and options["to"] is not None:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import Mask, MaskWindow
-from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, prepared_mask, system_fault
+from transfiner_refine.pipeline.prepare import ChosenInstance, prepared_mask, system_fault
 
 _BATCH_PIXELS = 1 << 27  # of the images and masks of one batch; a single larger instance makes a batch alone
 # what PyTorch, CUDA's libraries and OpenCV write into errors that are not of a type of their own
@@ -67,36 +66,32 @@ class WindowRefiner(Protocol):
 
 
 AnyRefiner = MaskRefiner | WindowRefiner
-# an image that has instances to refine: its position in the source, the image as given, its identity, what is ready
-ImageToRefine = tuple[int, ImageRecord, int, PreparedImage]
+
+
+class ImageToRefine(NamedTuple):
+    """An image that has instances to refine."""
+
+    position: int  # in the source
+    file: Path | None
+    identity: int  # see ``Journal``
+    turned: bool
+    pixels: NDArray[np.uint8]  # [H, W, 3] RGB
+    chosen: Sequence[ChosenInstance]
 
 
 class BatchItem(NamedTuple):
-    """An instance on its way through the refiner.
+    """An instance on its way through the refiner."""
 
-    Attributes:
-        position: of its image in the source.
-        instance, label: ``Instance.index`` and ``Instance.label``.
-        identity, turned: of its image, see ``Journal``.
-        file: the image file.
-        image: [H, W, 3] uint8 RGB, shared by the instances of an image.
-        mask: the coarse mask.
-    """
-
-    position: int
-    instance: int
+    image: ImageToRefine
+    instance: int  # ``Instance.index``
     label: str
-    identity: int
-    turned: bool
-    file: Path | None
-    image: NDArray[np.uint8]
     mask: Mask | MaskWindow
 
 
 def batches(
     images: Iterable[ImageToRefine],
     batch_size: Callable[[], int],
-    refuse: Callable[[int, int, PreparedImage], None],
+    refuse: Callable[[ImageToRefine, int, InputError], None],
 ) -> Iterator[list[BatchItem]]:
     """Batches of ``batch_size()`` instances; smaller at the end and where images or masks are very large.
 
@@ -106,31 +101,28 @@ def batches(
     Args:
         images: an image may be in several batches that follow each other.
         batch_size: asked anew for every instance, as it may shrink.
-        refuse: told of masks that can no longer be decoded: position and identity of the image, and the fault.
+        refuse: told of masks that can no longer be decoded, by image and ``Instance.index``.
     """
     batch: list[BatchItem] = []
     pixels = 0
-    for position, record, identity, prepared in images:
-        image, turned = prepared.pixels, prepared.turned
-        assert image is not None
-        for chosen in prepared.chosen:
+    for image in images:
+        for chosen in image.chosen:
             try:
                 mask = prepared_mask(chosen.coarse_mask)
             except InputError as error:
                 if (system := system_fault(error)) is not None:
                     raise system from error
-                fault = InstanceFault(error, (chosen.index,), by_refiner=True)
-                refuse(position, identity, PreparedImage(turned=turned, faults=(fault,)))
+                refuse(image, chosen.index, error)
                 continue
             is_new = not batch or batch[-1].image is not image
-            cost = chosen.pixels + is_new * image.shape[0] * image.shape[1]
-            if batch and (len(batch) >= batch_size() or pixels + cost > _BATCH_PIXELS):
+            its_pixels = image.pixels.size // 3
+            if batch and (
+                len(batch) >= batch_size() or pixels + chosen.pixels + is_new * its_pixels > _BATCH_PIXELS
+            ):
                 yield batch
-                batch, pixels = [], 0
-                cost = chosen.pixels + image.shape[0] * image.shape[1]
-            item = BatchItem(position, chosen.index, chosen.label, identity, turned, record.path, image, mask)
-            batch.append(item)
-            pixels += cost
+                batch, pixels, is_new = [], 0, True
+            batch.append(BatchItem(image, chosen.index, chosen.label, mask))
+            pixels += chosen.pixels + is_new * its_pixels
     if batch:
         yield batch
 
@@ -196,7 +188,7 @@ class OomSplittingRefiner:
             return refined, None
         except InputError as error:
             self._progress(-len(refined))
-            return [], InputError(error.reason, file=error.file, record=error.record, remedy=error.remedy)
+            return [], error.at()
         except Exception as error:
             if not _is_about_memory(error):
                 raise
@@ -209,8 +201,8 @@ def refine_masks(refiner: AnyRefiner, batch: Sequence[BatchItem]) -> Iterable[Ma
     images: list[NDArray[np.uint8]] = []
     image_index = []
     for item in batch:
-        if not images or images[-1] is not item.image:
-            images.append(item.image)
+        if not images or images[-1] is not item.image.pixels:
+            images.append(item.image.pixels)
         image_index.append(len(images) - 1)
     masks = [item.mask for item in batch]
     if hasattr(refiner, "refine_masks"):
@@ -229,12 +221,11 @@ def _is_about_memory(error: Exception) -> bool:
 
 def _blame(failure: str | InputError, item: BatchItem) -> InputError:
     if isinstance(failure, InputError):
-        file, record = failure.file or item.file, failure.record or item.label
-        return InputError(failure.reason, file=file, record=record, remedy=failure.remedy)
-    height, width, _ = item.image.shape
+        return failure.at(failure.file or item.image.file, failure.record or item.label)
+    height, width, _ = item.image.pixels.shape
     return InputError(
         f"does not fit into the memory even alone (its image is {height}×{width})",
-        file=item.file,
+        file=item.image.file,
         record=item.label,
         remedy="refine it on a device with more memory",
     )

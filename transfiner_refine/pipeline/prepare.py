@@ -238,7 +238,7 @@ def _named(error: Exception, record: ImageRecord, instance: Instance | None = No
     if isinstance(error, InputError):
         if instance is None or error.record or error.file:
             return error
-        return InputError(error.reason, file=record.path, record=instance.label, remedy=error.remedy)
+        return error.at(record.path, instance.label)
     label = None if instance is None else instance.label
     if isinstance(error, MemoryError):
         return no_memory(record, label)

@@ -18,7 +18,8 @@ from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.output import atomic_output, remove_drafts
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.fingerprint import content_digest, input_entries, refiner_entries
-from transfiner_refine.pipeline.journal import Journal, journal_path
+from transfiner_refine.pipeline.journal import Journal
+from transfiner_refine.pipeline.journal_file import journal_path
 from transfiner_refine.pipeline.prepare import Selection, category_ids, system_fault
 from transfiner_refine.pipeline.run import Outcome, mean_share, refine_source
 from transfiner_refine.pipeline.summary import Summary

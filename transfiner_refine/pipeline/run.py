@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,6 @@ from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.pipeline.batches import (
     AnyRefiner,
-    BatchItem,
     ImageToRefine,
     OomSplittingRefiner,
     batches,
@@ -37,7 +37,6 @@ _BATCHES_BEHIND = 1  # refined and not written down yet, while the next is refin
 _NOTES_AT_ONCE = 64  # images and batches written down together at most
 _DRY_BATCH = 32
 _MOST_WORKERS = 16
-_EMPTIED = "refined mask came out empty, coarse mask kept"
 
 
 @dataclass(frozen=True)
@@ -103,14 +102,13 @@ def refine_source(
     run = _Run(summary, strict, journal, behind, bar)
     with bar, pool, behind:
         if refiner is None:
-            for _, _, _, prepared in run.to_refine(read_ahead(source, journal, pool, lambda: _DRY_BATCH)):
-                bar.update(len(prepared.chosen))
-                summary.refined += len(prepared.chosen)
+            for image in run.to_refine(read_ahead(source, journal, pool, lambda: _DRY_BATCH)):
+                bar.update(len(image.chosen))
+                summary.refined += len(image.chosen)
         else:
             splitting = OomSplittingRefiner(refiner, _say, bar.update)
             run.refine(read_ahead(source, journal, pool, lambda: splitting.batch_size), splitting)
-    run.close()
-    summary.mean_changed_share = mean_share(journal.changed_shares)
+    run.complete()
     return Outcome(journal, journal.changed_shares, summary)
 
 
@@ -140,44 +138,49 @@ def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
     return before.differing(refined) / ((x1 - x0) * (y1 - y0))
 
 
-# position in the source, what is there, what an interrupted run had done of it, the rest; None where there is none
-_Item = tuple[int, ImageRecord | RecordFault, Recalled, PreparedImage | None]
+class _Ahead(NamedTuple):
+    """What stands at a position of the source, and how much of what is held ahead is its own."""
+
+    position: int
+    item: ImageRecord | RecordFault
+    recalled: Recalled = Recalled(0)
+    pending: Pending | None = None  # what an interrupted run had not done of it
+    pixels: int = 0
+    instances: int = 1
 
 
 def read_ahead(
     source: Source, journal: Journal, pool: WorkerPool, batch_size: Callable[[], int]
-) -> Iterator[_Item]:
-    """Prepares what is not done yet, and gives everything in the order of the source with its position there.
+) -> Iterator[_Ahead]:
+    """Has prepared what is not done yet, and gives everything in the order of the source.
 
     Ahead are four batches of instances or twice as many images as the pool works on at a time, whichever is more,
     but of large images only as many as fit into ``_PIXELS_AHEAD``. Memory does not grow with the source.
     """
-    waiting: deque[tuple[int, ImageRecord | RecordFault, Recalled, Pending | None, int, int]] = deque()
+    waiting: deque[_Ahead] = deque()
     pixels = instances = 0
-
-    def first() -> _Item:
-        nonlocal pixels, instances
-        at, item, recalled, pending, its_pixels, its_instances = waiting.popleft()
-        pixels, instances = pixels - its_pixels, instances - its_instances
-        return at, item, recalled, None if pending is None else pending.result()
-
     for position, item in enumerate(source.unread() if isinstance(source, UnreadSource) else source):
-        recalled, rest, new_pixels, new_instances = Recalled(0), None, 0, 1
+        new, left = _Ahead(position, item), None
         if isinstance(item, ImageRecord):
             recalled = journal.recall(item)
             left = item.without(recalled.done) if recalled.done else item
+            new = _Ahead(position, item, recalled)
             if left.indexes:
-                rest, new_pixels, new_instances = left, left.stated_pixels, len(left.indexes)
+                new = new._replace(pixels=left.stated_pixels, instances=len(left.indexes))
         while waiting and (
-            pixels + new_pixels > _PIXELS_AHEAD
+            pixels + new.pixels > _PIXELS_AHEAD
             or (instances >= _BATCHES_AHEAD * batch_size() and len(waiting) >= 2 * pool.size)
         ):
-            yield first()
-        pending = None if rest is None else pool.submit(rest)
-        pixels, instances = pixels + new_pixels, instances + new_instances
-        waiting.append((position, item, recalled, pending, new_pixels, new_instances))
+            first = waiting.popleft()
+            pixels, instances = pixels - first.pixels, instances - first.instances
+            yield first
+        if left is not None and left.indexes:
+            new = new._replace(pending=pool.submit(left))
+        pixels, instances = pixels + new.pixels, instances + new.instances
+        waiting.append(new)
+        del left, new
     while waiting:
-        yield first()
+        yield waiting.popleft()
 
 
 class _Behind:
@@ -244,86 +247,73 @@ class _Run:
         self._behind, self._bar = behind, bar
         self._errors: list[tuple[int, int, InputError]] = []
 
-    def to_refine(self, items: Iterable[_Item]) -> Iterator[ImageToRefine]:
+    def to_refine(self, ahead: Iterable[_Ahead]) -> Iterator[ImageToRefine]:
         """Notes what needs no refiner and lets through the images that do.
 
         Raises:
             OSError: the system is at fault for what the source could not read.
         """
-        for position, item, recalled, prepared in items:
+        for position, item, recalled, pending, *_ in ahead:
             if isinstance(item, RecordFault):
                 if (system := system_fault(item.error)) is not None:
                     raise system
                 self._passed(item.instances)
-                self._behind.note(partial(self._fail, position, item.error, item.instances, item.whole_image))
+                self._fail(position, item.error, item.instances, item.whole_image)
                 continue
-            chosen = () if prepared is None else prepared.chosen
-            self._passed(len(item.indexes) - len(chosen))
-            said = PreparedImage()
-            if prepared is not None:  # without pixels, which would live until it is written down
-                said = PreparedImage(None, prepared.turned, (), prepared.kept, prepared.faults)
-            self._behind.note(partial(self._image, position, recalled, said))
-            if prepared is not None and chosen:
-                yield position, item, recalled.identity, prepared
+            found = PreparedImage() if pending is None else pending.result()
+            self._passed(len(item.indexes) - len(found.chosen))
+            self._summary.images_turned += recalled.turned or found.turned
+            for fault in (*recalled.faults, *found.faults):
+                # what is found when an image is prepared comes before what the refiner says
+                order = fault.indexes[0] if fault.by_refiner else -1
+                self._fail(position, fault.error, len(fault.indexes), fault.whole_image, order)
+            others = (recalled.identity, found.turned, found.kept, found.faults)
+            self._behind.note(partial(self._journal.note_others, *others))
+            if found.chosen:
+                assert found.pixels is not None
+                yield ImageToRefine(
+                    position, item.path, recalled.identity, found.turned, found.pixels, found.chosen
+                )
 
-    def refine(self, items: Iterable[_Item], refiner: OomSplittingRefiner) -> None:
+    def refine(self, ahead: Iterable[_Ahead], refiner: OomSplittingRefiner) -> None:
         """Refines batch by batch."""
 
-        def refuse(position: int, identity: int, said: PreparedImage) -> None:
+        def refuse(image: ImageToRefine, instance: int, error: InputError) -> None:
             self._passed(1)
-            self._behind.note(partial(self._left, position, identity, said))
+            self._refuse(image, instance, error)
 
-        for batch in batches(self.to_refine(items), lambda: refiner.batch_size, refuse):
-            refined = refiner.refine(batch)
-            without_pixels = [BatchItem(*item[:6], _NO_PIXELS, item.mask) for item in batch]
-            del batch
-            self._behind.note(partial(self._batch, without_pixels, refined))
+        for batch in batches(self.to_refine(ahead), lambda: refiner.batch_size, refuse):
+            refined = []
+            for item, mask in zip(batch, refiner.refine(batch), strict=True):
+                if isinstance(mask, InputError):
+                    self._refuse(item.image, item.instance, mask)
+                else:  # without pixels, which would live until it is written down
+                    before = item.mask, item.instance, item.image.identity, item.image.turned
+                    refined.append((mask, *before))
+            del batch, item
+            self._behind.note(partial(self._write_down, refined))
             self._behind.hand_over()
 
-    def close(self) -> None:
+    def complete(self) -> None:
         """Completes the summary."""
+        summary, shares = self._summary, self._journal.changed_shares
         # a stable sort: of one image, faults of the same kind stay in the order in which they were found
-        self._summary.errors += [error for *_, error in sorted(self._errors, key=lambda fault: fault[:2])]
+        summary.errors += [error for *_, error in sorted(self._errors, key=lambda fault: fault[:2])]
+        summary.refined += int(np.count_nonzero(~np.isnan(shares)))
+        summary.passed_through = self._journal.passed_through()
+        summary.mean_changed_share = mean_share(shares)
+
+    def _write_down(self, refined: Sequence[tuple[Mask, Mask | MaskWindow, int, int, bool]]) -> None:
+        Mask.encode([mask for mask, *_ in refined])
+        for mask, coarse, instance, identity, turned in refined:
+            found, share = (mask, changed_share(coarse, mask)) if mask.area else (None, 0.0)
+            self._journal.note_mask(instance, identity, turned, found, share)
 
     def _passed(self, instances: int) -> None:
         """Moves the bar by instances that took no time, so that its rate is that of refining."""
         if not self._bar.disable:
             self._bar.initial += instances
             self._bar.update(instances)
-
-    # in the writing thread
-
-    def _image(self, position: int, before: Recalled, now: PreparedImage) -> None:
-        for _, has_pixels in before.masks:
-            self._mask(has_pixels)
-        self._count(position, before)
-        self._summary.images_turned += before.turned or now.turned
-        self._left(position, before.identity, now)
-
-    def _left(self, position: int, identity: int, said: PreparedImage) -> None:
-        self._count(position, said)
-        if not self._summary.dry_run:
-            self._journal.note_image(identity, said)
-
-    def _batch(self, batch: Sequence[BatchItem], refined: Sequence[Mask | InputError]) -> None:
-        Mask.encode([mask for mask in refined if isinstance(mask, Mask)])
-        for item, mask in zip(batch, refined, strict=True):
-            if isinstance(mask, InputError):
-                fault = InstanceFault(mask, (item.instance,), by_refiner=True)
-                said = PreparedImage(turned=item.turned, faults=(fault,))
-                self._left(item.position, item.identity, said)
-                continue
-            found, share = (mask, changed_share(item.mask, mask)) if mask.area else (None, 0.0)
-            self._mask(found is not None)
-            self._journal.note_mask(item.instance, item.identity, item.turned, found, share)
-
-    def _count(self, position: int, said: PreparedImage | Recalled) -> None:
-        for _, reason in said.kept:
-            self._summary.passed_through[reason] += 1
-        for fault in said.faults:
-            # what is found when an image is prepared comes before what the refiner says
-            order = fault.indexes[0] if fault.by_refiner else -1
-            self._fail(position, fault.error, len(fault.indexes), fault.whole_image, order)
 
     def _fail(
         self, position: int, error: InputError, instances: int, whole_image: bool, order: int = -1
@@ -334,14 +324,10 @@ class _Run:
         self._summary.failed += instances
         self._summary.images_failed += whole_image
 
-    def _mask(self, has_pixels: bool) -> None:
-        if has_pixels:
-            self._summary.refined += 1
-        else:
-            self._summary.passed_through[_EMPTIED] += 1
-
-
-_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+    def _refuse(self, image: ImageToRefine, instance: int, error: InputError) -> None:
+        self._fail(image.position, error, 1, False, instance)
+        fault = InstanceFault(error, (instance,), by_refiner=True)
+        self._behind.note(partial(self._journal.note_others, image.identity, image.turned, (), (fault,)))
 
 
 def _say(text: str) -> None:
