@@ -82,54 +82,34 @@ def category_ids(chosen: Iterable[int | str], known: Mapping[int, str], file: Pa
 
 @dataclass(frozen=True)
 class ChosenInstance:
-    """An instance that is to be refined.
-
-    Attributes:
-        index, label: as in ``Instance``.
-        coarse_mask: as a refiner takes it, or as it came where the soft masks of the image would take much memory.
-        pixels: of the box that the mask is decoded in.
-    """
+    """An instance that is to be refined; ``index`` and ``label`` are those of ``Instance``."""
 
     index: int
     label: str
+    # as a refiner takes it, or as it came where the soft masks of the image would take much memory
     coarse_mask: Mask | MaskWindow | EncodedMask
-    pixels: int
+    pixels: int  # of the box that the mask is decoded in
 
 
 @dataclass(frozen=True)
 class InstanceFault:
-    """Instances that cannot be refined.
+    """Instances that cannot be refined."""
 
-    Attributes:
-        error: why.
-        indexes: their ``Instance.index``.
-        whole_image: the image itself is at fault.
-        by_refiner: the refiner refused it, not the preparation.
-    """
-
-    error: InputError
-    indexes: tuple[int, ...]
-    whole_image: bool = False
-    by_refiner: bool = False
+    error: InputError  # why
+    indexes: tuple[int, ...]  # their ``Instance.index``
+    whole_image: bool = False  # the image itself is at fault
+    by_refiner: bool = False  # the refiner refused it, not the preparation
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image with its pixels and those of its masks. Every instance is in one of the lists.
+    """An image with its pixels and those of its masks. Every instance is in one of the lists."""
 
-    Attributes:
-        pixels: [H, W, 3] uint8 RGB; None where no instance is left to refine.
-        turned: its EXIF orientation was applied.
-        chosen: what is to refine.
-        kept: (index, reason) of the instances that are left alone.
-        faults: instances that cannot be refined.
-    """
-
-    pixels: NDArray[np.uint8] | None = None
-    turned: bool = False
-    chosen: tuple[ChosenInstance, ...] = ()
-    kept: tuple[tuple[int, str], ...] = ()
-    faults: tuple[InstanceFault, ...] = ()
+    pixels: NDArray[np.uint8] | None = None  # [H, W, 3] RGB; None where no instance is left to refine
+    turned: bool = False  # its EXIF orientation was applied
+    chosen: tuple[ChosenInstance, ...] = ()  # what is to refine
+    kept: tuple[tuple[int, str], ...] = ()  # (index, reason) of the instances that are left alone
+    faults: tuple[InstanceFault, ...] = ()  # instances that cannot be refined
 
 
 def prepare(image: ImageRecord, selection: Selection, max_image_pixels: int) -> PreparedImage:

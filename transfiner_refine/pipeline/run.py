@@ -33,7 +33,6 @@ from transfiner_refine.pipeline.workers import Pending, WorkerPool
 
 _BATCHES_AHEAD = 4
 _PIXELS_AHEAD = 1 << 26  # decoded or being decoded, 3 bytes each; a single larger image is let through alone
-_BATCHES_BEHIND = 1  # refined and not written down yet, while the next is refined; a kill would lose more
 _NOTES_AT_ONCE = 64  # images and batches written down together at most
 _DRY_BATCH = 32
 _MOST_WORKERS = 16
@@ -186,24 +185,23 @@ def read_ahead(
 class _Behind:
     """Writes down in a thread, in order, what the refining thread hands over, while that goes on.
 
-    The first failure is raised in the refining thread when it hands over the next batch, or at the end; nothing
-    is written down after it.
+    Behind is one batch, for a kill would lose more. The first failure is raised in the refining thread when it hands
+    over the next batch, or at the end; nothing is written down after it.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal, self._thread = journal, ThreadPoolExecutor(1, "transfiner-encode")
         self._notes: list[Callable[[], None]] = []
-        self._waiting: deque[Future[None]] = deque()
-        self._failed = False
+        self._last: Future[None] | None = None
 
     def __enter__(self) -> _Behind:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._thread:  # after Ctrl-C too: what is refined is worth keeping
-            self._submit()
-        while kind is None and self._waiting:
-            self._waiting.popleft().result()
+            last = self._submit()
+        if kind is None:
+            last.result()
 
     def note(self, note: Callable[[], None]) -> None:
         """Takes something to be written down with the next batch, or when there is much of it."""
@@ -213,24 +211,21 @@ class _Behind:
 
     def hand_over(self) -> None:
         """Has all that was noted written down; raises whatever an earlier note raised."""
-        while self._waiting and (len(self._waiting) >= _BATCHES_BEHIND or self._waiting[0].done()):
-            self._waiting.popleft().result()
+        if self._last is not None:
+            self._last.result()
         self._submit()
 
-    def _submit(self) -> None:
+    def _submit(self) -> Future[None]:
         notes, self._notes = self._notes, []
-        self._waiting.append(self._thread.submit(self._write_down, notes))
+        self._last = self._thread.submit(self._write_down, notes, self._last)
+        return self._last
 
-    def _write_down(self, notes: list[Callable[[], None]]) -> None:
-        if self._failed:
-            return
-        try:
-            for note in notes:
-                note()
-            self._journal.commit()
-        except BaseException:
-            self._failed = True
-            raise
+    def _write_down(self, notes: list[Callable[[], None]], before: Future[None] | None) -> None:
+        if before is not None:
+            before.result()  # it is done, and raises if it has failed
+        for note in notes:
+            note()
+        self._journal.commit()
 
 
 class _Run:
