@@ -38,15 +38,12 @@ _LOOK = 1 << 16  # bytes of annotations in which one of them says what they are
 _LINES = 9  # lines of which half must be results, where the first is none
 _NO_IMAGE = -1
 _NAMED = 20  # records at fault that one message names
+_NO_COCO = "is no COCO file: neither a list of results nor an object with images and annotations"
 _NEEDED: dict[Layout, Sequence[tuple[str | None, str, str]]] = {
     "lines": (),
     "results": [(None, "is no list of results", "leave --from out, or correct it")],
     "annotations": [
-        (
-            "images",
-            "is no COCO file: neither a list of results nor an object with images and annotations",
-            "give COCO results or annotations",
-        ),
+        ("images", _NO_COCO, "give COCO results or annotations"),
         ("annotations", "has no list of annotations", "give results or annotations"),
     ],
     "panoptic": [("annotations", "holds no annotations", "give COCO panoptic annotations")],
@@ -84,18 +81,7 @@ def _is_record(line: bytes) -> bool:
 
 
 class CocoFile:
-    """A COCO file, walked over once: where its records are, and which image each belongs to. None is held parsed.
-
-    Attributes:
-        records: places of the records.
-        images: the images that have records, in the order in which they first occur.
-        own_names: file names that records state for their images.
-        listed: place of the entry of each listed image by its id, in the order of the file.
-        categories: names by id.
-        stuff: ids of categories that are no things (``isthing`` 0).
-        frequencies: LVIS's "r", "c" or "f" by category id.
-        faults: listed images and categories without an id; they are passed over.
-    """
+    """A COCO file, walked over once: where its records are, and which image each belongs to. None is held parsed."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         """Walks over the file, plain or gzip.
@@ -104,13 +90,14 @@ class CocoFile:
             InputError: it cannot be read, is not valid JSON, or of another layout.
         """
         self.path, self.layout, self.text = path, layout, TextFile(path)
-        self.records, self._entries = JsonValues(self.text), JsonValues(self.text)
-        self.images: dict[ImageKey, int] = {}
-        self.own_names: dict[ImageKey, str] = {}
-        self.listed: dict[ImageId, int] = {}
-        self.categories: dict[int, str] = {}
-        self.stuff, self.frequencies = set[int](), dict[int, str]()
-        self.faults: list[InputError] = []
+        self.records, self._entries = JsonValues(self.text), JsonValues(self.text)  # and those of images
+        self.images: dict[ImageKey, int] = {}  # that have records, in the order in which they first occur
+        self.own_names: dict[ImageKey, str] = {}  # file names that records state for their images
+        self.listed: dict[ImageId, int] = {}  # place of each listed image's entry by id, in the file's order
+        self.categories: dict[int, str] = {}  # names by id
+        self.stuff = set[int]()  # ids of categories that are no things (``isthing`` 0)
+        self.frequencies: dict[int, str] = {}  # LVIS's "r", "c" or "f" by category id
+        self.faults: list[InputError] = []  # listed images and categories without an id; they are passed over
         self._repeated, self._raw_ids = set[ImageId](), dict[int, ImageId]()
         self._line_numbers, self._image_of = array("q"), array("q")
         self._order: NDArray[np.int64] | None = None
@@ -208,11 +195,7 @@ class CocoFile:
         return found
 
     def entry(self, image_id: ImageId) -> dict[str, Any]:
-        """What the file says of an image.
-
-        Raises:
-            InputError: nothing, or it says so twice.
-        """
+        """What the file says of an image; raises InputError where it says nothing, or says so twice."""
         if image_id not in self.listed:
             numbers = isinstance(image_id, str) and all(isinstance(each, int) for each in self.listed)
             reason = f"{name_of(image_id)} is not among the images of {self.path.name}"
@@ -299,17 +282,12 @@ def name_of(key: ImageKey) -> str:
 
 
 def is_crowd(record: Mapping[str, Any]) -> bool:
-    """Whether a record is of a group."""
     value = record.get("iscrowd")
     return bool(value) and whole(value) != 0
 
 
 def finite(record: Mapping[str, Any], key: str) -> float | None:
-    """The number under a key of a record, None where it has none.
-
-    Raises:
-        InputError: it is no finite number.
-    """
+    """The number under a key of a record, None where it has none; raises InputError where it is not finite."""
     value = record.get(key)
     # an int of hundreds of digits is too large for a float
     if value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max):

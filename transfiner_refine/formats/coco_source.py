@@ -133,12 +133,7 @@ def _check_record(record: Any, segmentation: Any, *, by_name: bool) -> None:
 
 
 class CocoSource(UnreadSource):
-    """A COCO file and the images it speaks of. Of the file, offsets are held, not records.
-
-    Attributes:
-        file: the file.
-        listing: what names the images and categories: the file itself or that of ``--image-info``.
-    """
+    """A COCO file and the images it speaks of. Of the file, offsets are held, not records."""
 
     def __init__(
         self,
@@ -149,21 +144,17 @@ class CocoSource(UnreadSource):
     ) -> None:
         """Walks over the file once; no mask is decoded and no image looked for yet.
 
-        Args:
-            path: the file; without a ``layout``, its kind is told by the content.
-            options: what goes with it.
-            layout: its kind.
-            listing: an annotation file in place of what names the images otherwise.
+        Without a ``layout``, the content tells its kind; a ``listing`` stands in for what names the images otherwise.
 
         Raises:
             InputError: invalid JSON, another layout, or an annotation file with ``image_info`` beside it.
         """
         layout, options = layout or layout_of(path) or "annotations", options or OpenOptions()
         self.file, self._inputs = CocoFile(path, layout), [path]
-        names_itself = layout == "annotations" or bool(self.file.listed and self.file.categories)
+        # what names the images and categories: the file itself or that of ``--image-info``
         self.listing = listing or (self.file if layout in ("annotations", "panoptic") else None)
         if options.image_info is not None:
-            if names_itself:
+            if layout == "annotations" or (self.file.listed and self.file.categories):
                 raise InputError("names its images itself", file=path, remedy="leave --image-info out")
             self._inputs.append(options.image_info)
             self.listing = CocoFile(options.image_info, "info")
@@ -198,8 +189,7 @@ class CocoSource(UnreadSource):
     def unread(self) -> Iterator[ImageRecord | RecordFault]:
         homeless = CocoImage(None, "", file=self.file.path, records=self.file.raw(None), size=(1, 1))
         yield from (RecordFault(error) for _, error in homeless.read()[1])
-        own = self.listing is self.file
-        listed = self.file.listed if own else {}
+        listed = self.file.listed if self.listing is self.file else {}
         # an annotation file's own images, with those that have no annotations; then what else occurs
         for key in (*listed, *(key for key in self.file.images if key not in listed)):
             raw = self.file.raw(key)
@@ -217,7 +207,7 @@ class CocoSource(UnreadSource):
         """An image without its instances.
 
         Raises:
-            InputError: it is not listed; or its file is not there, and it is needed, for there is something to refine.
+            InputError: it is not listed, or its file is not there though it is needed: there is something to refine.
         """
         image_id, name = (None, key[0]) if isinstance(key, tuple) else (key, self.file.own_names.get(key))
         size, path = None, None
@@ -239,11 +229,7 @@ class CocoSource(UnreadSource):
         return ImageRecord(path, label, (), size, image_id, name)
 
     def check_any_found(self) -> None:
-        """Looks for images until one is found: with none at all, something is wrong with the input as a whole.
-
-        Raises:
-            InputError: there are images, and none of them is found.
-        """
+        """Raises InputError where no image is found, for then something is wrong with the input as a whole."""
         first, count = None, len(self.file.images)
         for key in self.file.images:
             try:
@@ -304,10 +290,8 @@ def sound_images(
 ) -> Iterator[tuple[ImageRecord, list[CocoInstance]]]:
     """The images of a file that is needed as a whole, with instances whose masks have the size stated for the image.
 
-    Args:
-        source: the file.
-        faults: takes what is wrong with all else; ``refuse`` says it.
-        only_listed: pass over records of images that are not known, or not there.
+    ``faults`` takes what is wrong with all else, for ``refuse``; with ``only_listed``, records of images that are not
+    known, or not there, are passed over.
     """
     file = source.file.path
     for item in source:

@@ -185,7 +185,7 @@ class TextFile:
 
 
 class JsonValues:
-    """Many values of one text, held as places in it: 16 bytes each."""
+    """Many values of one text, held as places in it: the first byte and the byte after the last, 16 bytes each."""
 
     def __init__(self, text: TextFile) -> None:
         self._text = text
@@ -199,7 +199,6 @@ class JsonValues:
         return len(self._starts)
 
     def place(self, index: int) -> tuple[int, int]:
-        """Its first byte and the byte after its last."""
         return self._starts[index], self._ends[index]
 
     def text(self, index: int) -> str:
@@ -210,17 +209,14 @@ class JsonValues:
             raise _invalid(error) from None
 
     def value(self, index: int) -> Any:
-        """A value, as ``parse`` gives it."""
         return parse(self.text(index))
 
 
 def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
     """The members of the object that a file holds: key and elements, None for a value that is no list.
 
-    A list is one section without a key. What is not iterated over is checked all the same.
-
-    Raises:
-        InputError: the text is not valid JSON, has a key twice, or a value of more than ``MAX_VALUE``.
+    A list is one section without a key. What is not iterated over is checked all the same. Raises InputError where the
+    text is not valid JSON, has a key twice, or a value of more than ``MAX_VALUE``.
     """
     scanner, seen = _Scanner(text), set[str]()
     if scanner.peek() == "{":
@@ -242,8 +238,7 @@ def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
 def json_lines(text: TextFile) -> Iterator[tuple[Any, int, int, int]]:
     """Each line that is not blank: its value (None if it is not valid JSON), first byte, end, and number from 1.
 
-    Raises:
-        InputError: the file cannot be read, or has a line of more than ``MAX_VALUE``.
+    Raises InputError where the file cannot be read, or has a line of more than ``MAX_VALUE``.
     """
     rest, at, number = b"", 0, 0
     for piece in chain(text.pieces(), (b"\n",)):

@@ -258,9 +258,6 @@ def write_label_maps(
     """Writes a map for each image; overlaps go to the higher score.
 
     Where all instances have classes, formats that have a map of classes get one, too.
-
-    Raises:
-        OutputError: the disk refused.
     """
     conversion = Conversion(source, results, row.stem)
     with atomic_folder(output) as draft:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -120,16 +121,14 @@ class PanopticSource(CocoSource):
         self.file.text.check_unchanged()
         for png, (_, digest) in self._read.items():
             check_unchanged(png, digest)
-        overlap_pixels, covered = 0, list[int]()
+        written: list[Written] = []
 
         def texts(draft: Path) -> Iterator[tuple[int, str]]:
-            nonlocal overlap_pixels
             for position in range(len(self._annotations)):
                 indexes = range(self._first[position], self._first[position + 1])
                 if masks := {index: results[index] for index in indexes if index in results}:
-                    text, written = self._write_image(position, masks, draft, keep_boxes)
-                    overlap_pixels += written.overlap_pixels
-                    covered.extend(written.covered)
+                    text, account = self._write_image(position, masks, draft, keep_boxes)
+                    written.append(account)
                     yield position, text
 
         with _output(output) as (file, draft):
@@ -137,7 +136,8 @@ class PanopticSource(CocoSource):
             for name in self._files:
                 if (self._pngs / name).is_file() and not (draft / name).exists():
                     write_file(draft / name, (self._pngs / name).read_bytes())
-        return Written(overlap_pixels, tuple(covered))
+        covered = chain.from_iterable(each.covered for each in written)
+        return Written(sum(each.overlap_pixels for each in written), tuple(covered))
 
     def _record(self, position: int) -> Iterator[ImageRecord | RecordFault]:
         """What is wrong with an annotation or its segments, then its image."""
@@ -174,11 +174,7 @@ class PanopticSource(CocoSource):
         yield replace(image, instances=tuple(found.values()))
 
     def _segment(self, entry: Any) -> tuple[int, int]:
-        """Id and category of an entry of ``segments_info``.
-
-        Raises:
-            InputError: no id, a category that is not listed, or a key that comes twice.
-        """
+        """Id and category of an entry of ``segments_info``; raises InputError where it has no such two."""
         if not isinstance(entry, dict):
             raise InputError("is no JSON object")
         if isinstance(entry, Ambiguous):
@@ -218,11 +214,7 @@ class PanopticSource(CocoSource):
         return text, Written(merged.overlap_pixels, covered)
 
     def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
-        """The PNG of an annotation and its name in the folder.
-
-        Raises:
-            InputError: the annotation is damaged, or names a file outside of the folder.
-        """
+        """The PNG of an annotation and its name in the folder; raises InputError where it names no file in it."""
         file_name = annotation.get("file_name") if isinstance(annotation, dict) else None
         if not isinstance(file_name, str) or _segments(annotation) is None:
             raise InputError("has no file_name or no segments_info", remedy="check that the file is complete")
@@ -261,9 +253,6 @@ def write_panoptic(output: Path, source: Source, results: Mapping[int, Mask]) ->
 
     A pixel that several instances claim goes to things before crowds before stuff, then to the higher score, then
     to the earlier. What no instance claims is unlabelled.
-
-    Raises:
-        OutputError: the disk refused.
     """
     ids, conversion, images = Ids(source), Conversion(source, results), list[dict[str, Any]]()
     with _output(output) as (file, draft):
