@@ -35,10 +35,6 @@ class Ids:
     Image ids are the source's if it has them; else the numbers that the file names consist of, if they do and
     differ; else 1, 2, 3 ... in the order of the source. Categories keep their ids; what has none gets a
     category "object". Instances keep their ids if these differ in the whole source; else they are counted.
-
-    Attributes:
-        own_images: the image ids are the source's own.
-        categories: what to write as ``categories``, by rising id.
     """
 
     def __init__(self, source: Source) -> None:
@@ -52,12 +48,14 @@ class Ids:
                 instances += [each.instance_id for each in item.instances]
                 used.update(each.category_id for each in item.instances)
                 stuff.update(each.category_id for each in item.instances if each.is_stuff)
+        # whether the image ids are the source's own, or the numbers of the file names
         self.own_images, self._numbered = _all_differ(images), _all_differ(numbers)
         self._own_instances = _all_differ(instances)
         names = {key: f"class {key}" for key in used if key is not None} | dict(source.categories)
         self._no_category = max(names, default=0) + 1
         if None in used:
             names[self._no_category] = "object"
+        # what to write as ``categories``, by rising id
         self.categories: list[dict[str, Any]] = [
             {"id": category_id, "name": name} | ({"isthing": 0} if category_id in stuff else {})
             for category_id, name in sorted(names.items())
@@ -72,7 +70,6 @@ class Ids:
         return position + 1 if number is None else number
 
     def category_id(self, instance: Instance) -> int:
-        """The id of an instance's category."""
         return self._no_category if instance.category_id is None else instance.category_id
 
     def instance_id(self, instance: Instance, position: int) -> int:
@@ -141,12 +138,10 @@ def _result_texts(source: Source, results: Mapping[int, Mask], faults: list[Reco
         score = NO_SCORE if instance.score is None else instance.score
         text: dict[str, Any] = {"image_id": image_id, "category_id": ids.category_id(instance)}
         text |= {"segmentation": mask_values(mask), "score": score}
-        if instance.instance_id is not None:
-            text["id"] = instance.instance_id
-        if instance.is_crowd:
-            text["iscrowd"] = 1
+        text |= {} if instance.instance_id is None else {"id": instance.instance_id}
+        text |= {"iscrowd": 1} if instance.is_crowd else {}
         if not ids.own_images and record.file_name is not None:
-            text["file_name"] = record.file_name  # nothing else tells which photo our image id means
+            text["file_name"] = record.file_name  # nothing else tells which image our image id means
         yield compact(text)
 
 
@@ -228,14 +223,8 @@ def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
 
 
 def _format(name: str, title: str, layout: Layout) -> Format:
-    return Format(
-        name,
-        title,
-        is_folder=False,
-        recognise=lambda path: layout_of(path) == layout,
-        open=partial(_open, layout),
-        write=partial(_write, layout),
-    )
+    opener, writer = partial(_open, layout), partial(_write, layout)
+    return Format(name, title, False, lambda path: layout_of(path) == layout, opener, writer)
 
 
 COCO_RESULTS = _format("coco-results", "COCO or LVIS results: a JSON list", "results")

@@ -44,7 +44,7 @@ from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
 VOID = 255  # Pascal VOC's label for pixels that nobody decided about
-READERS = 4  # threads that read files; zlib lets go of the interpreter lock
+_READERS = 4  # threads that read files; zlib lets go of the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class PngFolder(FolderSource):
             first += file.count
         return Written(overlap_pixels, tuple(covered))
 
-    def look(self, name: PurePosixPath, kind: PngKind | Literal["auto"] = "id-map") -> MapFile:
-        """What there is in a file; "binary" does not look at its pixels."""
+    def _look(self, name: PurePosixPath, kind: PngKind | Literal["auto"]) -> MapFile:
         try:
             self.read(name)
             pixels = None if kind == "binary" else self.pixels_of(name)
@@ -177,6 +176,13 @@ class PngFolder(FolderSource):
             )
         except InputError as error:
             return MapFile(name, error=error)
+
+    def look_at_all(
+        self, files: Mapping[PurePosixPath, PngKind | Literal["auto"]]
+    ) -> dict[PurePosixPath, MapFile]:
+        """What there is in many files of that kind; in those that are "binary", the pixels are not looked at."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            return dict(zip(files, pool.map(self._look, files, files.values()), strict=True))
 
     def pixels_of(self, name: PurePosixPath) -> MaskPixels:
         """A PNG of the folder; raises InputError where it has changed since it was first read, or cannot be."""
@@ -240,8 +246,7 @@ class LabelMapSource(PngFolder):
         ]
         if not names:
             raise InputError("holds no maps", file=folder, remedy="give the folder of the PNG maps")
-        with ThreadPoolExecutor(READERS) as pool:
-            self.groups = [[file] for file in pool.map(self.look, names)]
+        self.groups = [[file] for file in self.look_at_all(dict.fromkeys(names, "id-map")).values()]
         stems = [row.stem(name.relative_to(self._inside).with_suffix("")) for name in names]
         self.entries = tuple(
             replace(self.entry(file.name, stem, [file]), error=file.error)

@@ -23,7 +23,6 @@ soft), and may overlap others. There is a folder for each image, for ``a_1_0001.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -32,7 +31,7 @@ import numpy as np
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folders import ImageTree
-from transfiner_refine.formats.label_map_folders import READERS, MapFile, PngFolder, format_of
+from transfiner_refine.formats.label_map_folders import PngFolder, format_of
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
 from transfiner_refine.formats.label_maps import kind_of
 from transfiner_refine.formats.png import read_pixels, write_png
@@ -85,9 +84,15 @@ class MaskFolder(PngFolder):
             reason = f"none of the {len(self.files)} masks belongs to an image (first: {self.files[0]})"
             remedy = f"name them after the images in {images}: STEM.png, STEM_*.png or STEM/*.png"
             raise InputError(reason, file=folder, remedy=remedy)
-        may_be_map = {name: alone or len(files) == 1 for files in groups.values() for name, alone in files}
-        with ThreadPoolExecutor(READERS) as pool:
-            found = dict(zip(may_be_map, pool.map(self._look, may_be_map, may_be_map.values()), strict=True))
+        # of several files of an image none is a map, but for the one whose name says that it is the only one
+        kinds = {
+            name: "binary"
+            if options.png_kind == "auto" and len(files) > 1 and not alone
+            else options.png_kind
+            for files in groups.values()
+            for name, alone in files
+        }
+        found = self.look_at_all(kinds)
         self.groups = [[found[name] for name, _ in files] for files in groups.values()]
         self.entries = tuple(
             self.entry(files[0].name, image, files)
@@ -103,10 +108,6 @@ class MaskFolder(PngFolder):
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         yield from (RecordFault(error) for error in self._unowned)
         yield from super().__iter__()
-
-    def _look(self, name: PurePosixPath, may_be_map: bool) -> MapFile:
-        kind = self.options.png_kind
-        return self.look(name, "binary" if kind == "auto" and not may_be_map else kind)
 
     def _owner(self, name: PurePosixPath) -> tuple[PurePosixPath, bool]:
         """The image of a mask (its stem, where there are no images), and whether the mask is its only one by name."""
