@@ -26,7 +26,7 @@ class Image:
 
     id: ImageId  # as the file has it
     size: tuple[int, int]  # (height, width), pixels
-    file_name: str = ""  # as the file has it, "" where it has none
+    file_name: str = ""  # as the file has it (LVIS: the end of ``coco_url``), "" where it has none
     absent: tuple[int, ...] = ()  # LVIS: categories known not to be in it (``neg_category_ids``)
     incomplete: tuple[int, ...] = ()  # LVIS: not marked exhaustively (``not_exhaustive_category_ids``)
 
@@ -94,8 +94,7 @@ def load_annotations(path: str | Path) -> Annotations:
         entry = file.entry(image.image_id)
         lists = [_numbers(entry.get(f"{key}_category_ids")) for key in ("neg", "not_exhaustive")]
         is_lvis |= bool(file.frequencies) and "neg_category_ids" in entry
-        name = entry.get("file_name")
-        images[number] = Image(image.image_id, image.size, name if isinstance(name, str) else "", *lists)
+        images[number] = Image(image.image_id, image.size, image.file_name or "", *lists)
         for each in instances:
             try:
                 if (category_id := each.category_id) is None or category_id not in categories:
@@ -113,10 +112,8 @@ def load_annotations(path: str | Path) -> Annotations:
     refuse(unusable)
     found.sort(key=itemgetter(0))
     names = {key: name.encode("utf-8", "backslashreplace").decode() for key, name in categories.items()}
-    frequencies = file.frequencies if is_lvis else {}
-    return Annotations(
-        file.path, images, names, frequencies, [each for _, each in found], len(faults) - len(unusable), file
-    )
+    frequencies, number = file.frequencies if is_lvis else {}, len(faults) - len(unusable)
+    return Annotations(file.path, images, names, frequencies, [each for _, each in found], number, file)
 
 
 def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
@@ -150,11 +147,9 @@ def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
 
 
 def load_match(path: str | Path, length: int) -> list[int | None]:
-    """Reads which annotation each record of a results file belongs to.
+    """Reads which annotation each of ``length`` records of a results file belongs to, None for none.
 
-    Args:
-        path: a JSON list as long as the results, of ``{"annotation_id": …}`` or of plain ids; null for none.
-        length: number of records in the results file.
+    The file is a JSON list of ``{"annotation_id": …}`` or of plain ids, one for each record.
 
     Raises:
         InputError: no such file, invalid JSON, another length, or entries that are no ids; all are named.

@@ -40,11 +40,7 @@ class CityscapesResultsSource(PngFolder):
     """The results of a folder and its subfolders."""
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
-        """Reads the text files, but no mask yet.
-
-        Raises:
-            InputError: no such folder, no text file in it, or no image that can be used.
-        """
+        """Reads the text files, but no mask yet; raises InputError where there is none, or no image for any."""
         super().__init__(CITYSCAPES_MAPS, folder, options)
         names = [name for name in self.files if name.suffix.lower() == ".txt"]
         if not names:

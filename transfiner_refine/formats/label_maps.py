@@ -56,7 +56,6 @@ class LabelMask:
     size: tuple[int, int]
 
     def decode(self) -> MaskWindow:
-        """The mask inside its bounding box, bool; raises InputError where the file cannot be read."""
         return self.label_map.window(self.instance_id)
 
 
@@ -89,10 +88,9 @@ class PngFileMask:
         if window.values.size == 0 or self.kind == "any" or pixels.is_binary:
             return window
         if pixels.palette or (self.kind == "auto" and kind_of(pixels) == "id-map"):
+            reason = "holds several ids, but its name says one instance"
             remedy = "save one mask a file, or give --png-kind id-map"
-            raise InputError(
-                "holds several ids, but its name says one instance", file=self.path, remedy=remedy
-            )
+            raise InputError(reason, file=self.path, remedy=remedy)
         return replace(window, values=window.of(values).astype(np.float32) / pixels.white)
 
     def foreground_in(self, pixels: MaskPixels) -> int:
@@ -182,12 +180,9 @@ class MergedMap:
 def merge(
     base: NDArray[Any], masks: Mapping[int, MaskWindow], locked: NDArray[np.bool_] | None = None
 ) -> MergedMap:
-    """Puts masks that may overlap into a map; of two the earlier wins.
+    """Puts bool masks by id, the most important first, into a copy of a map; of two that overlap the earlier wins.
 
-    Args:
-        base: [H, W] ids where no mask is; not changed.
-        masks: bool masks by id, the most important first.
-        locked: [H, W] pixels that keep the id of the base; None for none.
+    ``base`` has [H, W] ids where no mask is; pixels of it that are ``locked`` keep theirs.
     """
     values = base.copy()
     claims = np.zeros(base.shape, np.uint16) if locked is None else locked.astype(np.uint16)

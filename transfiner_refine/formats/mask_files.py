@@ -136,19 +136,13 @@ class MaskFolder(PngFolder):
         raise InputError(f"no image in {self._tree.root} has that name", file=path, record=record)
 
 
-def open_masks(path: Path, options: OpenOptions) -> MaskFolder:
-    """Reads a folder of masks and maps; raises InputError as ``MaskFolder`` does."""
+def _open(path: Path, options: OpenOptions) -> MaskFolder:
     if options.image_info is not None:
         raise InputError("PNG masks find their images by name", file=path, remedy="leave --image-info out")
     return MaskFolder(path, options)
 
 
-def open_label_maps(path: Path, options: OpenOptions) -> MaskFolder:
-    """Reads a folder whose PNGs are all maps; raises InputError as ``MaskFolder`` does."""
-    return open_masks(path, replace(options, png_kind="id-map"))
-
-
-def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
+def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes one PNG an instance."""
     conversion = Conversion(source, results)
     with atomic_folder(output) as draft:
@@ -160,5 +154,7 @@ def write_masks(output: Path, source: Source, results: Mapping[int, Mask]) -> Wr
 
 
 # any folder, so this format comes last; one without PNGs is then refused by the reader, which says why
-ID_MAPS = replace(format_of(LABEL_MAPS), open=open_label_maps)
-PNG_FOLDER = Format("png", "PNG masks or label maps", True, Path.is_dir, open_masks, write_masks)
+ID_MAPS = replace(
+    format_of(LABEL_MAPS), open=lambda path, options: _open(path, replace(options, png_kind="id-map"))
+)
+PNG_FOLDER = Format("png", "PNG masks or label maps", True, Path.is_dir, _open, _write)

@@ -63,14 +63,11 @@ def read_pixels(
 ) -> MaskPixels:
     """A mask PNG's numbers, whatever its bit depth; EXIF is ignored.
 
-    Args:
-        path: the file.
-        max_pixels: the largest height × width that is decoded; more is refused on the file's header.
-        ids_in_colours: red, green and blue are the three bytes of an id, lowest first, as COCO panoptic has them.
+    With ``ids_in_colours`` red, green and blue are the three bytes of an id, lowest first, as COCO panoptic has them.
 
     Raises:
-        InputError: missing, damaged, no PNG, larger than ``max_pixels``; in colours where they are no ids, or
-            the other way round.
+        InputError: missing, damaged, no PNG, larger than ``max_pixels`` (height × width, by the header); in colours
+            where they are no ids, or the other way round.
     """
     with opened(path, max_pixels) as image:
         if image.format != "PNG":
@@ -109,10 +106,8 @@ def palette_of(path: Path) -> bytes | None:
 def write_png(path: Path, values: NDArray[Any], palette: bytes = b"") -> None:
     """Writes a new PNG; folders are made.
 
-    Args:
-        path: where to.
-        values: [H, W] uint8 or uint16 numbers, or uint32 ids below 2²⁴ that become colours.
-        palette: 256 RGB colours of uint8 indexes; empty for grey.
+    ``values`` are [H, W] uint8 or uint16 numbers, or uint32 ids below 2²⁴ that become colours; a ``palette`` has 256
+    RGB colours of uint8 indexes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = _bytes_of_ids(values) if values.dtype == np.uint32 else np.ascontiguousarray(values)

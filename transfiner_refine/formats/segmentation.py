@@ -49,9 +49,8 @@ def masks_from_segmentations(
 def mask_from_segmentation(segmentation: object, image_size: Callable[[], tuple[int, int]]) -> Mask:
     """The mask of a COCO ``segmentation``: compressed RLE, uncompressed RLE or a list of polygons.
 
-    Args:
-        segmentation: the value as the JSON has it; counts may also be bytes, as pycocotools returns them.
-        image_size: gives (height, width) of the image, pixels; asked only for polygons.
+    ``segmentation`` is the value as the JSON has it; counts may also be bytes, as pycocotools returns them.
+    ``image_size`` gives (height, width) of the image, pixels; it is asked only for polygons.
 
     Raises:
         InputError: it is none of the three, or damaged.

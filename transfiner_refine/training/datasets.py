@@ -46,11 +46,7 @@ class TrainingSet:
     weight: float = 1.0  # how often the set is drawn, relative to the others
 
     def photo(self, index: int) -> NDArray[np.uint8]:
-        """The image, [H, W, 3] uint8 RGB; those used last are kept decoded.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """The image, [H, W, 3] uint8 RGB; those used last are kept decoded. Raises InputError if it is damaged."""
         path = self.images[index]
         if (pixels := _kept.pop(path, None)) is None:
             with opened(path):  # says what is wrong where OpenCV would not, and refuses giants
@@ -68,8 +64,7 @@ class TrainingSet:
 def open_dataset(folder: Path, weight: float = 1.0) -> TrainingSet:
     """A data folder: ``images/``, ``annotations.json`` and any number of detectors' results ``coarse*.json``.
 
-    Raises:
-        InputError: a part is missing or damaged.
+    Raises InputError where a part is missing or damaged.
     """
     images, annotations = folder / "images", folder / "annotations.json"
     if not images.is_dir() or not annotations.is_file():
@@ -96,22 +91,19 @@ def load_training_set(
     """
     source, faults = CocoSource(annotations, OpenOptions(images), "annotations"), list[InputError]()
     paths: list[Path] = []
-    found: list[tuple[int, int, int | None, Mask]] = []  # index, image, category and mask
     places: dict[ImageId | None, int] = {}
+    found: list[tuple[int, tuple[int, int | None], Mask]] = []  # index, (image, category) and mask
     for image, instances in sound_images(source, faults):
         if instances:
             assert image.path is not None
-            places[image.image_id] = len(paths)
-            found += [
-                (each.index, len(paths), each.category_id, each.mask)
-                for each in instances
-                if not each.is_crowd and each.mask.area >= _LEAST_AREA
-            ]
+            place = places[image.image_id] = len(paths)
             paths.append(image.path)
+            usable = [each for each in instances if not each.is_crowd and each.mask.area >= _LEAST_AREA]
+            found += [(each.index, (place, each.category_id), each.mask) for each in usable]
     refuse(faults)
     truths: dict[tuple[int, int | None], list[Mask]] = defaultdict(list)
-    for _, place, category_id, mask in sorted(found, key=itemgetter(0)):
-        truths[place, category_id].append(mask)
+    for _, key, mask in sorted(found, key=itemgetter(0)):
+        truths[key].append(mask)
     matched: dict[int, list[Mask]] = defaultdict(list)  # by id() of the truth
     for results in coarse or []:
         detected = CocoSource(results, listing=source.file)
@@ -124,11 +116,11 @@ def load_training_set(
                     if overlap.max() >= _MATCH_IOU:
                         matched[id(candidates[int(overlap.argmax())])].append(each.mask)
         refuse(faults)
-    usable = [
+    training = [
         TrainingInstance(place, mask, tuple(matched.get(id(mask), ())))
         for (place, _), masks in truths.items()
         for mask in masks
     ]
-    if not usable:
+    if not training:
         raise InputError("no usable annotation (all are crowds, empty or tiny)", file=annotations)
-    return TrainingSet(images.parent.name or str(images), paths, usable, weight)
+    return TrainingSet(images.parent.name or str(images), paths, training, weight)
