@@ -93,8 +93,7 @@ def timed_stages(refiner: Any) -> Iterator[dict[str, tuple[float, float | None]]
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from transfiner_refine.model.network import MaskTransfiner
-        from transfiner_refine.model.step import RefineStep
+        from transfiner_refine.model.network import MaskTransfiner, RefineStep
 
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
             step = RefineStep(MaskTransfiner(refiner.config).eval(), size.depth, nodes=size.nodes)

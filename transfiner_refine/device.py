@@ -8,8 +8,6 @@ import torch
 
 from transfiner_refine.errors import DeviceError
 
-__all__ = ["choose_device", "choose_precision", "precision_name"]
-
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_WITH_BF16 = (8, 0)  # compute capability; older cards only emulate it
 

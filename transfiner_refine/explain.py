@@ -28,8 +28,6 @@ from transfiner_refine.trace import Trace, TraceLevel, TracePass, trace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Names", "explain", "explain_files", "read_mask_png"]
-
 BEFORE, AFTER, ADDED, REMOVED = "#ff4a60", "#00a6ff", "#28c76f", "#ff4a60"
 FOREGROUND, BACKGROUND = "#0096c7", "#ff8c28"
 LEVELS = ("#ffe14d", "#ff9233", "#ff3d77", "#b04dff", "#3d8bff")  # coarse to fine, as in the report

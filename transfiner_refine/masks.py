@@ -73,6 +73,12 @@ class MaskWindow:
         return MaskWindow(self.values[y0:y1, x0:x1], self.x + x0, self.y + y0, self.image_size)
 
     @property
+    def box(self) -> Box:
+        """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive."""
+        tight = self.tight()
+        return tight.x, tight.y, tight.x + tight.values.shape[1], tight.y + tight.values.shape[0]
+
+    @property
     def area(self) -> int:
         """Number of foreground pixels (values ≥ 0.5)."""
         return int(np.count_nonzero(self.foreground))

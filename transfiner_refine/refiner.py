@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import InputError
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
-from transfiner_refine.refine.base import BaseRefiner, check_masks, window_of
+from transfiner_refine.refine.base import BaseRefiner, Images, check_masks, window_of
 from transfiner_refine.refine.engine import Engine, engine_name, require_torch
 from transfiner_refine.refine.instance import harden, refine_instance
 
@@ -100,12 +100,7 @@ class Refiner(BaseRefiner):
             self._batched = BatchedPasses(engine, self.batch_size, tiles=tiles)
 
     def refine_windows(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[MaskWindow],
-        image_index: Sequence[int],
-        *,
-        soft: bool = False,
+        self, images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int], *, soft: bool = False
     ) -> list[MaskWindow]:
         """See ``BaseRefiner``."""
         check_masks(images, masks, image_index)
@@ -113,30 +108,24 @@ class Refiner(BaseRefiner):
             refined = list(self._one_by_one(images, masks, image_index))
         else:
             given = [Mask.from_window(mask) if mask.values.dtype == bool else mask for mask in masks]
-            refined = [_window(mask) for mask in self._batched.refine(images, given, image_index, soft=soft)]
+            refined = [mask.decode() for mask in self._batched.refine(images, given, image_index, soft=soft)]
         return refined if soft else [harden(mask) for mask in refined]
 
     def refine_masks(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[Mask | MaskWindow],
-        image_index: Sequence[int],
+        self, images: Images, masks: Sequence[Mask | MaskWindow], image_index: Sequence[int]
     ) -> Iterator[Mask]:
         """The same for encoded masks, and windows where masks are soft; on a CPU each comes as soon as it is there."""
         if self._batched is not None:
             for mask in self._batched.refine(images, masks, image_index):
                 yield mask if isinstance(mask, Mask) else Mask.from_window(mask)
             return
-        windows = [_window(mask) for mask in masks]
+        windows = [mask.decode() for mask in masks]
         found = self._one_by_one(images, windows, image_index)
         for given, window, refined in zip(masks, windows, found, strict=True):
             yield given if refined is window and isinstance(given, Mask) else Mask.from_window(refined)
 
     def _one_by_one(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[MaskWindow],
-        image_index: Sequence[int],
+        self, images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int]
     ) -> Iterator[MaskWindow]:
         """Refined probabilities, or given masks that stay, one instance a core at a time."""
 
@@ -167,10 +156,6 @@ class Refiner(BaseRefiner):
         is alone in its step cannot depend on others, not even by rounding.
         """
         return ThreadPoolExecutor(_cores(), "transfiner-refine", initializer=self.runs.prepare_thread)
-
-
-def _window(mask: Mask | MaskWindow) -> MaskWindow:
-    return mask if isinstance(mask, MaskWindow) else mask.decode()
 
 
 def _cores() -> int:

@@ -11,14 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import DeviceError, InputError
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.masks import MaskWindow, union
 from transfiner_refine.refine.base import BaseRefiner, window_of
 from transfiner_refine.refine.engine import Engine
 from transfiner_refine.refine.instance import Look, harden, refine_instance, step_input
 from transfiner_refine.refine.roi import Roi
 from transfiner_refine.refine.torch_engine import TorchEngine
-
-__all__ = ["Trace", "TraceLevel", "TracePass", "as_array", "native_trace", "trace"]
 
 
 @dataclass(frozen=True)
@@ -93,16 +91,13 @@ class Trace:
     @property
     def relabelled_pixels(self) -> MaskWindow:
         """All pixels that did not simply keep the coarse mask's label, in whichever pass or tile."""
-        return _union([step.relabelled_pixels for step in (*self.passes, *self.tiles)])
+        steps = (*self.passes, *self.tiles)
+        return union([step.relabelled_pixels for step in steps], self.coarse_mask.size)
 
     @property
     def region(self) -> MaskWindow:
         """All pixels the network looked at: the RoIs of the passes."""
-        size = self.coarse_mask.image_size
-        rois = [step.roi for step in self.passes]
-        return _union(
-            [MaskWindow(np.ones((roi.height, roi.width), bool), roi.x0, roi.y0, size) for roi in rois]
-        )
+        return union([step._window(np.ones((1, 1), bool)) for step in self.passes], self.coarse_mask.size)
 
 
 def trace(refiner: BaseRefiner, image: NDArray[np.uint8], mask: NDArray[Any] | MaskWindow) -> Trace:
@@ -139,18 +134,6 @@ def native_trace(engine: Engine, image: NDArray[np.uint8], mask: MaskWindow, *, 
         for is_tile in (False, True)
     )
     return Trace(mask, passes, of_tiles, harden(refined))
-
-
-def _union(windows: list[MaskWindow]) -> MaskWindow:
-    """The pixels of any of the bool windows, in the smallest window around all of them."""
-    x0, y0 = min(window.x for window in windows), min(window.y for window in windows)
-    bottom = max(window.y + window.values.shape[0] for window in windows)
-    right = max(window.x + window.values.shape[1] for window in windows)
-    values = np.zeros((bottom - y0, right - x0), bool)
-    for window in windows:
-        h, w = window.values.shape
-        values[window.y - y0 : window.y - y0 + h, window.x - x0 : window.x - x0 + w] |= window.values
-    return MaskWindow(values, x0, y0, windows[0].image_size)
 
 
 def _pass(engine: TorchEngine, image: NDArray[np.uint8], look: Look) -> TracePass:

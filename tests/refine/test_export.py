@@ -19,8 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transfiner_refine.model.checkpoint import load_network
-from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.model.step import RefineStep, StepOutput
+from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput
 from transfiner_refine.model.weights import find_weights, read_config
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.export import export_program, size_classes

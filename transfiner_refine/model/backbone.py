@@ -12,9 +12,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from transfiner_refine.errors import CheckpointError
 
-__all__ = ["EfficientNetLite", "build_backbone", "load_imagenet"]
-
-
 # (repeats, kernel, stride, expansion, output channels) of each stage; Tan & Le 2019, lite variant without
 # squeeze-and-excitation. The stem and the repeats of the first and last stage are the same in all lite models.
 _STAGES = (
@@ -204,28 +201,8 @@ def load_imagenet(backbone: EfficientNetLite, name: str = "lite2") -> None:
         ) from error
     file = getattr(module, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     source = torch.load(file, weights_only=True, map_location="cpu")
-    target = backbone.state_dict()
-    pairs = [("_conv_stem", "_bn0", "stem")]
-    parts = (
-        ("_expand_conv", "_bn0", "expand"),
-        ("_depthwise_conv", "_bn1", "depthwise"),
-        ("_project_conv", "_bn2", "project"),
-    )
-    blocks = [
-        f"stages.{s}.{b}" for s, stage in enumerate(backbone.stages) for b, _ in enumerate(stage.children())
-    ]
-    for number, block in enumerate(blocks):
-        pairs += [
-            (f"_blocks.{number}.{conv}", f"_blocks.{number}.{norm}", f"{block}.{own}")
-            for conv, norm, own in parts
-        ]
-    for conv, norm, own in pairs:
-        if f"{own}.conv.weight" not in target:  # the first block does not expand
-            continue
-        weight = source[f"{conv}.weight"]
-        if own == "stem":
-            weight = torch.cat((weight, torch.zeros_like(weight[:, :1])), 1)
-        target[f"{own}.conv.weight"] = weight
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            target[f"{own}.norm.{part}"] = source[f"{norm}.{part}"]
+    target = backbone.state_dict()  # in the order of the source, which goes on with a head
+    for name, weight in zip(target, source.values(), strict=False):
+        is_stem = name == "stem.conv.weight"  # with the mask's channel, which it starts without
+        target[name] = torch.cat((weight, torch.zeros_like(weight[:, :1])), 1) if is_stem else weight
     backbone.load_state_dict(target)

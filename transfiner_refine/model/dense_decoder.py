@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DenseDecoder"]
-
 
 class DenseDecoder(nn.Module):
     """Joins the next finer map to the upsampled features, level by level, with 3×3 convolutions.

@@ -6,6 +6,7 @@ Beside the paper's parts it has a dense decoder (``dense_decoder.py``), whose la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,7 @@ from transfiner_refine.model.node_transformer import (
 )
 from transfiner_refine.model.propagate import LevelMap, area_pyramid, corrected_labels, propagate_corrections
 from transfiner_refine.model.pyramid import FeatureMap, TopDown
-from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, children_of
-
-__all__ = ["MaskTransfiner", "TreeOutput"]
+from transfiner_refine.model.quadtree import BudgetSelector, NodeSelector, QuadtreeNodes, children_of
 
 _PIXEL_LEVEL = 4  # from this level on (448) a node's own map is the pixels
 _DROPOUT = 0.1  # share of the 28 level's channels that training blanks: there are few images to learn from
@@ -210,6 +209,46 @@ class MaskTransfiner(nn.Module):
             valid = torch.cat([always, *[level.exists() for level in levels[:-1]]], 1)
         attended = self.sequence(tokens, keys, valid)
         return list(attended.split([context.shape[1], *(q.shape[1] for q in queries)], 1)[1:])
+
+
+class StepOutput(NamedTuple):
+    """What a step yields for a batch of B RoIs."""
+
+    probability: Tensor  # [B, G, G] float32, foreground probability of each cell of the finest grid
+    relabelled: Tensor  # [B, 28, 28] bool, cells that were relabelled; all others keep the coarse mask
+    cells: Tensor  # [B, N] int64, row · grid + column of the nodes, level after level, each with its budget of places
+    valid: Tensor  # [B, N] bool, the places that hold a node. N is 0 for a step without nodes
+
+
+class RefineStep(nn.Module):
+    """The step of one size class.
+
+    Args:
+        network: in evaluation mode.
+        depth: levels of the quadtree; 3 has 112 cells a side at the end, 4 has 224, 5 has 448.
+        nodes: build the quadtree. Without it the dense labels count, which end at 224 cells.
+    """
+
+    def __init__(self, network: MaskTransfiner, depth: int, *, nodes: bool) -> None:
+        super().__init__()
+        config = network.config
+        self.network, self.depth = network, depth
+        self.side = (
+            config.crop_side if depth == len(ATTENTION_GRIDS) else config.detail_side
+        )  # of the RoI, pixels
+        self.selector = BudgetSelector(config) if nodes else None
+
+    def forward(self, pixels: Tensor, coarse: Tensor) -> StepOutput:
+        """pixels [B, 3, S, S] uint8 RGB, coarse [B, 1, S, S] float32 in [0, 1]; S is ``side``."""
+        output = self.network(pixels.float(), coarse, self.selector, self.depth)
+        maps = self.network.maps(output, coarse, self.network.config)
+        if output.levels:
+            cells = torch.cat([level.cell for level in output.levels], 1)
+            valid = torch.cat([level.exists() for level in output.levels], 1)
+        else:
+            cells = torch.zeros_like(pixels[:, 0, 0, :0], dtype=torch.int64)
+            valid = cells > 0
+        return StepOutput(maps[-1].probability, maps[0].relabelled, cells, valid)
 
 
 def _table(features: Tensor, logit: Tensor, masks: dict[int, Tensor]) -> FeatureMap:

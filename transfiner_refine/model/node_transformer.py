@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Inheritance", "NodeEncoder", "PixelDecoder", "SequenceEncoder", "axis_position"]
-
 _MASKED = -1e4  # added to the score of a key that does not exist; within the range of half precision
 
 

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from transfiner_refine.model.quadtree import QuadtreeNodes
 
-__all__ = ["LevelMap", "area_pyramid", "corrected_labels", "propagate_corrections", "signed_depth"]
-
 _DEPTH_GRID = 56
 _SHARED_LEVELS = 3  # that every instance has; a result must not depend on which others its batch holds
 _DEEPEST = 8  # of its cells, a seventh of the RoI's side; trust does not grow beyond

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FeatureMap", "TopDown", "first_rows"]
-
 
 class FeatureMap(NamedTuple):
     """Square feature maps of a batch, ``grid`` cells a side, as a table of rows [batch · grid · grid, channels]."""

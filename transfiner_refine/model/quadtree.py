@@ -17,8 +17,6 @@ from torch import Tensor
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.pyramid import first_rows
 
-__all__ = ["BudgetSelector", "NodeSelector", "QuadtreeNodes", "children_of", "root_cells"]
-
 
 @dataclass(frozen=True)
 class QuadtreeNodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from transfiner_refine.masks import MaskWindow
 if TYPE_CHECKING:
     from transfiner_refine.trace import Trace
 
-__all__ = ["BaseRefiner", "check_image", "check_masks", "window_of"]
+Images: TypeAlias = Sequence[NDArray[np.uint8]]  # H×W×3 RGB each
 
 
 class BaseRefiner(ABC):
@@ -61,18 +61,13 @@ class BaseRefiner(ABC):
         windows = [window_of(mask) for mask in masks]
         refined = self.refine_windows([image], windows, [0] * len(windows), soft=soft)
         result = np.zeros(masks.shape, np.float32 if soft else bool)
-        for i, window in enumerate(refined):
-            result[i] = window.paste()
+        for mask, window in zip(result, refined, strict=True):
+            window.of(mask)[...] = window.values
         return result
 
     @abstractmethod
     def refine_windows(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        masks: Sequence[MaskWindow],
-        image_index: Sequence[int],
-        *,
-        soft: bool = False,
+        self, images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int], *, soft: bool = False
     ) -> list[MaskWindow]:
         """Refines instances of one or several images.
 
@@ -100,9 +95,7 @@ class BaseRefiner(ABC):
         raise InputError(f"a {type(self).__name__} keeps no trace")
 
 
-def check_masks(
-    images: Sequence[NDArray[np.uint8]], masks: Sequence[MaskWindow], image_index: Sequence[int]
-) -> None:
+def check_masks(images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int]) -> None:
     """Raises InputError where an image is none, or a mask belongs to an image of another size."""
     for i, (mask, index) in enumerate(zip(masks, image_index, strict=True)):
         check_image(images[index])
@@ -124,8 +117,7 @@ def window_of(mask: NDArray[Any]) -> MaskWindow:
             raise InputError(beyond, remedy="pass bool or floats in [0, 1]")
         mask = mask.astype(bool)
     above = MaskWindow(mask > 0, 0, 0, (mask.shape[0], mask.shape[1])).tight()
-    (h, w), x, y = above.values.shape, above.x, above.y
-    return replace(above, values=mask[y : y + h, x : x + w])
+    return replace(above, values=above.of(mask))
 
 
 def check_image(image: NDArray[Any]) -> None:

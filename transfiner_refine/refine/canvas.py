@@ -13,18 +13,6 @@ from torch.nn import functional as F
 
 from transfiner_refine.refine.instance import LEAST_THICKNESS, MOST_REDRAWN, OVERLAP
 
-__all__ = [
-    "axis_matrix",
-    "boundaries",
-    "boxes_of",
-    "cut_out",
-    "kept_patches",
-    "rasterise",
-    "resample_maps",
-    "spread_cells",
-    "tile_weights",
-]
-
 
 def axis_matrix(
     targets: int,

@@ -15,8 +15,6 @@ from transfiner_refine.refine import canvas as on_canvas
 from transfiner_refine.refine.engine import SizeClass
 from transfiner_refine.refine.torch_engine import TorchEngine
 
-__all__ = ["Group", "GroupResult", "refine_group"]
-
 
 class Group(NamedTuple):
     """RoIs that one program takes."""

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.refine.base import Images
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.engine import size_class
 from transfiner_refine.refine.instance import tile_rois
 from transfiner_refine.refine.roi import Roi, overlap, read_mask, roi_around_box
 from transfiner_refine.refine.torch_engine import TorchEngine
-
-__all__ = ["BatchedPasses", "fitting_batch"]
 
 _SMALLEST_CANVAS = 64
 _WINDOWS = 4  # of a large object
@@ -62,7 +61,7 @@ class BatchedPasses:
     @torch.inference_mode()
     def refine(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        images: Images,
         masks: Sequence[Mask | MaskWindow],
         image_index: Sequence[int],
         *,
@@ -72,10 +71,8 @@ class BatchedPasses:
         work = _Work(self._engine, images, list(masks), self._tiles, soft)
         for index, (mask, image) in enumerate(zip(masks, image_index, strict=True)):
             if mask.area:
-                box = mask.box if isinstance(mask, Mask) else _box_of(mask)
-                work.wait(
-                    index, image, mask, roi_around_box(box, _size_of(mask), self._engine.config), first=True
-                )
+                roi = roi_around_box(mask.box, mask.size, self._engine.config)
+                work.wait(index, image, mask, roi, first=True)
         running: deque[tuple[Group, list[_Item], _Pending]] = deque()
         while work.groups or running:
             if work.groups and len(running) < _AHEAD:
@@ -121,12 +118,7 @@ class _Work:
     """The instances of one call, on their way."""
 
     def __init__(
-        self,
-        engine: TorchEngine,
-        images: Sequence[NDArray[np.uint8]],
-        masks: list[Mask | MaskWindow],
-        tiles: bool,
-        soft: bool,
+        self, engine: TorchEngine, images: Images, masks: list[Mask | MaskWindow], tiles: bool, soft: bool
     ) -> None:
         self.groups: dict[Group, list[_Item]] = defaultdict(list)
         self.results: list[Mask | MaskWindow] = masks
@@ -221,7 +213,7 @@ class _Work:
         ):
             if stays:
                 continue  # the given mask
-            size = _size_of(item.mask)
+            size = item.mask.size
             stop, last = stops[row]
             if group.first and area and not agreed:
                 moved = roi_around_box((x0, y0, x1, y1), size, config)
@@ -286,13 +278,3 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return _CPU_BYTES
-
-
-def _size_of(mask: Mask | MaskWindow) -> tuple[int, int]:
-    return mask.size if isinstance(mask, Mask) else mask.image_size
-
-
-def _box_of(mask: MaskWindow) -> tuple[int, int, int, int]:
-    tight = mask.tight()
-    h, w = tight.values.shape
-    return tight.x, tight.y, tight.x + w, tight.y + h

@@ -14,19 +14,6 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import DeviceError
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 
-__all__ = [
-    "ENGINES",
-    "PRECISIONS",
-    "Engine",
-    "SizeClass",
-    "engine_name",
-    "is_exported",
-    "program_path",
-    "require_torch",
-    "size_class",
-    "unused_card",
-]
-
 ENGINES = ("auto", "torch", "onnx")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
@@ -78,7 +65,7 @@ class Engine(Protocol):
             coarse: [B, 1, S, S] in [0, 1].
 
         Returns:
-            probability [B, G, G] and relabelled [B, 28, 28]; see ``model.step.StepOutput``.
+            probability [B, G, G] and relabelled [B, 28, 28]; see ``model.network.StepOutput``.
         """
 
     def prepare_thread(self) -> Any:

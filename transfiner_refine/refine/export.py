@@ -26,15 +26,12 @@ from tqdm import tqdm
 from transfiner_refine.errors import InputError, OutputError
 from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
-from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.model.step import RefineStep, StepOutput
+from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput
 from transfiner_refine.model.weights import find_weights, read_config, weights_digest
 from transfiner_refine.refine.engine import SizeClass, program_path
 from transfiner_refine.refine.instance import Look, refine_instance, step_input
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.training.datasets import open_dataset
-
-__all__ = ["export_files", "export_program", "export_weights", "size_classes"]
 
 _OPSET = 20
 _MAX_BATCH = 1024
@@ -104,7 +101,7 @@ def export_files(
         shutil.copyfile(path, folder / path.name)
     classes = [size for size in size_classes(config) if not grids or size.grid in grids]
     calibration = _calibration(path, classes, calibrate) if calibrate else None
-    return export_weights(path, folder, calibration=calibration, classes=classes)
+    return _write(path, folder, classes, calibration)
 
 
 def _calibration(
@@ -136,24 +133,16 @@ def _calibration(
     return found
 
 
-def export_weights(
+def _write(
     weights: Path,
     folder: Path,
-    *,
-    calibration: Mapping[SizeClass, Sequence[StepInput]] | None = None,
-    classes: Iterable[SizeClass] | None = None,
+    classes: Sequence[SizeClass],
+    calibration: Mapping[SizeClass, Sequence[StepInput]] | None,
 ) -> list[Path]:
-    """Writes the programs of a weights file: in fp32 and, with calibration data, in int8. Returns the files.
-
-    Args:
-        weights: a native weights file; programs in fp32 read their weights from it, so it has to lie beside them.
-        folder: where to write.
-        calibration: inputs of the step for every size class; the ranges of their activations are those of int8.
-        classes: which size classes; all by default.
-    """
+    """Writes the programs of some size classes: in fp32 and, with inputs of each to calibrate on, in int8."""
     network, digest = load_network(weights), weights_digest(weights)
     fp32, int8 = {}, {}
-    for size in classes or size_classes(network.config):
+    for size in classes:
         program = torch.onnx.export(
             export_program(network, size, strict=False),
             dynamo=True,

@@ -30,16 +30,6 @@ from transfiner_refine.refine.roi import (
     roi_around,
 )
 
-__all__ = [
-    "Look",
-    "blend_tiles",
-    "harden",
-    "patches_if_agreed",
-    "refine_instance",
-    "step_input",
-    "tile_rois",
-]
-
 _UNDIVIDED = 0.7  # an axis up to this long, relative to the RoI's longer side, is not divided into tiles
 _SHARE = 0.6  # of a longer axis that each of its two tiles covers
 #: Share of a tile that overlaps with the other one of its axis.
@@ -122,7 +112,7 @@ def step_input(
 
 def harden(mask: MaskWindow) -> MaskWindow:
     """The mask cut at 0.5."""
-    return mask if mask.values.dtype == bool else replace(mask, values=mask.values >= 0.5)
+    return mask if mask.values.dtype == bool else replace(mask, values=mask.foreground)
 
 
 def patches_if_agreed(

@@ -15,8 +15,6 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.weights import weights_digest
 from transfiner_refine.refine.engine import SizeClass, is_exported, program_path
 
-__all__ = ["OnnxEngine", "has_fast_int8"]
-
 _OUTPUTS = ["probability", "relabelled"]
 
 

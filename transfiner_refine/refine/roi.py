@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.masks import MaskWindow
-
-__all__ = [
-    "Roi",
-    "RoiSettings",
-    "crop_roi",
-    "focus",
-    "overlap",
-    "paste_into_roi",
-    "read_mask",
-    "resample",
-    "roi_around",
-    "roi_around_box",
-    "roi_of",
-]
+from transfiner_refine.masks import Box, MaskWindow, union
 
 _FOCUS_SHARE = 0.3  # of the object's longer side: shows some outline around the change
 _FOCUS_LEAST = 32  # pixels
@@ -71,16 +57,11 @@ class RoiSettings(Protocol):
 
 def roi_around(mask: MaskWindow, config: RoiSettings, margin: float | None = None) -> Roi:
     """``roi_around_box`` of a coarse mask with at least one foreground pixel."""
-    tight = mask.tight()
-    h, w = tight.values.shape
-    return roi_around_box((tight.x, tight.y, tight.x + w, tight.y + h), mask.image_size, config, margin)
+    return roi_around_box(mask.box, mask.size, config, margin)
 
 
 def roi_around_box(
-    box: tuple[int, int, int, int],
-    image_size: tuple[int, int],
-    config: RoiSettings,
-    margin: float | None = None,
+    box: Box, image_size: tuple[int, int], config: RoiSettings, margin: float | None = None
 ) -> Roi:
     """The box of a mask's foreground with a margin, widened towards a square, clipped to the image.
 
@@ -163,16 +144,13 @@ def focus(before: MaskWindow, after: MaskWindow) -> tuple[int, int, int, int]:
     Where nothing changed it is the topmost part. The masks are tight bool windows; one of them may be empty.
     """
     filled = [mask for mask in (before, after) if mask.values.size]
-    x0, y0 = min(mask.x for mask in filled), min(mask.y for mask in filled)
-    x1 = max(mask.x + mask.values.shape[1] for mask in filled)
-    y1 = max(mask.y + mask.values.shape[0] for mask in filled)
-    changed = np.zeros((y1 - y0, x1 - x0), bool)
+    either = union(filled, before.size)
+    x0, y0 = either.x, either.y
+    changed = np.zeros(either.values.shape, bool)
     for mask in filled:
-        h, w = mask.values.shape
-        changed[mask.y - y0 : mask.y - y0 + h, mask.x - x0 : mask.x - x0 + w] ^= mask.values
+        replace(mask, x=mask.x - x0, y=mask.y - y0).of(changed)[...] ^= mask.values
     side = max(_FOCUS_LEAST, round(_FOCUS_SHARE * max(changed.shape)))
     if not changed.any():
-        changed = np.zeros_like(changed)
         changed[0, int(np.argmax(filled[0].values[0]))] = True
     sums = cv2.boxFilter(
         changed.astype(np.float32), -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT

@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 
 from transfiner_refine.device import choose_device, choose_precision, precision_name
 from transfiner_refine.model.config import ATTENTION_GRIDS
-from transfiner_refine.model.network import MaskTransfiner, TreeOutput
+from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput, TreeOutput
 from transfiner_refine.model.propagate import LevelMap, area_pyramid
 from transfiner_refine.model.quadtree import BudgetSelector
-from transfiner_refine.model.step import RefineStep, StepOutput
 from transfiner_refine.refine.engine import SizeClass
-
-__all__ = ["TorchEngine"]
 
 _SETTING_THREADS = Lock()
 

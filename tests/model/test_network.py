@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from transfiner_refine.model.checkpoint import load_network
-from transfiner_refine.model.step import RefineStep
+from transfiner_refine.model.network import RefineStep
 from transfiner_refine.model.weights import find_weights
 
 
