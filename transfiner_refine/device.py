@@ -15,8 +15,7 @@ _FIRST_WITH_BF16 = (8, 0)  # compute capability; older cards only emulate it
 def choose_device(name: str) -> torch.device:
     """The device called ``name``; ``auto`` is CUDA, then MPS, then the CPU.
 
-    Raises:
-        DeviceError: there is no such device; the message lists those there are.
+    Raises DeviceError where there is no such device; the message lists those there are.
     """
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
@@ -34,8 +33,7 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype the network runs in; ``auto`` is bf16 or fp16 on CUDA and fp32 elsewhere.
 
-    Raises:
-        DeviceError: unknown, or not supported by the device.
+    Raises DeviceError where it is unknown, or not supported by the device.
     """
     if name == "auto":
         if device.type != "cuda":

@@ -149,13 +149,13 @@ def explain(
     more = f", shown: the first of {len(trace.passes)} passes" if len(trace.passes) > 1 else ""
     more += f"; {len(trace.tiles)} tiles followed" if trace.tiles else ""
     more += ", scored against the truth" if truth is not None else ""
-    sheet = _Sheet(max(4, len(first.levels)), roi)
+    sheet = _Sheet(image, max(4, len(first.levels)), roi, near)
     sheet.text(_MARGIN, _MARGIN - 12, "How Mask Transfiner refines this mask", _TITLE, weight="bold")
     subtitle = f"{names.mask} on {names.image}, weights {names.weights}{more}"
     sheet.text(_MARGIN, _MARGIN + 58, subtitle, _SUBTITLE, color=QUIET)
-    _draw_finding(sheet, image, trace.coarse_mask, first)
-    _draw_labelling(sheet, first, near)
-    _draw_result(sheet, image, coarse, refined, truth, near)
+    _draw_finding(sheet, trace.coarse_mask, first)
+    _draw_labelling(sheet, first)
+    _draw_result(sheet, coarse, refined, truth)
     return sheet.rendered()
 
 
@@ -163,15 +163,17 @@ class _Sheet:
     """A page of rows of panels, coordinates in pixels from its left top corner.
 
     Args:
+        image: H×W×3 uint8 RGB, parts of which are shown.
         columns: panels a row.
         roi: whose proportions the panels have, within limits.
+        near: the part that is shown enlarged.
     """
 
-    def __init__(self, columns: int, roi: Roi) -> None:
+    def __init__(self, image: NDArray[np.uint8], columns: int, roi: Roi, near: Roi) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.roi, self.columns = roi, columns
+        self.image, self.columns, self.roi, self.near = image, columns, roi, near
         self.width = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GUTTER) // columns
         self.height = round(self.width * min(_TALLEST, max(_FLATTEST, roi.height / roi.width)))
         self.figure = Figure((_WIDTH / 72, _TALLEST_SHEET / 72), dpi=72)  # a point is a pixel
@@ -204,12 +206,9 @@ class _Sheet:
         self.number, self.top = 0, self.bottom + 2.4 * _SECTION
 
     def panel(self, title: str, caption: str, shown: Roi, legend: Mapping[str, str] | None = None) -> Axes:
-        """The next panel of the row, to draw a part of the image on; its coordinates are those of the image.
+        """The next panel of the row, with a title, a caption and a legend (word → colour) under it.
 
-        Args:
-            title, caption: what is written under it.
-            shown: the part of the image.
-            legend: word → colour.
+        Its coordinates are those of the image, of which it shows the part ``shown``.
         """
         x, y = _MARGIN + self.number * (self.width + _GUTTER), self.top + self.height
         scale = self.scale(shown)
@@ -231,37 +230,51 @@ class _Sheet:
         self.number, self.bottom = self.number + 1, max(self.bottom, y + 1.3 * _SECTION)
         return axes
 
+    def view(
+        self,
+        title: str,
+        caption: str,
+        shown: Roi,
+        mask: MaskWindow,
+        colour: str,
+        *,
+        tint: bool = False,
+        legend: Mapping[str, str] | None = None,
+    ) -> Axes:
+        """A panel with the image and a mask on it."""
+        axes = self.panel(title, caption, shown, legend)
+        _image(axes, self.image, shown)
+        _mask(axes, mask, shown, colour, tint=tint)
+        return axes
 
-def _draw_finding(sheet: _Sheet, image: NDArray[np.uint8], given: MaskWindow, step: TracePass) -> None:
+
+def _draw_finding(sheet: _Sheet, given: MaskWindow, step: TracePass) -> None:
     """The coarse mask, and the detector's answer."""
-    roi, levels = step.roi, step.levels
-    whole = Roi(0, 0, image.shape[1], image.shape[0])
+    roi, levels = sheet.roi, step.levels
+    whole = Roi(0, 0, sheet.image.shape[1], sheet.image.shape[0])
     sheet.row("1   Find what is wrong")
     caption = "Its box with a margin is the region of interest: all that the network sees."
     axes = sheet.panel("The given mask", caption, whole)
-    _image(axes, image, whole, fade=0.6)
-    _image(axes, image, roi)
+    _image(axes, sheet.image, whole, fade=0.6)
+    _image(axes, sheet.image, roi)
     _mask(axes, given, whole, BEFORE, tint=True)
     _frame(axes, roi)
     caption = f"{roi.width}×{roi.height} pixels. The image and the mask go in together."
-    axes = sheet.panel("Region of interest", caption, roi)
-    _image(axes, image, roi)
-    _mask(axes, step.coarse_mask, roi, BEFORE, tint=True)
+    sheet.view("Region of interest", caption, roi, step.coarse_mask, BEFORE, tint=True)
     grid, relabelled = levels[0].grid, np.count_nonzero(step.relabelled)
     caption = (
         f"The detector's answer for {grid}×{grid} cells, dark: surely right, bright: surely wrong. "
         f"White frame: the {relabelled} cells that are relabelled."
     )
-    _heat(sheet.panel("Where is it wrong?", caption, roi), image, roi, levels[0], step.relabelled)
+    _heat(sheet, "Where is it wrong?", caption, levels[0], step.relabelled)
     if sheet.columns > 4:
         caption = "Asked again under the roots alone: which of their quadrants need another look?"
-        axes = sheet.panel("… and one level finer", caption, roi)
-        _heat(axes, image, roi, levels[1], levels[1].cells)
+        _heat(sheet, "… and one level finer", caption, levels[1], levels[1].cells)
     nodes, finest = sum(map(len, levels)), levels[-1].grid
     caption = f"{nodes:,} nodes, {_percent(nodes / finest**2)} of the cells that a dense {finest}×{finest} grid has."
     legend = {str(level.grid): colour for level, colour in zip(levels, LEVELS, strict=False)}
     axes = sheet.panel("The quadtree", caption, roi, legend)
-    _image(axes, image, roi, fade=0.35)
+    _image(axes, sheet.image, roi, fade=0.35)
     for level in levels:
         has_lines = sheet.scale(roi) * roi.width / level.grid >= 4  # they would fill smaller cells
         _layer(axes, level.cells, roi, legend[str(level.grid)], 0.32 if has_lines else 0.7)
@@ -269,12 +282,13 @@ def _draw_finding(sheet: _Sheet, image: NDArray[np.uint8], given: MaskWindow, st
             _edges(axes, level.cells, roi, legend[str(level.grid)], 1, every=True)
 
 
-def _draw_labelling(sheet: _Sheet, step: TracePass, near: Roi) -> None:
-    """The mask level by level; a level of small cells is shown in the region ``near``."""
+def _draw_labelling(sheet: _Sheet, step: TracePass) -> None:
+    """The mask level by level; of a level of small cells a part is shown enlarged."""
+    roi, scale = sheet.roi, sheet.scale(sheet.roi)
     sheet.row("2   Label the nodes, coarse to fine")
     legend = {"object": FOREGROUND, "background": BACKGROUND}
     for number, level in enumerate(step.levels):
-        share, cell = _percent(len(level) / level.grid**2), step.roi.width / level.grid
+        share, cell = _percent(len(level) / level.grid**2), roi.width / level.grid
         judged = np.count_nonzero(~np.isnan(level.wrong_probability))
         caption = f"{judged:,} quadrants judged, {len(level):,} relabelled: {share} of the cells."
         if number == 0:
@@ -283,33 +297,22 @@ def _draw_labelling(sheet: _Sheet, step: TracePass, near: Roi) -> None:
                 f"{len(level):,} roots, {share} of the cells, where an outline may run. {dense:,} more take "
                 "the dense decoder's label; the rest keep the mask."
             )
-        is_small = sheet.scale(step.roi) * cell < _SMALLEST_CELL
-        title, shown = f"{level.grid}×{level.grid} cells", near if is_small else step.roi
+        is_small = scale * cell < _SMALLEST_CELL
+        title, shown = f"{level.grid}×{level.grid} cells", sheet.near if is_small else roi
         axes = sheet.panel(title + ", enlarged" * is_small, caption, shown, None if number else legend)
         colours = np.repeat(60 + 195 * level.mask[..., None], 3, 2)
         label = level.label[:, None]
         colours[level.y, level.x] = _rgb(FOREGROUND) * label + _rgb(BACKGROUND) * (1 - label)
-        _show(axes, np.rint(colours).astype(np.uint8), step.roi, interpolation="nearest")
+        _show(axes, np.rint(colours).astype(np.uint8), roi, interpolation="nearest")
         if sheet.scale(shown) * cell >= 6:
-            _edges(axes, level.cells, step.roi, "white", 1, every=True)
-        if (
-            not is_small
-            and level is not step.levels[-1]
-            and sheet.scale(step.roi) * cell / 2 < _SMALLEST_CELL
-        ):
-            _frame(axes, near)  # of the panels that follow
+            _edges(axes, level.cells, roi, "white", 1, every=True)
+        if not is_small and level is not step.levels[-1] and scale * cell / 2 < _SMALLEST_CELL:
+            _frame(axes, sheet.near)  # of the panels that follow
 
 
-def _draw_result(
-    sheet: _Sheet,
-    image: NDArray[np.uint8],
-    coarse: MaskWindow,
-    refined: MaskWindow,
-    truth: MaskWindow | None,
-    near: Roi,
-) -> None:
-    """Before, after, the difference, and the outline in the region ``near``."""
-    roi = sheet.roi
+def _draw_result(sheet: _Sheet, coarse: MaskWindow, refined: MaskWindow, truth: MaskWindow | None) -> None:
+    """Before, after, the difference, and the outline enlarged."""
+    roi, near = sheet.roi, sheet.near
     before, after = f"{coarse.area:,} pixels.", f"{refined.area:,} pixels."
     old, new = (read_mask(mask, roi) >= 0.5 for mask in (coarse, refined))
     changes = {"added": new & ~old, "removed": old & ~new}
@@ -321,30 +324,21 @@ def _draw_result(
     elif mask_iou(coarse, refined) == 1:
         after = "Left as it was: the network found it right."
     sheet.row("3   The result")
-    for title, caption, mask, colour in (
-        ("Before", before, coarse, BEFORE),
-        ("After", after, refined, AFTER),
-    ):
-        axes = sheet.panel(title, caption, roi)
-        _image(axes, image, roi)
-        _mask(axes, mask, roi, colour, tint=True)
+    sheet.view("Before", before, roi, coarse, BEFORE, tint=True)
+    sheet.view("After", after, roi, refined, AFTER, tint=True)
     legend = dict(zip(changes, (ADDED, REMOVED), strict=True))
     axes = sheet.panel("The difference", "Cells that were not relabelled keep the given mask.", roi, legend)
-    _image(axes, image, roi, fade=0.5)
+    _image(axes, sheet.image, roi, fade=0.5)
     for word, changed in changes.items():
         _layer(axes, changed, roi, legend[word], 0.88)
     size = f"{near.width}×{near.height} pixels where most has changed."
     if sheet.columns > 4:
-        axes = sheet.panel("The outline, before", size, near)
-        _image(axes, image, near)
-        _mask(axes, coarse, near, BEFORE)
-        axes = sheet.panel("The outline, after", "The same place, the refined mask.", near)
-        _image(axes, image, near)
+        sheet.view("The outline, before", size, near, coarse, BEFORE)
+        sheet.view("The outline, after", "The same place, the refined mask.", near, refined, AFTER)
     else:
-        axes = sheet.panel("The outline, enlarged", size, near, {"before": BEFORE, "after": AFTER})
-        _image(axes, image, near)
-        _mask(axes, coarse, near, BEFORE)
-    _mask(axes, refined, near, AFTER)
+        legend = {"before": BEFORE, "after": AFTER}
+        axes = sheet.view("The outline, enlarged", size, near, coarse, BEFORE, legend=legend)
+        _mask(axes, refined, near, AFTER)
 
 
 def _require_matplotlib() -> None:
@@ -381,15 +375,14 @@ def _mask(axes: Axes, mask: MaskWindow, area: Roi, colour: str, *, tint: bool = 
     _edges(axes, inside, area, colour, 4.5)
 
 
-def _heat(
-    axes: Axes, image: NDArray[np.uint8], roi: Roi, level: TraceLevel, chosen: NDArray[np.bool_]
-) -> None:
-    """The detector's answer for every cell, over the image; the chosen cells have a frame."""
-    _image(axes, image, roi, fade=0.0)
+def _heat(sheet: _Sheet, title: str, caption: str, level: TraceLevel, chosen: NDArray[np.bool_]) -> None:
+    """A panel with the detector's answer for every cell over the image; the chosen cells have a frame."""
+    axes = sheet.panel(title, caption, sheet.roi)
+    _image(axes, sheet.image, sheet.roi, fade=0.0)
     values = np.nan_to_num(level.wrong_probability)
     # a little off the map's black end, so that the image shows
-    _show(axes, values, roi, cmap="inferno", vmin=-0.12, vmax=1, alpha=0.8, interpolation="nearest")
-    _edges(axes, chosen, roi, "white", 3, border=True)
+    _show(axes, values, sheet.roi, cmap="inferno", vmin=-0.12, vmax=1, alpha=0.8, interpolation="nearest")
+    _edges(axes, chosen, sheet.roi, "white", 3, border=True)
 
 
 def _layer(axes: Axes, cells: NDArray[np.bool_], area: Roi, colour: str, alpha: float) -> None:
@@ -411,9 +404,7 @@ def _edges(
 ) -> None:
     """Lines between marked and other cells of a grid that fills an area.
 
-    Args:
-        border: draw them also where the area ends.
-        every: draw them around every marked cell.
+    With ``border`` they are drawn also where the area ends, with ``every`` around every marked cell.
     """
     cells = np.pad(cells, 1) if border or every else np.pad(cells, 1, mode="edge")
     meet = np.logical_or if every else np.not_equal

@@ -41,7 +41,7 @@ class _Item(NamedTuple):
     image: int
     mask: Mask | MaskWindow
     roi: Roi
-    windows: Sequence[Roi] = ()
+    windows: Sequence[Roi]
 
 
 class BatchedPasses:
@@ -145,11 +145,8 @@ class _Work:
     def wait(self, instance: int, image: int, mask: Mask | MaskWindow, roi: Roi, *, first: bool) -> None:
         """Puts an RoI in its group."""
         config, side = self._engine.config, roi.side
-        windows: Sequence[Roi] = ()
-        window = None
-        if self._tiles and side >= config.tiles_from:
-            windows = tile_rois(roi)
-            window = size_class(config, windows[0].side, nodes=False)
+        windows = tile_rois(roi) if self._tiles and side >= config.tiles_from else []
+        window = size_class(config, windows[0].side, nodes=False) if windows else None
         size = size_class(config, side, nodes=first, tiles=self._tiles)
         canvas = max(_SMALLEST_CANVAS, 1 << (side - 1).bit_length())
         group = Group(size, canvas, first, window, isinstance(mask, MaskWindow))
@@ -160,9 +157,10 @@ class _Work:
         group = max(self.groups, key=lambda each: len(self.groups[each]))
         items = self.groups[group]
         share = _WINDOWS if group.window is not None else 1
-        fitting = canvas_pixels // (share * group.canvas**2)
-        most = max(1, min(batch_size // share, fitting))
-        self.groups[group] = items[most:]
+        most = max(1, min(batch_size // share, canvas_pixels // (share * group.canvas**2)))
+        self.groups[group] = items[
+            most:
+        ]  # in its place: which group comes first of equally many must not change
         if not items[most:]:
             del self.groups[group]
         return group, items[:most]
@@ -191,11 +189,10 @@ class _Work:
         x0, y0, x1, y1 = np.array([(r.x0, r.y0, r.x1, r.y1) for r in (item.roi for item in items)]).T
         corner = self._starts[image] + y0 * width + x0
         table[:, :7] = np.stack((corner, width, height, x0, y0, x1 - x0, y1 - y0), 1)
-        for row, item in zip(table, items, strict=True):
-            if item.windows:
-                x, y = item.roi.x0, item.roi.y0
-                parts = [n for p in item.windows for n in (p.x0 - x, p.y0 - y, p.width, p.height)]
-                row[7 : 7 + len(parts)] = parts
+        for row, item in zip(table[:, 7:], items, strict=True):
+            x, y = item.roi.x0, item.roi.y0
+            parts = [n for p in item.windows for n in (p.x0 - x, p.y0 - y, p.width, p.height)]
+            row[: len(parts)] = parts
         return table
 
     def finish(self, group: Group, items: list[_Item], pending: _Pending) -> None:
@@ -205,18 +202,16 @@ class _Work:
         if (numbers[:, 7:].sum(0) > edges.shape[1]).any():
             self.finish(group, items, self.launch(group, items, group.canvas + 1))
             return
-        stops = np.cumsum(numbers[:, 7:], 0).tolist()
+        stops = np.cumsum(numbers[:, 7:], 0)
         made: list[tuple[_Item, Roi | None]] = []  # with the RoI of a further pass
         ends: list[NDArray[np.int64]] = []
-        for row, (item, (stays, agreed, area, x0, y0, x1, y1, count, final)) in enumerate(
-            zip(items, numbers.tolist(), strict=True)
-        ):
+        rows = np.hstack((numbers, stops)).tolist()
+        for row, (item, columns) in enumerate(zip(items, rows, strict=True)):
+            stays, agreed, area, x0, y0, x1, y1, count, final, stop, last = columns
             if stays:
                 continue  # the given mask
-            size = item.mask.size
-            stop, last = stops[row]
             if group.first and area and not agreed:
-                moved = roi_around_box((x0, y0, x1, y1), size, config)
+                moved = roi_around_box((x0, y0, x1, y1), item.mask.size, config)
                 if overlap(item.roi, moved) < config.repeat_overlap:
                     made.append((item, moved))
                     ends.append(edges[0, stop - count : stop])
@@ -224,7 +219,7 @@ class _Work:
             if self._soft:
                 assert probability is not None
                 values = probability[row, : item.roi.height, : item.roi.width].copy()
-                self.results[item.instance] = MaskWindow(values, item.roi.x0, item.roi.y0, size)
+                self.results[item.instance] = MaskWindow(values, item.roi.x0, item.roi.y0, item.mask.size)
             else:
                 made.append((item, None))
                 ends.append(edges[1, last - final : last])

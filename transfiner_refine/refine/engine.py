@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import DeviceError
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 
-ENGINES = ("auto", "torch", "onnx")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+_ENGINES = ("auto", "torch", "onnx")
 
 
 class SizeClass(NamedTuple):
@@ -51,7 +50,7 @@ class Engine(Protocol):
 
     name: str  # "torch" or "onnx"
     device: str  # "cpu", "cuda", "cuda:N" or "mps"
-    precision: str  # of ``PRECISIONS``, but "auto"
+    precision: str  # "fp32", "bf16", "fp16" or "int8"
     config: RefinerConfig  # the network's configuration
 
     def step(
@@ -88,8 +87,8 @@ def engine_name(engine: str, device: str, precision: str, weights: Path) -> str:
     Raises:
         DeviceError: the engine is unknown, does not fit the device, or PyTorch would be needed and is not installed.
     """
-    if engine not in ENGINES:
-        raise DeviceError(f"unknown engine {engine!r}", remedy=f"known: {', '.join(ENGINES)}")
+    if engine not in _ENGINES:
+        raise DeviceError(f"unknown engine {engine!r}", remedy=f"known: {', '.join(_ENGINES)}")
     if engine == "onnx" and device not in ("auto", "cpu"):
         raise DeviceError(f"the onnx engine does not run on {device}", remedy="leave --device out")
     if engine == "auto":

@@ -224,13 +224,11 @@ def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter(inputs)
+    rest = iter([dict(zip(("pixels", "coarse"), pair, strict=True)) for pair in inputs])
 
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            pair = next(self.rest, None)
-            return None if pair is None else {"pixels": pair[0], "coarse": pair[1]}
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Any] | None:
+            return next(rest, None)
 
     with TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
