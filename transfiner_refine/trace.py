@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow, union
-from transfiner_refine.refine.base import BaseRefiner, window_of
 from transfiner_refine.refine.engine import Engine
 from transfiner_refine.refine.instance import Look, harden, refine_instance, step_input
 from transfiner_refine.refine.roi import Roi
 from transfiner_refine.refine.torch_engine import TorchEngine
+from transfiner_refine.refiner import BaseRefiner, window_of
 
 
 @dataclass(frozen=True)

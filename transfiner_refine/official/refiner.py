@@ -24,9 +24,9 @@ from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.nodes import NODE_GRIDS, NODE_THRESHOLDS, Nodes, propagate, select_nodes
 from transfiner_refine.official.read import read_tensors
 from transfiner_refine.official.transformer import tokens_of
-from transfiner_refine.refine.base import BaseRefiner, check_masks
 from transfiner_refine.refine.instance import harden
 from transfiner_refine.refine.roi import Roi, paste_into_roi, read_mask, resample, roi_around
+from transfiner_refine.refiner import BaseRefiner, check_masks
 from transfiner_refine.trace import Trace, TraceLevel, TracePass, as_array
 
 __all__ = ["OfficialRefiner", "RefineOptions", "load_official_refiner"]

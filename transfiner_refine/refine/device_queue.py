@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.masks import Mask, MaskWindow
-from transfiner_refine.refine.base import Images
 from transfiner_refine.refine.device_pass import Group, GroupResult, refine_group
 from transfiner_refine.refine.engine import size_class
 from transfiner_refine.refine.instance import tile_rois
-from transfiner_refine.refine.roi import Roi, overlap, read_mask, roi_around_box
+from transfiner_refine.refine.roi import Images, Roi, overlap, read_mask, roi_around_box
 from transfiner_refine.refine.torch_engine import TorchEngine
 
 _SMALLEST_CANVAS = 64

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.masks import Box, MaskWindow, union
+
+Images: TypeAlias = Sequence[NDArray[np.uint8]]  # H×W×3 RGB each
 
 _FOCUS_SHARE = 0.3  # of the object's longer side: shows some outline around the change
 _FOCUS_LEAST = 32  # pixels
