@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow, union
 from transfiner_refine.refine.engine import Engine
-from transfiner_refine.refine.instance import Look, harden, refine_instance, step_input
+from transfiner_refine.refine.instance import Look, harden, refine_instance
 from transfiner_refine.refine.roi import Roi
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.refiner import BaseRefiner, window_of
@@ -130,16 +130,14 @@ def native_trace(engine: Engine, image: NDArray[np.uint8], mask: MaskWindow, *, 
     looks: list[Look] = []
     refined = refine_instance(engine, image, mask, tiles=tiles, looks=looks)
     passes, of_tiles = (
-        tuple(_pass(engine, image, look) for look in looks if look.is_tile == is_tile)
-        for is_tile in (False, True)
+        tuple(_pass(engine, look) for look in looks if look.is_tile == is_tile) for is_tile in (False, True)
     )
     return Trace(mask, passes, of_tiles, harden(refined))
 
 
-def _pass(engine: TorchEngine, image: NDArray[np.uint8], look: Look) -> TracePass:
+def _pass(engine: TorchEngine, look: Look) -> TracePass:
     """The arrays of one look; levels without any node at the end are left out."""
-    side = look.size.side(engine.config)
-    output, coarse, maps = engine.stages(look.size, *step_input(image, look.coarse_mask, look.roi, side))
+    output, coarse, maps = engine.stages(look.size, *look.given)
     levels: list[TraceLevel] = []
     place = np.zeros(0, np.int64)  # of each node of the level above among its valid ones
     for i, nodes in enumerate(output.levels):

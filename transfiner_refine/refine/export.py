@@ -18,9 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError, OutputError
@@ -29,7 +27,7 @@ from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput
 from transfiner_refine.model.weights import find_weights, read_config, weights_digest
 from transfiner_refine.refine.engine import SizeClass, program_path
-from transfiner_refine.refine.instance import Look, refine_instance, step_input
+from transfiner_refine.refine.instance import Look, StepInput, refine_instance
 from transfiner_refine.refine.torch_engine import TorchEngine
 from transfiner_refine.training.datasets import open_dataset
 
@@ -39,7 +37,6 @@ _CALIBRATED, _SEED = 16, 1
 _INLINE, _ALIGNMENT = 1024, 64  # bytes: smaller tensors stay in the program
 _LAST_IN_FLOATS = ".backbone.stages.1.0."
 _ON_MAPS = {"Conv", "Clip", "Relu", "Add", "Concat", "Resize", "MaxPool", "AveragePool", "Mul"}
-StepInput = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 def size_classes(config: RefinerConfig) -> list[SizeClass]:
@@ -120,8 +117,7 @@ def _calibration(
             refine_instance(engine, image, mask, looks=looks)
         for look in looks:
             if len(found.get(look.size, ())) < _CALIBRATED and look.size in found:
-                side = look.size.side(engine.config)
-                found[look.size].append(step_input(image, look.coarse_mask, look.roi, side))
+                found[look.size].append(look.given)
         if all(len(inputs) >= _CALIBRATED for inputs in found.values()):
             break
     for size, inputs in found.items():

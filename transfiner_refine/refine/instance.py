@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -39,6 +39,7 @@ LEAST_THICKNESS = 1.5
 #: Share of the refined outline that may run along patches; beyond it little is left to agree about.
 MOST_REDRAWN = 0.25
 _NEXT = np.ones((3, 3), np.uint8)
+StepInput: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32]]  # the arrays that ``Engine.step`` takes
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Look:
     roi: Roi  # the rectangle of the image that was refined
     coarse_mask: MaskWindow  # the mask that it started from
     size: SizeClass  # the size class of the step
+    given: StepInput  # the arrays that the step was given
     is_tile: bool  # the rectangle is a tile of a large object
     refined: MaskWindow  # the probability that came out, a window of the RoI
     relabelled: NDArray[np.bool_]  # [28, 28] bool, the cells that were relabelled
@@ -74,11 +76,12 @@ def refine_instance(
 
     def look(coarse: MaskWindow, roi: Roi, *, nodes: bool = False, is_tile: bool = False) -> MaskWindow:
         size = size_class(config, roi.side, nodes=nodes, tiles=tiles)
-        probability, relabelled = engine.step(size, *step_input(image, coarse, roi, size.side(config)))
+        given = step_input(image, coarse, roi, size.side(config))
+        probability, relabelled = engine.step(size, *given)
         values = paste_into_roi(probability[0], relabelled[0], coarse, roi)
         refined = MaskWindow(values, roi.x0, roi.y0, coarse.image_size)
         if looks is not None:
-            looks.append(Look(roi, coarse, size, is_tile, refined, relabelled[0]))
+            looks.append(Look(roi, coarse, size, given, is_tile, refined, relabelled[0]))
         return refined
 
     roi = roi_around(mask, config)
@@ -102,9 +105,7 @@ def refine_instance(
     return replace(refined, values=blend_tiles(roi, refined.values, windows, labels))
 
 
-def step_input(
-    image: NDArray[np.uint8], mask: MaskWindow, roi: Roi, side: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def step_input(image: NDArray[np.uint8], mask: MaskWindow, roi: Roi, side: int) -> StepInput:
     """The pixels [1, 3, side, side] and the coarse mask [1, 1, side, side] of an RoI, as the step takes them."""
     pixels = np.ascontiguousarray(crop_roi(image, roi, side).transpose(2, 0, 1))
     return pixels[None], resample(read_mask(mask, roi), side, side)[None, None]
