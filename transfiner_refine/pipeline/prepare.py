@@ -21,17 +21,11 @@ _SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, er
 
 @dataclass(frozen=True)
 class Selection:
-    """Which instances are refined; all others pass through unchanged, counted by reason.
+    """Which instances are refined; all others pass through unchanged, counted by reason."""
 
-    Attributes:
-        min_area: foreground pixels below which a coarse mask is left alone.
-        score_threshold: detector scores below it are left alone; instances without a score are refined.
-        categories: category ids to refine, None for all.
-    """
-
-    min_area: int = 0
-    score_threshold: float | None = None
-    categories: frozenset[int] | None = None
+    min_area: int = 0  # foreground pixels; coarse masks of fewer are left alone
+    score_threshold: float | None = None  # lower ones are left alone; instances without a score are refined
+    categories: frozenset[int] | None = None  # category ids to refine, None for all
 
     def reason_to_skip(self, instance: Instance) -> str | None:
         """Why an instance passes through by what is said of it, None if nothing speaks against it."""
@@ -99,6 +93,11 @@ class InstanceFault:
     indexes: tuple[int, ...]  # their ``Instance.index``
     whole_image: bool = False  # the image itself is at fault
     by_refiner: bool = False  # the refiner refused it, not the preparation
+
+    @property
+    def instances(self) -> int:
+        """Number of them, as in ``RecordFault``."""
+        return len(self.indexes)
 
 
 @dataclass(frozen=True)

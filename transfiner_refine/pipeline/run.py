@@ -40,16 +40,10 @@ _MOST_WORKERS = 16
 
 @dataclass(frozen=True)
 class Outcome:
-    """What refining gave, before anything is written.
+    """What refining gave, before anything is written."""
 
-    Attributes:
-        masks: refined masks by ``Instance.index``, each read where it is asked for.
-        changed_shares: [instances] float64: changed pixels / pixels of the coarse mask's box; NaN where an
-            instance has no refined mask.
-        summary: what the run did.
-    """
-
-    masks: Mapping[int, Mask]
+    masks: Mapping[int, Mask]  # those that changed, by ``Instance.index``, each read where it is asked for
+    # [instances]: changed pixels / pixels of the coarse mask's box; NaN where an instance has no refined mask
     changed_shares: NDArray[np.float64]
     summary: Summary
 
@@ -253,15 +247,13 @@ class _Run:
                 if (system := system_fault(item.error)) is not None:
                     raise system
                 self._passed(item.instances)
-                self._fail(position, item.error, item.instances, item.whole_image)
+                self._fail(position, item)
                 continue
             found = PreparedImage() if pending is None else pending.result()
             self._passed(len(item.indexes) - len(found.chosen))
             self._summary.images_turned += recalled.turned or found.turned
             for fault in (*recalled.faults, *found.faults):
-                # what is found when an image is prepared comes before what the refiner says
-                order = fault.indexes[0] if fault.by_refiner else -1
-                self._fail(position, fault.error, len(fault.indexes), fault.whole_image, order)
+                self._fail(position, fault)
             others = (recalled.identity, found.turned, found.kept, found.faults)
             self._behind.note(partial(self._journal.note_others, *others))
             if found.chosen:
@@ -310,18 +302,18 @@ class _Run:
             self._bar.initial += instances
             self._bar.update(instances)
 
-    def _fail(
-        self, position: int, error: InputError, instances: int, whole_image: bool, order: int = -1
-    ) -> None:
+    def _fail(self, position: int, fault: RecordFault | InstanceFault) -> None:
         if self._strict:
-            raise error
-        self._errors.append((position, order, error))
-        self._summary.failed += instances
-        self._summary.images_failed += whole_image
+            raise fault.error
+        # what is found when an image is prepared comes before what the refiner says
+        order = fault.indexes[0] if isinstance(fault, InstanceFault) and fault.by_refiner else -1
+        self._errors.append((position, order, fault.error))
+        self._summary.failed += fault.instances
+        self._summary.images_failed += fault.whole_image
 
     def _refuse(self, image: ImageToRefine, instance: int, error: InputError) -> None:
-        self._fail(image.position, error, 1, False, instance)
         fault = InstanceFault(error, (instance,), by_refiner=True)
+        self._fail(image.position, fault)
         self._behind.note(partial(self._journal.note_others, image.identity, image.turned, (), (fault,)))
 
 

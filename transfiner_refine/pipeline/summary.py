@@ -10,36 +10,23 @@ from transfiner_refine.errors import InputError
 
 @dataclass
 class Summary:
-    """What one run did.
+    """What one run did."""
 
-    Attributes:
-        images: images that had instances.
-        images_failed: images of which nothing could be refined, because the image is missing or unreadable.
-        images_turned: images whose EXIF orientation was applied, as their masks' size asked for.
-        refined: instances that got a new mask (in a dry run: that would be handed to the refiner).
-        passed_through: instances written unchanged on purpose, by reason.
-        failed: instances written unchanged because something is wrong with them or their image.
-        errors: what is wrong, one for each bad record or image, in the order of the input.
-        not_written: instances that the format of the output cannot hold or that could not be read for it.
-        overlap_pixels: pixels claimed by several instances in formats that hold one id a pixel.
-        mean_changed_share: mean over the refined instances of: pixels whose label changed / pixels of the
-            coarse mask's box. Above 1 where masks grew far beyond their boxes; 0 where nothing was refined.
-        seconds: wall-clock time, loading of the weights excluded, interrupted parts of the run included.
-        dry_run: nothing was refined or written.
-    """
-
-    images: int = 0
-    images_failed: int = 0
-    images_turned: int = 0
-    refined: int = 0
-    passed_through: Counter[str] = field(default_factory=Counter)
-    failed: int = 0
+    images: int = 0  # that had instances
+    images_failed: int = 0  # of which nothing could be refined, because the image is missing or unreadable
+    images_turned: int = 0  # whose EXIF orientation was applied, as their masks' size asked for
+    refined: int = 0  # instances that got a new mask (in a dry run: that would be handed to the refiner)
+    passed_through: Counter[str] = field(default_factory=Counter)  # written unchanged on purpose, by reason
+    failed: int = 0  # instances written unchanged because something is wrong with them or their image
+    # what is wrong, one for each bad record or image, in the order of the input
     errors: list[InputError] = field(default_factory=list)
-    not_written: int = 0
-    overlap_pixels: int = 0
+    not_written: int = 0  # instances that the output's format cannot hold or that could not be read for it
+    overlap_pixels: int = 0  # pixels claimed by several instances in formats that hold one id a pixel
+    # mean over the refined instances of: pixels whose label changed / pixels of the coarse mask's box; above 1 where
+    # masks grew far beyond their boxes, 0 where nothing was refined
     mean_changed_share: float = 0.0
-    seconds: float = 0.0
-    dry_run: bool = False
+    seconds: float = 0.0  # loading of the weights excluded, interrupted parts of the run included
+    dry_run: bool = False  # nothing was refined or written
 
     @property
     def instances(self) -> int:
