@@ -136,10 +136,10 @@ class _Ahead(NamedTuple):
 
     position: int
     item: ImageRecord | RecordFault
-    recalled: Recalled = Recalled(0)
-    pending: Pending | None = None  # what an interrupted run had not done of it
-    pixels: int = 0
-    instances: int = 1
+    recalled: Recalled
+    pending: Pending | None  # the part of an image that an interrupted run has not done
+    pixels: int
+    instances: int
 
 
 def read_ahead(
@@ -153,25 +153,24 @@ def read_ahead(
     waiting: deque[_Ahead] = deque()
     pixels = instances = 0
     for position, item in enumerate(source.unread() if isinstance(source, UnreadSource) else source):
-        new, left = _Ahead(position, item), None
+        recalled, rest, its_pixels, its_instances = Recalled(0), None, 0, 1
         if isinstance(item, ImageRecord):
             recalled = journal.recall(item)
             left = item.without(recalled.done) if recalled.done else item
-            new = _Ahead(position, item, recalled)
             if left.indexes:
-                new = new._replace(pixels=left.stated_pixels, instances=len(left.indexes))
+                rest, its_pixels, its_instances = left, left.stated_pixels, len(left.indexes)
         while waiting and (
-            pixels + new.pixels > _PIXELS_AHEAD
+            pixels + its_pixels > _PIXELS_AHEAD
             or (instances >= _BATCHES_AHEAD * batch_size() and len(waiting) >= 2 * pool.size)
         ):
             first = waiting.popleft()
             pixels, instances = pixels - first.pixels, instances - first.instances
             yield first
-        if left is not None and left.indexes:
-            new = new._replace(pending=pool.submit(left))
-        pixels, instances = pixels + new.pixels, instances + new.instances
-        waiting.append(new)
-        del left, new
+            del first  # it holds the pixels of an image
+        pending = None if rest is None else pool.submit(rest)
+        pixels, instances = pixels + its_pixels, instances + its_instances
+        waiting.append(_Ahead(position, item, recalled, pending, its_pixels, its_instances))
+        del pending
     while waiting:
         yield waiting.popleft()
 
