@@ -46,7 +46,7 @@ _NEEDED: dict[Layout, Sequence[tuple[str | None, str, str]]] = {
         ("images", _NO_COCO, "give COCO results or annotations"),
         ("annotations", "has no list of annotations", "give results or annotations"),
     ],
-    "panoptic": [("annotations", "holds no annotations", "give COCO panoptic annotations")],
+    "panoptic": (),
     "info": [("images", "has no list of images", "give a COCO annotation file")],
 }
 """The lists that a file of a layout must have, and what to say where one is missing."""

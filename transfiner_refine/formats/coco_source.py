@@ -228,8 +228,12 @@ class CocoSource(UnreadSource):
                 raise
         return ImageRecord(path, label, (), size, image_id, name)
 
-    def check_any_found(self) -> None:
-        """Raises InputError where no image is found, for then something is wrong with the input as a whole."""
+    def check_usable(self) -> None:
+        """Raises InputError where there is nothing to refine, or none of the images is found."""
+        if not len(self.file.records):
+            noun = "records" if self.file.layout in ("results", "lines") else "annotations"
+            remedy = "give a file with at least one mask"
+            raise InputError(f"holds no {noun}", file=self.file.path, remedy=remedy)
         first, count = None, len(self.file.images)
         for key in self.file.images:
             try:

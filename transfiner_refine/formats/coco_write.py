@@ -213,12 +213,8 @@ def _image_size(record: ImageRecord) -> tuple[int, int] | None:
 
 
 def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
-    """A file with something to refine, and with at least one of its images."""
     source = CocoSource(path, options, layout)
-    if not source.num_instances:
-        noun = "annotations" if layout == "annotations" else "records"
-        raise InputError(f"holds no {noun}", file=path, remedy="give a file with at least one mask")
-    source.check_any_found()
+    source.check_usable()
     return source
 
 

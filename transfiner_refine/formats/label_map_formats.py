@@ -41,9 +41,10 @@ THINGS = range(24, 34)  # labels with instances; a pixel that has the bare label
 
 _OF_THE_CAMERA = (1, 2, 3)  # ego vehicle, rectification border, out of roi: no part of the scene
 _IMAGE_ENDING = "_leftImg8bit"
-_IDS_ENDING = re.compile(r"(_gt(Fine|Coarse))?_instanceIds$")
+_IDS = "_instanceIds"
+_IDS_ENDING = re.compile(rf"(_gt(Fine|Coarse))?{_IDS}$")
 _COMPARED_BYTES = 8 * 3  # VOC's and DAVIS' colours are the same so far, and many tools store no more
-_FRAME_DIGITS = 4  # a name of at least so many digits, and nothing else, is a frame's
+_FRAME = re.compile("[0-9]{4,}")  # names of frames
 
 
 def base_of(stem: PurePosixPath) -> PurePosixPath:
@@ -71,20 +72,14 @@ def _is_voc(path: Path) -> bool:
 def _is_davis(path: Path) -> bool:
     """Folders of palette PNGs that are called as frames are: ``00000.png`` inside of a folder."""
     found = first_files(path, ".png")
-    return all(file.parent != path and _is_frame(file.stem) for file in found) and all(_palettes(found))
+    return all(file.parent != path and _FRAME.fullmatch(file.stem) for file in found) and all(
+        _palettes(found)
+    )
 
 
 def _palettes(files: list[Path]) -> list[bytes]:
     """Those of the sound files, for a damaged one does not change what the others are; one without colours at least."""
     return [palette for file in files if (palette := palette_of(file)) is not None] or [b""]
-
-
-def _is_frame(stem: str) -> bool:
-    return len(stem) >= _FRAME_DIGITS and stem.isascii() and stem.isdigit()
-
-
-def _has_instance_ids(path: Path) -> bool:
-    return any(file.name.endswith("_instanceIds.png") for file in first_files(path, "_instanceids.png"))
 
 
 VOC_MAPS = LabelMapFormat(
@@ -109,14 +104,14 @@ DAVIS_MAPS = LabelMapFormat(
 CITYSCAPES_MAPS = LabelMapFormat(
     "cityscapes-ids",
     "Cityscapes instance maps (*_instanceIds.png)",
-    _has_instance_ids,
+    lambda path: any(file.name.endswith(f"{_IDS}.png") for file in first_files(path, f"{_IDS}.png".lower())),
     ids=range(1000, 1 << 16),
     ids_of_a_class=1000,
     labels=LABELS,
     things=THINGS,
     fixed=(*THINGS, *_OF_THE_CAMERA),
     freed="nearest",
-    ending="_instanceIds",
+    ending=_IDS,
     stem=base_of,
     image_key=image_key,
     image_name="{}_leftImg8bit.png",

@@ -9,15 +9,13 @@ IMAGE_STEM is the name of an image without its suffix. Layouts may be mixed in o
 Images in subfolders have their masks in the same subfolders. Without images, folders and maps are called as their
 images are; ``a_1.png`` alone could be the mask of ``a_1`` or one of several of ``a``, and is refused.
 
-One mask is binary (0 and one other value) or soft (0 ... 255 as confidence). In a map each value is an instance and 0
-is background; 255 in a palette is "void" by the convention of Pascal VOC, and left as it is. ``kind_of`` tells them
-apart by their pixels, whatever the name: a map that is the only file of its image is read as one, among several it
-is refused, and nothing is taken for a mask that holds several ids. The option ``png_kind`` overrules that. Masks as
-JPEG or TIFF are named, not read.
+One mask is binary (0 and one other value) or soft (0 ... 255 as confidence); ``kind_of`` tells it from a map, and the
+option ``png_kind`` overrules that. Of several files of an image none is taken for a map. In a map 0 is background; 255
+in a palette is "void", by the convention of Pascal VOC, and left as it is.
 
 Written from other formats, a mask is ``IMAGE_STEM/0001.png`` and on, 0 and 255 (soft masks that nobody refined stay
-soft), and may overlap others. There is a folder for each image, for ``a_1_0001.png`` could be one of ``a`` or of
-``a_1``. Classes, scores, and what is a crowd have no place.
+soft), and may overlap others; ``a_1_0001.png`` could be one of ``a`` or of ``a_1``. Classes, scores, and what is a
+crowd have no place.
 """
 
 from __future__ import annotations

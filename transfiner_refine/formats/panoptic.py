@@ -56,10 +56,8 @@ class PanopticSource(CocoSource):
     def __init__(self, path: Path, options: OpenOptions) -> None:
         """Walks over the JSON once; looks for the images, and decodes no PNG yet.
 
-        Args:
-            path: the JSON file, plain or gzip. Its PNGs are in the folder of the same name without ``.json``, or
-                beside it.
-            options: ``image_info`` may name images and categories where the file does not.
+        The PNGs are in the folder of the same name without ``.json``, or beside it. ``image_info`` may name images and
+        categories where the file does not.
 
         Raises:
             InputError: invalid JSON, no annotations, or no word on which categories are things.
@@ -68,12 +66,10 @@ class PanopticSource(CocoSource):
         self._max_pixels = options.max_image_pixels
         self._pngs = png_folder(path) if png_folder(path).is_dir() else path.parent
         self._annotations, self._first = self.file.records, array("q", [0])
-        if not len(self._annotations):
-            raise InputError("holds no annotations", file=path, remedy="give COCO panoptic annotations")
+        self.check_usable()
         if not self.categories:
             remedy = "give --image-info with a panoptic annotation file"
             raise InputError("does not say which categories are things", file=path, remedy=remedy)
-        self.check_any_found()
         self._read: dict[Path, tuple[int, bytes]] = {}  # the first annotation of a PNG, and its digest
         named = set[PurePosixPath]()
         for position in range(len(self._annotations)):
@@ -100,10 +96,10 @@ class PanopticSource(CocoSource):
             yield from self._record(position)
         for name in sorted(self._unnamed):
             if not (self._pngs / name).is_file():
-                file = self._pngs / name
-                yield RecordFault(
-                    InputError("is no file that can be copied", file=file, remedy="remove it"), 0
+                error = InputError(
+                    "is no file that can be copied", file=self._pngs / name, remedy="remove it"
                 )
+                yield RecordFault(error, 0)
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         super().check_output(output, overwrite=overwrite)
