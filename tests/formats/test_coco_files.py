@@ -73,7 +73,7 @@ def test_a_text_is_split_where_the_json_module_would_split_it_whatever_the_windo
     path.write_bytes(text)
     piece, json_stream.PIECE = json_stream.PIECE, window
     try:
-        (entries,) = (list(found or ()) for _, found in json_stream.sections(json_stream.TextFile(path)))
+        (entries,) = (list(found) for _, found in json_stream.sections(json_stream.TextFile(path)))
         parts = [(value, text[start:end]) for value, start, end in entries]
     finally:
         json_stream.PIECE = piece

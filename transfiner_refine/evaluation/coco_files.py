@@ -156,7 +156,7 @@ def load_match(path: str | Path, length: int) -> list[int | None]:
     """
     content: list[Any] | None = None
     for key, entries in sections(TextFile(Path(path))):
-        if key is None and entries is not None:
+        if key is None:
             content = [entry for entry, _, _ in entries]
     if content is None or len(content) != length:
         reason = f"{'no list' if content is None else f'{len(content)} entries'} for {length} results"

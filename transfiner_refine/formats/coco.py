@@ -115,11 +115,10 @@ class CocoFile:
             takers |= {} if self.layout == "info" else {"annotations": self._take_record}
         found = set[str | None]()
         for key, entries in sections(self.text):
-            if entries is not None:
-                found.add(key)
-                if take := takers.get(key):
-                    for entry, start, end in entries:
-                        take(entry, start, end)
+            found.add(key)
+            if take := takers.get(key):
+                for entry, start, end in entries:
+                    take(entry, start, end)
         for key, reason, remedy in _NEEDED[self.layout]:
             if key not in found:
                 reason = reason if None not in found else "is a list, not an annotation file"

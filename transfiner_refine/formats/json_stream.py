@@ -212,15 +212,17 @@ class JsonValues:
         return parse(self.text(index))
 
 
-def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
-    """The members of the object that a file holds: key and elements, None for a value that is no list.
+def sections(text: TextFile) -> Iterator[tuple[str | None, Entries]]:
+    """Key and elements of each list in the object that a file holds; a list alone has no key.
 
-    A list is one section without a key. What is not iterated over is checked all the same. Raises InputError where the
-    text is not valid JSON, has a key twice, or a value of more than ``MAX_VALUE``.
+    What is not iterated over is checked all the same. Raises InputError where the text is not valid JSON, has a key
+    twice, or a value of more than ``MAX_VALUE``.
     """
-    scanner, seen = _Scanner(text), set[str]()
-    if scanner.peek() == "{":
-        for _ in scanner.between("{", "}"):
+    scanner, seen = _Scanner(text), set[str | None]()
+    is_object = scanner.peek() == "{"
+    for _ in scanner.items("}") if is_object else (None,):
+        key = None
+        if is_object:
             if scanner.peek() != '"':
                 raise scanner.error("Expecting property name enclosed in double quotes")
             key, _, _ = scanner.value()
@@ -228,9 +230,13 @@ def sections(text: TextFile) -> Iterator[tuple[str | None, Entries | None]]:
                 raise _twice(key).at(text.path)
             seen.add(key)
             scanner.skip(":", "Expecting ':' delimiter")
-            yield from scanner.section(key)
-    else:
-        yield from scanner.section(None)
+        if scanner.peek() == "[":
+            entries = (scanner.value() for _ in scanner.items("]"))
+            yield key, entries
+            for _ in entries:
+                pass
+        else:
+            scanner.value()
     if scanner.peek():
         raise scanner.error("Extra data")
 
@@ -305,26 +311,15 @@ class _Scanner:
         start, self._at = self._at, end
         return value, self._first + start, self._first + end
 
-    def between(self, opening: str, closing: str) -> Iterator[None]:
-        """Stops before each item of the list or object that comes next; read it before going on."""
-        self.skip(opening, f"Expecting '{opening}'")
+    def items(self, closing: str) -> Iterator[None]:
+        """Stops before each item of the list or object whose bracket comes next; read it before going on."""
+        self._at += 1
         if self.peek() != closing:
             yield
             while self.peek() != closing:
                 self.skip(",", "Expecting ',' delimiter")
                 yield
         self._at += 1
-
-    def section(self, key: str | None) -> Iterator[tuple[str | None, Entries | None]]:
-        """The value that comes next as one section."""
-        if self.peek() == "[":
-            entries = (self.value() for _ in self.between("[", "]"))
-            yield key, entries
-            for _ in entries:
-                pass
-        else:
-            self.value()
-            yield key, None
 
     def error(self, message: str, char: int | None = None) -> InputError:
         error = InputError(f"is not valid JSON: {message}", remedy="check that the file is complete")
