@@ -189,15 +189,15 @@ class PanopticSource(CocoSource):
         """Writes the PNG of an image with refined masks by index; gives the text of its annotation."""
         # segments that cannot be read were named when the source was iterated, and keep their pixels
         (image,) = [item for item in self._record(position) if isinstance(item, ImageRecord)]
-        id_of = {each.index: each.instance_id or 0 for each in image.instances}
-        stuff = [id_of[each.index] for each in image.instances if each.is_stuff and not each.is_crowd]
-        refined = [each for each in image.instances if each.index in masks]
-        refined.sort(key=lambda each: -(each.score or 0.0))
+        found = [(each.instance_id or 0, each) for each in image.instances]
+        stuff = [segment_id for segment_id, each in found if each.is_stuff and not each.is_crowd]
+        refined = [(segment_id, each) for segment_id, each in found if each.index in masks]
+        refined.sort(key=lambda pair: -(pair[1].score or 0.0))
         path, name = self._png(self._annotations.value(position))
         pixels = read_pixels(path, self._max_pixels, ids_in_colours=True)
         merged = update_map(
             pixels.values,
-            [(id_of[each.index], masks[each.index]) for each in refined],
+            [(segment_id, masks[each.index]) for segment_id, each in refined],
             is_among(pixels.values, [0, *stuff]),
             freed="nearest left",
             kept=stuff,
@@ -206,7 +206,7 @@ class PanopticSource(CocoSource):
         text = self._annotations.text(position)
         if not keep_boxes:
             text = _with_boxes(text, places_of(merged.values))
-        covered = tuple(each.index for each in refined if each.instance_id in merged.covered)
+        covered = tuple(each.index for segment_id, each in refined if segment_id in merged.covered)
         return text, Written(merged.overlap_pixels, covered)
 
     def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
@@ -296,17 +296,11 @@ def _area_and_box(area: int, x0: int, y0: int, x1: int, y1: int) -> dict[str, An
 def _with_boxes(text: str, places: Mapping[int, tuple[int, ...]]) -> str:
     """The text of an annotation with ``area`` and ``bbox`` of its segments as they are now; ``places`` of their ids."""
     edits: list[tuple[int, int, str]] = []
-    for key, _, start, _ in parts(text):
-        if key != "segments_info":
-            continue
-        for _, entry, segment_start, _ in parts(text, start):
-            if isinstance(entry, dict) and (segment_id := whole(entry.get("id")) or 0) in places:
-                new = _area_and_box(*places[segment_id])
-                edits += [
-                    (at, end, compact(new[inner]))
-                    for inner, _, at, end in parts(text, segment_start)
-                    if inner in new
-                ]
+    lists = (parts(text, start) for key, _, start, _ in parts(text) if key == "segments_info")
+    for _, entry, start, _ in chain.from_iterable(lists):
+        if isinstance(entry, dict) and (segment_id := whole(entry.get("id")) or 0) in places:
+            new = _area_and_box(*places[segment_id])
+            edits += [(at, end, compact(new[key])) for key, _, at, end in parts(text, start) if key in new]
     return edited(text, edits)
 
 
