@@ -75,7 +75,7 @@ def export_files(
     Args:
         weights: built-in name or path of a native weights file.
         output: folder, that of the weights file by default; another one gets a copy of that file.
-        grids: only the size classes with these finest grids; all by default.
+        grids: only the size classes with these finest grids; all by default, and where the network has none of them.
         calibrate: data sets (see ``training.datasets``) for programs in int8.
         overwrite: replace programs that exist.
 
@@ -96,7 +96,7 @@ def export_files(
         raise OutputError("exists already", file=existing[0], remedy="use --overwrite")
     if folder.resolve() != path.parent.resolve():
         shutil.copyfile(path, folder / path.name)
-    classes = [size for size in size_classes(config) if not grids or size.grid in grids]
+    classes = [size for size in size_classes(config) if size.grid in grids] or size_classes(config)
     calibration = _calibration(path, classes, calibrate) if calibrate else None
     return _write(path, folder, classes, calibration)
 
@@ -116,7 +116,7 @@ def _calibration(
         if mask.area:
             refine_instance(engine, image, mask, looks=looks)
         for look in looks:
-            if len(found.get(look.size, ())) < _CALIBRATED and look.size in found:
+            if look.size in found and len(found[look.size]) < _CALIBRATED:
                 found[look.size].append(look.given)
         if all(len(inputs) >= _CALIBRATED for inputs in found.values()):
             break
