@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ class AveragePrecision:
     classes: dict[int, float]
 
 
+Precisions: TypeAlias = dict[Overlap, AveragePrecision]
+
+
 def average_precision(
     annotations: Annotations,
     detections: Sequence[Detection],
@@ -55,7 +58,7 @@ def average_precision(
     *,
     boundary_ratio: float = BOUNDARY_RATIO,
     progress: str | None = None,
-) -> dict[Overlap, AveragePrecision]:
+) -> Precisions:
     """AP and AR of detections, for each kind of overlap; federated (LVIS) for LVIS annotations.
 
     Args:
@@ -76,7 +79,7 @@ def average_precision(
     compare = {"mask": evaluator.computeIoU, "boundary": boundary_overlap}
     pairs = {(entry.image_id, entry.category_id) for entry in annotations.instances}
     pairs &= {(entry.image_id, entry.category_id) for entry in detections}
-    results: dict[Overlap, AveragePrecision] = {}
+    results: Precisions = {}
     for overlap in overlaps:
         title = f"{overlap} AP {progress or ''}".strip()
         with tqdm(total=len(pairs), desc=title, unit="pair", disable=progress is None, leave=False) as bar:
@@ -90,14 +93,11 @@ def average_precision(
             evaluator.evaluate()
         evaluator.accumulate()
         evaluator._prepare = lambda: None  # its tables of records serve the next overlap as they are
-        tables = evaluator.eval
-        results[overlap] = _scores(tables["precision"], tables["recall"], evaluator.params, annotations)
+        results[overlap] = _scores(evaluator, annotations)
     return results
 
 
-def by_overlap(
-    of: dict[Overlap, AveragePrecision] | None, kind: Literal["scores", "classes"], key: Any
-) -> dict[Overlap, float]:
+def by_overlap(of: Precisions | None, kind: Literal["scores", "classes"], key: Any) -> dict[Overlap, float]:
     """One of the scores, or the AP of one class, for each kind of overlap; nothing of None."""
     return {overlap: getattr(of[overlap], kind)[key] for overlap in OVERLAPS} if of else {}
 
@@ -215,18 +215,12 @@ class _BoundaryOverlap:
         return MaskWindow(values, window.x, window.y, window.image_size)
 
 
-def _scores(
-    precision: NDArray[np.float64], recall: NDArray[np.float64], params: Any, annotations: Annotations
-) -> AveragePrecision:
-    """Averages the evaluator's tables as COCO and LVIS do.
-
-    Args:
-        precision: [IoU thresholds, recall thresholds, categories, size classes, detection limits]; −1 where
-            there is no truth.
-        recall: [IoU thresholds, categories, size classes, detection limits].
-        params: the evaluator's parameters, which name the axes.
-        annotations: the truth, for the categories' frequencies.
-    """
+def _scores(evaluator: Any, annotations: Annotations) -> AveragePrecision:
+    """Averages the evaluator's tables as COCO and LVIS do; they hold −1 where there is no truth."""
+    params = evaluator.params
+    # [IoU thresholds, recall thresholds, categories, size classes, detection limits]
+    precision: NDArray[np.float64] = evaluator.eval["precision"]
+    recall: NDArray[np.float64] = evaluator.eval["recall"]  # the same without recall thresholds
     at = {round(float(threshold), 2): index for index, threshold in enumerate(params.iouThrs)}
     scores = {
         "AP": _mean(precision[:, :, :, 0, -1]),

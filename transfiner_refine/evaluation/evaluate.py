@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.average_precision import (
-    AveragePrecision,
-    Overlap,
-    average_precision,
-    by_overlap,
-)
+from transfiner_refine.evaluation.average_precision import Overlap, Precisions, average_precision, by_overlap
 from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
 from transfiner_refine.evaluation.matched import (
     MIN_AREA,
@@ -81,8 +76,8 @@ class Evaluation(NamedTuple):
     detections: int
     federated: bool  # LVIS's way of counting was used
     settings: Settings
-    ap_before: dict[Overlap, AveragePrecision] | None
-    ap_after: dict[Overlap, AveragePrecision] | None
+    ap_before: Precisions | None
+    ap_after: Precisions | None
     matched_by: str  # "match file", "annotation_id" or "best IoU"
     matched: MatchedScores
     pairs: tuple[tuple[int, int], ...]  # annotation id, record in the results file, of each row of matched
@@ -208,7 +203,7 @@ def _cases(
 
 def _precisions(
     truth: Annotations, detections: Sequence[Detection], file: str | Path, settings: Settings, progress: bool
-) -> dict[Overlap, AveragePrecision] | None:
+) -> Precisions | None:
     """AP by overlap; None for detections that have no scores at all."""
     unscored = [detection.record for detection in detections if detection.score is None]
     if detections and len(unscored) == len(detections):
@@ -220,9 +215,7 @@ def _precisions(
 
 
 def _class_rows(
-    truth: Annotations,
-    before: dict[Overlap, AveragePrecision] | None,
-    after: dict[Overlap, AveragePrecision] | None,
+    truth: Annotations, before: Precisions | None, after: Precisions | None
 ) -> tuple[ClassRow, ...]:
     """One row for each category with instances, by name."""
     if after is None:

@@ -25,9 +25,7 @@ from transfiner_refine.evaluation.overlap import (
     AnyMask,
     MaskScores,
     as_window,
-    boundary_width,
-    common_window,
-    crop_fit,
+    mask_fit,
     mean_boundary_accuracy,
     mean_scores,
 )
@@ -107,8 +105,7 @@ def mask_scores(truth: AnyMask, mask: AnyMask, *, dilation_ratio: float = BOUNDA
     different sizes raise InputError.
     """
     true_window, window = as_window(truth), as_window(mask)
-    width = boundary_width(true_window.image_size, dilation_ratio)
-    fit = crop_fit(*common_window(true_window, window), width=width)
+    fit = mask_fit(true_window, window, dilation_ratio=dilation_ratio)
     return MaskScores(*fit, mean_boundary_accuracy(true_window, window))
 
 

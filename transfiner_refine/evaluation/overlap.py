@@ -131,14 +131,19 @@ def crop_fit(a: NDArray[np.uint8], b: NDArray[np.uint8], *, width: int) -> Fit:
     return Fit(crop_iou(a, b), crop_iou(boundary(a, width), boundary(b, width)))
 
 
-def boundary_iou(a: AnyMask, b: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> float:
-    """Boundary IoU of two masks of one image, in [0, 1]; Cheng et al. 2021, eq. 2.
+def mask_fit(a: AnyMask, b: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> Fit:
+    """IoU and boundary IoU (Cheng et al. 2021, eq. 2) of two masks of one image.
 
     ``dilation_ratio`` is the width of the band as a share of the image's diagonal.
     """
     first, second = as_window(a), as_window(b)
     width = boundary_width(first.image_size, dilation_ratio)
-    return crop_fit(*common_window(first, second), width=width).boundary_iou
+    return crop_fit(*common_window(first, second), width=width)
+
+
+def boundary_iou(a: AnyMask, b: AnyMask, *, dilation_ratio: float = BOUNDARY_RATIO) -> float:
+    """Boundary IoU of two masks of one image, in [0, 1], as for ``mask_fit``."""
+    return mask_fit(a, b, dilation_ratio=dilation_ratio).boundary_iou
 
 
 def mean_boundary_accuracy(truth: AnyMask, mask: AnyMask) -> float:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib import resources
 from itertools import chain, count
 from pathlib import Path
@@ -188,8 +187,7 @@ def mask_path(mask: MaskWindow) -> str:
     return "".join(parts)
 
 
-@dataclass(frozen=True)
-class _Artist:
+class _Artist(NamedTuple):
     """Draws images, a few at a time where no network is in the way."""
 
     found: Comparison
@@ -244,14 +242,8 @@ class _Artist:
                 paths["quadtree"] = _quadtree(self.refiner, image, before)
             drawn.append(paths)
         _write_script(self.page / "data" / f"{file}.js", "outlines", {"file": file, "instances": drawn})
-        return {
-            "file": file,
-            "name": name,
-            "width": scene.size[1],
-            "height": scene.size[0],
-            "scale": scale,
-            "instances": entries,
-        }
+        shown = {"file": file, "name": name, "width": scene.size[1], "height": scene.size[0]}
+        return {**shown, "scale": scale, "instances": entries}
 
 
 def _overlay_names(images: Sequence[str]) -> list[str]:
@@ -309,7 +301,7 @@ def _nothing_to_show(before: str | Path, faults: Sequence[InputError], passed_ov
     if len(faults) > 1:
         reasons.append(f"and {len(faults) - 1} more of the kind")
     if passed_over:
-        reasons.append(f"{_count(passed_over, 'crowd region or empty mask', 'crowd regions or empty masks')}")
+        reasons.append(_count(passed_over, "crowd region or empty mask", "crowd regions or empty masks"))
     reason = f"no image is left to show ({'; '.join(reasons) or 'there are no instances'})"
     return InputError(reason, file=before)
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import load_annotations, load_results
-from transfiner_refine.evaluation.matched import SIZES, mask_scores, match_detections
-from transfiner_refine.evaluation.overlap import as_window, common_window, crop_iou
+from transfiner_refine.evaluation.matched import SIZES, match_detections
+from transfiner_refine.evaluation.overlap import as_window, common_window, crop_iou, mask_fit
 from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source
 from transfiner_refine.masks import MaskWindow
 
@@ -174,9 +174,8 @@ class Comparison:
                 "changed": 1 - crop_iou(*common_window(coarse, sharp)),
             }
             if real is not None:
-                scores = mask_scores(real, coarse), mask_scores(real, sharp)
-                entry["iou"] = [score.iou for score in scores]
-                entry["boundary"] = [score.boundary_iou for score in scores]
+                fits = mask_fit(real, coarse), mask_fit(real, sharp)
+                entry["iou"], entry["boundary"] = map(list, zip(*fits, strict=True))
             return entry
         except InputError as error:
             self.faults.append(error)
