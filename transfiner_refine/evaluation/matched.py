@@ -146,11 +146,10 @@ def matched_scores(
             raise InputError(f"not as many masks to compare as true masks: one list ends at {index}")
         entry = dict(zip(given, entries, strict=True))
         window = as_window(entry["truth"])
-        before, after = (
-            mask_scores(window, entry[name], dilation_ratio=dilation_ratio) if name in entry else None
-            for name in ("coarse", "refined")
-        )
-        assert before is not None
+        before = mask_scores(window, entry["coarse"], dilation_ratio=dilation_ratio)
+        after = None
+        if refined is not None:
+            after = mask_scores(window, entry["refined"], dilation_ratio=dilation_ratio)
         counted = window.area >= min_area and before.iou >= min_coarse_iou
         rows.append(InstanceScore(window.area, before, after, counted, entry.get("image", index)))
     counted_rows = by_size(row for row in rows if row.counted)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfiner_refine.evaluation.average_precision import OVERLAPS, by_overlap
 from transfiner_refine.evaluation.evaluate import Evaluation
-from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD, Interval, SizeSummary
+from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD, SizeSummary
 
 if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
@@ -179,17 +179,10 @@ def _matched_tables(evaluation: Evaluation) -> list[Table]:
     if evaluation.before is None:
         columns = ("IoU", "before.iou"), ("boundary IoU", "before.boundary_iou"), ("mBA", "before.mba")
         return [Table.of(title, sizes, *_SIZE, *columns)]
-    iou = (
-        ("IoU", _pair("iou")),
-        ("change [95 %]", _interval("iou_change")),
-        ("better / same / worse", _shares),
-    )
-    boundary = ("boundary IoU", _pair("boundary_iou")), ("change [95 %]", _interval("boundary_iou_change"))
+    iou = _pair("IoU", "iou"), _change("iou_change"), ("better / same / worse", _shares)
+    boundary = _pair("boundary IoU", "boundary_iou"), _change("boundary_iou_change"), _pair("mBA", "mba")
     band = f"Their boundaries (band {100 * settings.boundary_ratio:g} % of the image's diagonal)"
-    return [
-        Table.of(title, sizes, *_SIZE, *iou),
-        Table.of(band, sizes, *_SIZE, *boundary, ("mBA", _pair("mba"))),
-    ]
+    return [Table.of(title, sizes, *_SIZE, *iou), Table.of(band, sizes, *_SIZE, *boundary)]
 
 
 def _error_tables(errors: ErrorAnalysis) -> list[Table]:
@@ -199,11 +192,8 @@ def _error_tables(errors: ErrorAnalysis) -> list[Table]:
     what = ("fixed", "fixed"), ("broken", "broken")
     fits: list[Column] = []
     for kind, score in (("IoU", "iou"), ("boundary", "boundary_iou")):
-        fits += [
-            (f"{kind} before", f"before.{score}"),
-            ("after", f"after.{score}"),
-            ("oracle", f"oracle.{score}"),
-        ]
+        headers = {"before": f"{kind} before", "after": "after", "oracle": "oracle"}
+        fits += [(header, f"{when}.{score}") for when, header in headers.items()]
     levels = ("grid", "grid"), ("reached by", "count"), ("nodes", lambda row: f"{row.nodes:.0f}")
     shares = ("wrong in nodes", "wrong_inside"), ("area of nodes", "area")
     oracle = "Refined again, and the oracle: the truth where relabelled"
@@ -237,20 +227,19 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _pair(score: str) -> Callable[[Any], str]:
-    """The cell with a score before → after."""
-    return lambda row: before_after(getattr(row.before, score), getattr(row.after, score))
+def _pair(header: str, score: str) -> Column:
+    """A score before → after."""
+    return header, lambda row: before_after(getattr(row.before, score), getattr(row.after, score))
 
 
-def _interval(change: str) -> Callable[[Any], str]:
-    """The cell "+4.1 [+3.0, +5.2]" of a change; without the ends where there are none."""
+def _change(name: str) -> Column:
+    """A change with its interval, "+4.1 [+3.0, +5.2]"; without the ends where there are none."""
 
     def cell(row: Any) -> str:
-        interval: Interval = getattr(row, change)
-        mean, low, high = (points(value, "+.1f") for value in interval)
-        return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
+        mean, low, high = (points(value, "+.1f") for value in getattr(row, name))
+        return mean if low == "–" else f"{mean} [{low}, {high}]"
 
-    return cell
+    return "change [95 %]", cell
 
 
 def _shares(row: SizeSummary) -> str:

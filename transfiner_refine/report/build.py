@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from importlib import resources
 from itertools import chain, count
 from pathlib import Path
@@ -123,22 +124,21 @@ def build_report(
     if image_info is None and truth is not None and truth.is_file():
         image_info = truth
 
+    read = partial(
+        open_source,
+        images=images,
+        png_kind=png_kind,
+        class_names=class_names,
+        max_image_pixels=max_image_pixels,
+    )
+
     def opened(path: Path) -> Source:
         kind = recognise(path, format).name
         info = image_info if kind.startswith("coco-results") else None  # the others name their images
-        return open_source(
-            path,
-            images,
-            format=kind,
-            image_info=info,
-            png_kind=png_kind,
-            class_names=class_names,
-            max_image_pixels=max_image_pixels,
-        )
+        return read(path, format=kind, image_info=info)
 
     found = Comparison(Path(before), Path(after), opened, annotations=truth, match=match, progress=progress)
     scenes, chosen = choose(found.scenes, limit, seed=seed)
-    faults, entries = found.faults, list[dict[str, Any]]()
     with ExitStack() as stack:
         drafts = [stack.enter_context(atomic_folder(folder)) for folder in folders]
         page = None if output is None else drafts[0]
@@ -146,12 +146,10 @@ def build_report(
             _copy_assets(page)
         overlays = None if overlay is None else drafts[-1]
         artist = _Artist(found, Path(images), page, overlays, refiner, image_side, max_image_pixels)
-        drawn, disable = artist.all(scenes), None if progress else True
-        for entry in tqdm(drawn, "drawing", len(scenes), unit=" images", disable=disable):
-            if isinstance(entry, InputError):
-                faults.append(entry)
-            else:
-                entries.append(entry)
+        disable = None if progress else True
+        drawn = list(tqdm(artist.all(scenes), "drawing", len(scenes), unit=" images", disable=disable))
+        faults = found.faults + [entry for entry in drawn if isinstance(entry, InputError)]
+        entries = [entry for entry in drawn if not isinstance(entry, InputError)]
         if not entries:
             raise _nothing_to_show(before, faults, found.passed_over)
         if page is not None:
