@@ -109,9 +109,8 @@ def _evaluator(
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise InputError(
-            "average precision needs faster-coco-eval", remedy="pip install 'transfiner-refine[eval]'"
-        ) from error
+        remedy = "pip install 'transfiner-refine[eval]'"
+        raise InputError("average precision needs faster-coco-eval", remedy=remedy) from error
     images = [
         {
             "id": key,

@@ -29,7 +29,7 @@ from transfiner_refine.images import MAX_IMAGE_PIXELS, read_image
 from transfiner_refine.masks import MaskWindow, union
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.refine.roi import focus
-from transfiner_refine.report.overlay import write_overlay
+from transfiner_refine.report.overlay import paint_masks
 from transfiner_refine.report.scenes import Comparison, Scene, choose, window_of
 
 if TYPE_CHECKING:
@@ -220,8 +220,9 @@ class _Artist(NamedTuple):
         except InputError as error:
             return error
         if self.overlay is not None:
-            write_overlay(self.overlay / f"{overlay}_before.png", image, [before for before, _ in pairs])
-            write_overlay(self.overlay / f"{overlay}_after.png", image, [after for _, after in pairs])
+            for when, masks in zip(("before", "after"), zip(*pairs, strict=True), strict=True):
+                painted = Image.fromarray(paint_masks(image, masks))
+                painted.save(self.overlay / f"{overlay}_{when}.png", compress_level=4)
         if self.page is None:
             return {"instances": scene.instances}
         file = f"{number:05d}"

@@ -1,14 +1,12 @@
-"""Masks drawn on their image, as files."""
+"""Masks drawn on their image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from transfiner_refine.evaluation.overlap import common_window
 from transfiner_refine.masks import MaskWindow
@@ -56,8 +54,3 @@ def paint_masks(image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> NDArra
         cv2.drawContours(drawn, contours, -1, colour.tolist(), thickness, cv2.LINE_AA)
         view[:] = drawn
     return painted
-
-
-def write_overlay(path: Path, image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> None:
-    """Writes the image with its masks as a PNG."""
-    Image.fromarray(paint_masks(image, masks)).save(path, compress_level=4)
