@@ -1,4 +1,4 @@
-"""The errors this package raises on purpose, and how their messages quote a value."""
+"""The errors this package raises on purpose, and how messages quote values and numbers."""
 
 from __future__ import annotations
 
@@ -44,12 +44,8 @@ class MaskRefineError(Exception):
 
 def _one_line(text: str) -> str:
     """The text without line breaks, and without what a file could make a terminal do or stumble over."""
-    line = " ".join(text.split())
-    if line.isprintable():
-        return line
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line
-    )
+    letters = " ".join(text.split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in letters)
 
 
 class InputError(MaskRefineError):
@@ -80,3 +76,8 @@ def short(value: object) -> str:
         return f"a number of {value.bit_length()} bits"  # Python refuses to write it out
     text = _QUOTE.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 image`` or ``2 images``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

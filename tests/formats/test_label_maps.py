@@ -37,7 +37,6 @@ from transfiner_refine.masks import MaskWindow
 # a format as somebody may add it: leaves of plants, 200 is soil that nobody labelled, 1 ... 9 are parts of the pot
 PLANTS = LabelMapFormat(
     "plants",
-    "leaves of plants",
     lambda path: any(path.glob("leaves/**/*_leaves.png")),
     ids=range(10, 200),
     void=200,

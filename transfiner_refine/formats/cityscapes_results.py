@@ -157,5 +157,4 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
     return conversion.written()
 
 
-_TITLE = "Cityscapes instance results (txt + PNG)"
-CITYSCAPES_RESULTS = Format("cityscapes-results", _TITLE, True, _is_results, CityscapesResultsSource, _write)
+CITYSCAPES_RESULTS = Format("cityscapes-results", True, _is_results, CityscapesResultsSource, _write)

@@ -218,15 +218,11 @@ def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
     return source
 
 
-def _format(name: str, title: str, layout: Layout) -> Format:
+def _format(name: str, layout: Layout) -> Format:
     opener, writer = partial(_open, layout), partial(_write, layout)
-    return Format(name, title, False, lambda path: layout_of(path) == layout, opener, writer)
+    return Format(name, False, lambda path: layout_of(path) == layout, opener, writer)
 
 
-COCO_RESULTS = _format("coco-results", "COCO or LVIS results: a JSON list", "results")
-COCO_LINES = _format("coco-results-jsonl", "COCO results, one a line (JSON Lines)", "lines")
-COCO_ANNOTATIONS = _format(
-    "coco-annotations",
-    "COCO or LVIS annotations: images, annotations and categories in one JSON file",
-    "annotations",
-)
+COCO_RESULTS = _format("coco-results", "results")
+COCO_LINES = _format("coco-results-jsonl", "lines")
+COCO_ANNOTATIONS = _format("coco-annotations", "annotations")

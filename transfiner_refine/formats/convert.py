@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transfiner_refine.errors import InputError
+from transfiner_refine.errors import InputError, counted
 from transfiner_refine.formats.records import Format, PngKind, RecordFault, Source
 from transfiner_refine.formats.registry import format_named, open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS
@@ -34,11 +34,11 @@ class Converted:
     def lines(self) -> list[str]:
         """The closing words for a terminal."""
         lines = [
-            f"Wrote {self.instances} of {_count(self.instances_read, 'instance')} in "
-            f"{_count(self.images, 'image')}, from {self.source_format} to {self.target_format}."
+            f"Wrote {self.instances} of {counted(self.instances_read, 'instance')} in "
+            f"{counted(self.images, 'image')}, from {self.source_format} to {self.target_format}."
         ]
         if self.overlap_pixels:
-            lines.append(f"Overlaps resolved, one id a pixel: {_count(self.overlap_pixels, 'pixel')}.")
+            lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
         return lines
 
 
@@ -151,7 +151,3 @@ def _check_all(source: Source) -> None:
                 instance.mask.decode()
             except InputError as error:
                 raise error.at(record=error.record or f"{item.name}, {instance.label}") from error
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -51,8 +51,7 @@ _READERS = 4  # threads that read files; zlib lets go of the interpreter lock
 class LabelMapFormat:
     """What sets one format of label maps apart from the others."""
 
-    name: str  # this and the next two as for ``Format``
-    title: str
+    name: str  # this and the next as for ``Format``
     recognise: Callable[[Path], bool]
     ids: range  # ids of instances in new maps; in maps that are read, all from the first of them on
     void: int | None = None  # undecided pixels, which refined masks may overwrite; crowds in new maps
@@ -84,7 +83,7 @@ class LabelMapFormat:
 def format_of(row: LabelMapFormat) -> Format:
     """The entry of a format of label maps among all formats."""
     reader, writer = partial(LabelMapSource, row), partial(write_label_maps, row)
-    return Format(row.name, row.title, True, row.recognise, reader, writer)
+    return Format(row.name, True, row.recognise, reader, writer)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,6 @@ def _palettes(files: list[Path]) -> list[bytes]:
 
 VOC_MAPS = LabelMapFormat(
     "voc",
-    "Pascal VOC palette PNGs (SegmentationObject)",
     _is_voc,
     ids=range(1, VOID),
     void=VOID,
@@ -95,7 +94,6 @@ VOC_MAPS = LabelMapFormat(
 )
 DAVIS_MAPS = LabelMapFormat(
     "davis",
-    "DAVIS palette PNGs (a folder for each video)",
     _is_davis,
     ids=range(1, VOID),
     void=VOID,
@@ -103,7 +101,6 @@ DAVIS_MAPS = LabelMapFormat(
 )
 CITYSCAPES_MAPS = LabelMapFormat(
     "cityscapes-ids",
-    "Cityscapes instance maps (*_instanceIds.png)",
     lambda path: any(file.name.endswith(f"{_IDS}.png") for file in first_files(path, f"{_IDS}.png".lower())),
     ids=range(1000, 1 << 16),
     ids_of_a_class=1000,
@@ -118,7 +115,7 @@ CITYSCAPES_MAPS = LabelMapFormat(
     map_name="{}_gtFine_instanceIds.png",
 )
 LABEL_MAPS = LabelMapFormat(  # never recognised: its folders are taken for "png", which looks at each file
-    "id-maps", "PNG label maps (8 or 16 bits)", lambda _: False, ids=range(1, 1 << 16), image_name=""
+    "id-maps", lambda _: False, ids=range(1, 1 << 16), image_name=""
 )
 LABEL_MAP_FORMATS = (VOC_MAPS, DAVIS_MAPS, CITYSCAPES_MAPS, LABEL_MAPS)
 VOC, DAVIS, CITYSCAPES_IDS = map(format_of, LABEL_MAP_FORMATS[:3])

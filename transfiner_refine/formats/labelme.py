@@ -382,4 +382,4 @@ def _with(text: str, changes: dict[str, Any]) -> str:
     return edited(text, [*edits, (end, end, added)])
 
 
-LABELME = Format("labelme", "labelme JSON (a file for each image)", True, recognise, LabelmeSource, write)
+LABELME = Format("labelme", True, recognise, LabelmeSource, write)

@@ -155,4 +155,4 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
 ID_MAPS = replace(
     format_of(LABEL_MAPS), open=lambda path, options: _open(path, replace(options, png_kind="id-map"))
 )
-PNG_FOLDER = Format("png", "PNG masks or label maps", True, Path.is_dir, _open, _write)
+PNG_FOLDER = Format("png", True, Path.is_dir, _open, _write)

@@ -306,7 +306,6 @@ def _with_boxes(text: str, places: Mapping[int, tuple[int, ...]]) -> str:
 
 COCO_PANOPTIC = Format(
     "coco-panoptic",
-    "COCO panoptic: a JSON file and its folder of PNGs",
     is_folder=False,
     recognise=lambda path: layout_of(path) == "panoptic",
     open=PanopticSource,

@@ -177,7 +177,6 @@ class Format:
     """
 
     name: str  # what ``--from`` and ``--to`` take, such as ``coco-results``
-    title: str  # what people call it, such as "COCO results (JSON)"
     is_folder: bool  # it is a folder of files, not one file
     recognise: Callable[[Path], bool]  # from a cheap look at a path's content; never raises on bad input
     open: Callable[[Path, OpenOptions], Source]  # raises InputError where the input cannot be used at all

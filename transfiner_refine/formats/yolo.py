@@ -242,7 +242,6 @@ def _shares(mask: MaskWindow) -> list[str]:
 
 YOLO_SEG = Format(
     "yolo-seg",
-    "YOLO segmentation (txt)",
     True,
     recognise,
     YoloSource,

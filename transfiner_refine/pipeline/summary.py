@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from transfiner_refine.errors import InputError
+from transfiner_refine.errors import InputError, counted
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Summary:
             if self.dry_run
             else f" in {self.seconds:.1f} s ({self.refined / max(self.seconds, 1e-9):.1f}/s)"
         )
-        total = f"{_count(self.instances, 'instance')} in {_count(self.images, 'image')}"
+        total = f"{counted(self.instances, 'instance')} in {counted(self.images, 'image')}"
         lines = [f"{would} {self.refined} of {total}{pace}."]
         if self.refined and not self.dry_run:
             lines.append(
@@ -55,17 +55,13 @@ class Summary:
         for reason, number in sorted(self.passed_through.items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"Passed through unchanged: {number}, {reason}.")
         if self.failed:
-            images = f" (with {_count(self.images_failed, 'whole image')})" if self.images_failed else ""
-            lines.append(f"Failed, passed through unchanged: {_count(self.failed, 'instance')}{images}.")
+            images = f" (with {counted(self.images_failed, 'whole image')})" if self.images_failed else ""
+            lines.append(f"Failed, passed through unchanged: {counted(self.failed, 'instance')}{images}.")
         if self.not_written:
-            lines.append(f"Not in the output, whose format differs: {_count(self.not_written, 'instance')}.")
+            lines.append(f"Not in the output, whose format differs: {counted(self.not_written, 'instance')}.")
         if self.images_turned:
-            turned = _count(self.images_turned, "image")
+            turned = counted(self.images_turned, "image")
             lines.append(f"Turned by their EXIF orientation, as the masks' size asks: {turned}.")
         if self.overlap_pixels:
-            lines.append(f"Overlaps resolved, one id a pixel: {_count(self.overlap_pixels, 'pixel')}.")
+            lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
         return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

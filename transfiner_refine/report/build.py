@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from transfiner_refine.errors import InputError, OutputError
+from transfiner_refine.errors import InputError, OutputError, counted
 from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
 from transfiner_refine.formats.polygons import outlines
 from transfiner_refine.formats.records import Instance, PngKind, Source
@@ -56,7 +56,7 @@ class Built(NamedTuple):
 
     def lines(self) -> list[str]:
         """The closing words for a terminal."""
-        lines = [f"Shown: {_count(self.instances, 'instance')} in {_count(self.images, 'image')}."]
+        lines = [f"Shown: {counted(self.instances, 'instance')} in {counted(self.images, 'image')}."]
         if self.chosen:
             lines.append(self.chosen)
         if self.page is not None:
@@ -300,13 +300,9 @@ def _nothing_to_show(before: str | Path, faults: Sequence[InputError], passed_ov
     if len(faults) > 1:
         reasons.append(f"and {len(faults) - 1} more of the kind")
     if passed_over:
-        reasons.append(_count(passed_over, "crowd region or empty mask", "crowd regions or empty masks"))
+        reasons.append(counted(passed_over, "crowd region or empty mask", "crowd regions or empty masks"))
     reason = f"no image is left to show ({'; '.join(reasons) or 'there are no instances'})"
     return InputError(reason, file=before)
-
-
-def _count(number: int, noun: str, plural: str | None = None) -> str:
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _save_image(image: NDArray[np.uint8], path: Path, side: int, *, quality: int) -> float:
