@@ -6,7 +6,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import RLock
@@ -72,14 +72,13 @@ class ImageFolder:
                 remedy="give the folder of the images",
             ) from error
         self._names = frozenset(names)
-        images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
-        images.sort(key=lambda name: SUFFIXES.index(PurePosixPath(name).suffix.lower()))
+        images = [name for name in map(PurePosixPath, names) if name.suffix.lower() in SUFFIXES]
+        images.sort(key=lambda name: SUFFIXES.index(name.suffix.lower()))
+        preferred = {name.stem: name.name for name in reversed(images)}
         self._by_number: dict[int, list[str]] = {}
-        for stem, name in {PurePosixPath(name).stem: name for name in reversed(images)}.items():
+        for stem in sorted(preferred):
             if stem.isascii() and stem.isdigit() and len(stem) < 20:
-                self._by_number.setdefault(int(stem), []).append(name)
-        for padded in self._by_number.values():
-            padded.sort()
+                self._by_number.setdefault(int(stem), []).append(preferred[stem])
 
     def named(self, file_name: str) -> Path:
         """The image that a file calls ``file_name``, at that place in the folder or directly in it.
@@ -93,31 +92,30 @@ class ImageFolder:
         for name in tried:
             if name in self._names or ("/" in name and _is_file(self.root / name)):
                 return self.root / name
-        raise self._not_found(f"image {_short(file_name)}", tried)
+        raise self._not_found(f"image {repr(file_name)[:_LONGEST_NAME]}", tried)
 
     def with_id(self, image_id: int | str) -> Path:
         """The image of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
 
         A text id may be a file name or a stem. Raises InputError where there is none, or several.
         """
-        text = isinstance(image_id, str)
-        stems = [str(image_id)] if text else list(dict.fromkeys([f"{image_id:012d}", str(image_id)]))
-        tried = [*(stems if text else []), *(stem + suffix for stem in stems for suffix in SUFFIXES)]
-        for name in tried:
-            if name in self._names:
-                return self.root / name
-        padded = [] if isinstance(image_id, str) else self._by_number.get(image_id, [])
-        if len(padded) == 1:
-            return self.root / padded[0]
+        is_text = isinstance(image_id, str)
+        stems = [str(image_id)] if is_text else list(dict.fromkeys([f"{image_id:012d}", str(image_id)]))
+        tried = [*(stems if is_text else []), *(stem + suffix for stem in stems for suffix in SUFFIXES)]
+        found = [name for name in tried if name in self._names][:1]
+        if not found and isinstance(image_id, int):
+            found = self._by_number.get(image_id, [])
+        if len(found) == 1:
+            return self.root / found[0]
         remedy = "say which image it is with --image-info annotations.json"
-        if padded:
-            reason = f"image id {image_id} could be {' or '.join(padded[:3])}"
+        if found:
+            reason = f"image id {image_id} could be {' or '.join(found[:3])}"
             raise InputError(reason, file=self.root, remedy=remedy)
-        raise self._not_found(f"the file of image id {_short(image_id)}", tried, remedy)
+        raise self._not_found(f"the file of image id {repr(image_id)[:_LONGEST_NAME]}", tried, remedy)
 
     def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
-        names = [name if name.isprintable() and len(name) < _LONGEST_NAME else _short(name) for name in tried]
-        return InputError(f"{what} is not there (tried {', '.join(names)})", file=self.root, remedy=remedy)
+        names = ", ".join(name[:_LONGEST_NAME] for name in tried)
+        return InputError(f"{what} is not there (tried {names})", file=self.root, remedy=remedy)
 
 
 def read_image(
@@ -186,8 +184,7 @@ def opened(path: Path, max_pixels: int | None = MAX_IMAGE_PIXELS) -> Iterator[Im
         with path.open("rb") as file, _identified(file, path) as image:
             if max_pixels is not None:
                 check_pixels(image.height, image.width, max_pixels, path)
-            pixels = image.height * image.width
-            with _pillow_limit(pixels) if max_pixels and _is_giant(pixels) else nullcontext():
+            with _pillow_limit(image.height * image.width if max_pixels else 0):
                 yield image
     except InputError:
         raise
@@ -204,12 +201,11 @@ def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = N
     """Raises InputError for an image or a mask that states no pixels, too many, or more than a mask can have."""
     if height < 1 or width < 1:
         raise InputError(f"states the size {height}×{width}", file=path, remedy="replace the file")
-    most, what, remedy = MAX_PIXELS, "that run-length masks can have", "cut the image into parts"
-    if max_pixels < MAX_PIXELS:
-        most, what = max_pixels, "allowed"
-        remedy = "raise --max-image-pixels if the image is really that large"
-    if height * width > most:
-        reason = f"states {height}×{width} = {height * width} pixels, more than the {most} {what}"
+    if height * width > min(max_pixels, MAX_PIXELS):
+        most, remedy = f"{max_pixels} allowed", "raise --max-image-pixels if the image is really that large"
+        if max_pixels >= MAX_PIXELS:
+            most, remedy = f"{MAX_PIXELS} that run-length masks can have", "cut the image into parts"
+        reason = f"states {height}×{width} = {height * width} pixels, more than the {most}"
         raise InputError(reason, file=path, remedy=remedy)
 
 
@@ -282,19 +278,17 @@ def _identified(file: BinaryIO, path: Path) -> Image.Image:
     raise InputError("is no image of a known format", file=path, remedy="replace the file")
 
 
-def _is_giant(pixels: int) -> bool:
-    """Whether Pillow's global limit, as others have set it, would be in the way."""
-    limits = [limit for limit in (Image.MAX_IMAGE_PIXELS, *_lifted_from) if limit is not None]
-    return pixels > min(limits, default=pixels)
-
-
 @contextmanager
 def _pillow_limit(pixels: int) -> Iterator[None]:
-    """Lifts Pillow's global limit to ``pixels`` for the one giant image that is being decoded.
+    """Lifts Pillow's global limit, where it is in the way, to ``pixels`` for the one giant image that is being decoded.
 
     Only some decoders (TIFF) ask for it. Meanwhile other threads meet a higher limit, never none; giants wait for
     one another; and a limit that others set in between is left alone.
     """
+    limits = [limit for limit in (Image.MAX_IMAGE_PIXELS, *_lifted_from) if limit is not None]
+    if pixels <= min(limits, default=pixels):
+        yield
+        return
     with _one_giant:
         # before it is lifted, so that no other giant takes the lifted one for it
         _lifted_from.append(Image.MAX_IMAGE_PIXELS)
@@ -344,8 +338,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # longer than any name may be, or with characters that no name has
         return False
-
-
-def _short(name: int | str) -> str:
-    text = repr(name)
-    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 4]}...{text[-1]}"

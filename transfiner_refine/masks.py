@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -106,13 +107,7 @@ class Mask:
     compares two masks, and writes beyond its memory when it merges masks that have many.
     """
 
-    __slots__ = ("_area", "_box", "_counts", "_runs", "size")
-
     size: tuple[int, int]  # (height, width) of the image, pixels
-    _runs: NDArray[np.int32] | None  # None until it is parsed from ``_counts``
-    _counts: str | None
-    _area: int | None
-    _box: Box | None
 
     def __init__(self, size: tuple[int, int], counts: str) -> None:
         """Reads pycocotools' text form.
@@ -122,7 +117,7 @@ class Mask:
                 to height × width (pycocotools would crash or read foreign memory on some of these).
         """
         check_size(size)
-        self._fill(size, _checked(_runs_from_text(counts), size))
+        self.size, self.runs = size, _checked(_runs_from_text(counts), size)
 
     @classmethod
     def parsed(cls, masks: Sequence[tuple[tuple[int, int], str]]) -> list[Mask]:
@@ -137,11 +132,10 @@ class Mask:
         lasts = np.searchsorted(ends, stops - 1)
         if (ends[lasts] != stops - 1).any():
             raise InputError("an RLE's counts end in the middle of a number")
-        found, start = [], 0
-        for (size, _), stop in zip(masks, (lasts + 1).tolist(), strict=True):
+        found = []
+        for (size, _), runs in zip(masks, np.split(numbers, lasts[:-1] + 1), strict=True):
             check_size(size)
-            found.append(cls.__new__(cls)._fill(size, _checked(_summed(numbers[start:stop]), size)))
-            start = stop
+            found.append(cls._known(size, runs=_checked(_summed(runs), size)))
         return found
 
     @classmethod
@@ -152,64 +146,53 @@ class Mask:
             if type(run) is not int or not 0 <= run <= MAX_PIXELS:
                 what = "which is no number of pixels" if type(run) is int else "not a whole number"
                 raise InputError(f"run {position} of the RLE is {short(run)}, {what}")
-        return cls.__new__(cls)._fill(size, _checked(np.asarray(runs, np.int64), size))
+        return cls._known(size, runs=_checked(np.asarray(runs, np.int64), size))
 
     @classmethod
     def from_window(cls, window: MaskWindow) -> Mask:
         """The mask of a window (soft values count from 0.5 on), as pycocotools' ``encode`` gives it."""
-        return cls.__new__(cls)._fill(window.image_size, _runs_of_window(window))
+        return cls._known(window.image_size, runs=_runs_of_window(window))
 
     @classmethod
     def restored(cls, size: tuple[int, int], counts: str, area: int, box: Box) -> Mask:
         """A mask from attributes that one had before; they are taken unchecked."""
+        return cls._known(size, counts=counts, area=area, box=box)
+
+    @classmethod
+    def _known(cls, size: tuple[int, int], **properties: Any) -> Mask:
+        """A mask of which ``runs`` or ``counts`` are known, and perhaps more; nothing is checked."""
         mask = cls.__new__(cls)
-        mask.size, mask._counts, mask._area, mask._box, mask._runs = size, counts, area, box, None
+        mask.__dict__.update(properties, size=size)
         return mask
 
-    def _fill(self, size: tuple[int, int], runs: NDArray[Any], *measured: Any) -> Mask:
-        self.size, self._runs = size, runs.astype(np.int32, copy=False)
-        self._counts, (self._area, self._box) = None, measured or (None, None)
-        self._runs.flags.writeable = False
-        return self
-
-    @property
+    @cached_property
     def runs(self) -> NDArray[np.int32]:
         """[runs] lengths in pixels, background first; only the first may be 0."""
-        if self._runs is None:
-            assert self._counts is not None
-            self._runs = _runs_from_text(self._counts).astype(np.int32)
-            self._runs.flags.writeable = False
-        return self._runs
+        return _frozen(_runs_from_text(self.counts))
 
-    @property
+    @cached_property
     def counts(self) -> str:
         """The runs as pycocotools' text form."""
-        if self._counts is None:
-            (self._counts,) = _texts_from_runs([self.runs])
-        return self._counts
+        return _texts_from_runs([self.runs])[0]
+
+    @cached_property
+    def area(self) -> int:
+        """Number of foreground pixels."""
+        return int(self.runs[1::2].sum())
+
+    @cached_property
+    def box(self) -> Box:
+        """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive; all 0 where there is none."""
+        return _box(self.runs, self.size[0])
 
     @staticmethod
     def encode(masks: Sequence[Mask]) -> None:
         """Makes the text form of many masks at once, which takes a fraction of the time of one by one."""
-        missing = [mask for mask in masks if mask._counts is None]
+        missing = [mask for mask in masks if "counts" not in mask.__dict__]
         if missing:
             texts = _texts_from_runs([mask.runs for mask in missing])
             for mask, text in zip(missing, texts, strict=True):
-                mask._counts = text
-
-    @property
-    def area(self) -> int:
-        """Number of foreground pixels."""
-        if self._area is None:
-            self._area = int(self.runs[1::2].sum())
-        return self._area
-
-    @property
-    def box(self) -> Box:
-        """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive; all 0 where there is none."""
-        if self._box is None:
-            self._box = _box(self.runs, self.size[0])
-        return self._box
+                mask.counts = text
 
     def decode(self) -> MaskWindow:
         """The mask inside its bounding box, bool; costs the columns of the box, not the image."""
@@ -239,12 +222,12 @@ class Mask:
     def __repr__(self) -> str:
         return f"Mask(size={self.size}, counts={self.counts!r})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.size, self.runs.tobytes(), self._area, self._box)
+    def __getstate__(self) -> dict[str, Any]:  # text is made again, and bytes are smaller than an array
+        known = {name: value for name, value in self.__dict__.items() if name != "counts"}
+        return known | {"runs": self.runs.tobytes()}
 
-
-def _unpickled(size: tuple[int, int], runs: bytes, area: int | None, box: Box | None) -> Mask:
-    return Mask.__new__(Mask)._fill(size, np.frombuffer(runs, np.int32), area, box)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, runs=np.frombuffer(state["runs"], np.int32))
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -256,7 +239,13 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+def _frozen(runs: NDArray[Any]) -> NDArray[np.int32]:
+    runs = runs.astype(np.int32)
+    runs.flags.writeable = False
+    return runs
+
+
+def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int32]:
     """The runs without empty ones but the first."""
     pixels, shortest = size[0] * size[1], runs.min(initial=MAX_PIXELS)
     # run by run first: a sum of longer ones could come round to the right number in 64 bits
@@ -268,7 +257,7 @@ def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64
             remedy="check that size is [height, width] and that counts are complete",
         )
     if shortest > 0 or runs[1:].all():
-        return runs
+        return _frozen(runs)
     ends = np.cumsum(runs)
     foreground = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
     return _runs_between((ends - runs)[foreground], ends[foreground], int(ends[-1]))
@@ -337,7 +326,7 @@ def _texts_from_runs(masks: Sequence[NDArray[np.int32]]) -> list[str]:
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
+def _runs_of_window(window: MaskWindow) -> NDArray[np.int32]:
     foreground = window.foreground
     rows, columns = foreground.shape
     height, width = window.image_size
@@ -346,19 +335,17 @@ def _runs_of_window(window: MaskWindow) -> NDArray[np.int64]:
     flat = framed.ravel()
     column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 2)
     edges = (window.x + column) * height + window.y + row
-    starts, ends = edges[::2], edges[1::2]
-    return _runs_between(starts, ends, height * width)
+    return _runs_between(edges[::2], edges[1::2], height * width)
 
 
-def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+def _runs_between(starts: NDArray[np.int64], ends: NDArray[np.int64], total: int) -> NDArray[np.int32]:
     """Runs from where stretches of foreground start and end; those that touch become one."""
     # a run at the bottom of a column goes on at the top of the next one
     apart = starts[1:] != ends[:-1]
-    starts = starts[np.concatenate((np.ones(min(len(starts), 1), bool), apart))]
-    ends = ends[np.concatenate((apart, np.ones(min(len(ends), 1), bool)))]
-    edges = np.stack((starts, ends), 1).ravel()
-    runs = np.diff(edges, prepend=0, append=total)
-    return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
+    edge = np.ones(min(len(starts), 1), bool)
+    starts, ends = starts[np.concatenate((edge, apart))], ends[np.concatenate((apart, edge))]
+    runs = np.diff(np.stack((starts, ends), 1).ravel(), prepend=0, append=total)
+    return _frozen(runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs)
 
 
 def _box(runs: NDArray[np.int32], height: int) -> Box:
