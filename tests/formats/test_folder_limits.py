@@ -20,6 +20,7 @@ from transfiner_refine.formats import Mask, RecordFault
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
+from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
 from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions, Written
 from transfiner_refine.formats.yolo import YOLO_SEG
@@ -48,6 +49,23 @@ def test_two_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> N
     twin = replace(source.records[1], file_name="bear/00000.png", name="bear/00000.png")
     written = VOC.write(tmp_path / "out", SceneSource((source.records[0], twin), STREET), {})
     assert "bear/00000.png: is called bear/00000 like another image" in str(written.faults[0].error)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("entry", [YOLO_SEG, LABELME], ids=lambda entry: entry.name)
+def test_a_file_that_would_be_a_folder_of_another_image_is_named(
+    entry: Format, turned: bool, tmp_path: Path
+) -> None:
+    source, _ = two_images(tmp_path)
+    ending = ".txt" if entry is YOLO_SEG else ".json"
+    names = ["a.jpg", f"a{ending}/b.jpg"][:: -1 if turned else 1]
+    records = [
+        replace(record, name=name, file_name=name) for record, name in zip(source.records, names, strict=True)
+    ]
+    written = entry.write(tmp_path / "out", SceneSource(tuple(records), STREET), {})
+    assert [fault.error.record for fault in written.faults] == names[1:]
+    assert "would be file and folder of one name; rename one of them" in str(written.faults[0].error)
+    assert names[0].replace(".jpg", ending) in contents(tmp_path / "out")
 
 
 def test_instances_without_a_place_in_the_format_are_named(tmp_path: Path) -> None:

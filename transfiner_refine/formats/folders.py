@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -31,9 +32,8 @@ def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
     found, seen = list[PurePosixPath](), {os.path.realpath(folder)}
 
     def refuse(error: OSError) -> None:  # what cannot be listed must not be passed over as if it held nothing
-        raise InputError(
-            f"cannot be listed as a folder ({error.strerror})", file=error.filename or folder, remedy=remedy
-        ) from error
+        reason = f"cannot be listed as a folder ({error.strerror})"
+        raise InputError(reason, file=error.filename or folder, remedy=remedy) from error
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         inside = PurePosixPath(Path(place).relative_to(folder).as_posix())
@@ -145,9 +145,8 @@ class ImageTree:
         self._by_key: dict[str, list[PurePosixPath]] = {}
         barred = {os.path.realpath(path) for path in without}  # resolve() has no answer for a circle of links
         for name in files_in(root, remedy="give the folder of the images"):
-            if name.suffix.lower() in SUFFIXES and (
-                not barred or os.path.realpath(root / name) not in barred
-            ):
+            is_barred = bool(barred) and os.path.realpath(root / name) in barred
+            if name.suffix.lower() in SUFFIXES and not is_barred:
                 self._by_key.setdefault(key(name.stem), []).append(name)
 
     def find(self, stem: PurePosixPath) -> PurePosixPath | None:
@@ -191,9 +190,7 @@ class FolderEntry:
     image: PurePosixPath | None = None  # relative to ``--images``; None without it, or where there is none
     error: InputError | None = None  # why nothing of it can be used
     size: tuple[int, int] | None = None  # (height, width) that the format states for the image
-    usual_name: str | None = (
-        None  # what the image is called by the format's custom, for sources without images
-    )
+    usual_name: str | None = None  # what the format calls the image, for sources without images
 
 
 class FolderSource(ABC):
@@ -209,7 +206,8 @@ class FolderSource(ABC):
         self.entries: tuple[FolderEntry, ...] = ()
         self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
         # links that lead nowhere, pipes, sockets, files without the right to read them: named, and not copied
-        self.no_files = {name for name in self.files if not _is_readable(folder / name)}
+        paths = ((name, folder / name) for name in self.files)
+        self.no_files = {name for name, path in paths if not (path.is_file() and os.access(path, os.R_OK))}
 
     def read(self, name: PurePosixPath) -> bytes:
         """The bytes of one of the files; raises InputError where it has changed since it was first read."""
@@ -219,14 +217,34 @@ class FolderSource(ABC):
             raise _changed(self.folder / name)
         return data
 
-    def lines(self, name: PurePosixPath) -> list[str]:
-        """The lines of one of the files, without their endings; raises InputError as ``read`` does."""
+    def text(self, name: PurePosixPath) -> str:
+        """The text of one of the files, without a byte order mark; raises InputError as ``read`` does."""
         try:
-            text = self.read(name).decode("utf-8-sig")
+            return self.read(name).decode("utf-8-sig")
         except UnicodeDecodeError:
             file = self.folder / name
             raise InputError("is no text in UTF-8", file=file, remedy="replace the file") from None
-        return [line.rstrip("\r") for line in text.split("\n")]
+
+    def lines(self, name: PurePosixPath) -> list[str]:
+        """The lines of one of the files, without their endings; raises InputError as ``read`` does."""
+        return [line.rstrip("\r") for line in self.text(name).split("\n")]
+
+    def write_text(self, name: PurePosixPath, text: str, draft: Path) -> None:
+        """Writes one of the files anew, with the byte order mark that it had."""
+        mark = BOM_UTF8 if self.read(name).startswith(BOM_UTF8) else b""
+        write_file(draft / name, mark + text.encode())
+
+    def parse_entries(
+        self, names: Iterable[PurePosixPath], parse: Callable[[PurePosixPath], FolderEntry | None]
+    ) -> None:
+        """Makes the entries of files; one that cannot be parsed becomes an entry at fault."""
+        entries: list[FolderEntry | None] = []
+        for name in names:
+            try:
+                entries.append(parse(name))
+            except InputError as error:
+                entries.append(FolderEntry(name, name, 1, error=error))
+        self.entries = tuple(entry for entry in entries if entry is not None)
 
     @abstractmethod
     def instances_of(
@@ -316,11 +334,9 @@ class FolderSource(ABC):
             owners.setdefault(entry.image, []).append(entry.name.as_posix())
         for position, entry in enumerate(found):
             if entry.image is not None and len(names := owners[entry.image]) > 1:
-                error = InputError(
-                    f"{' and '.join(names[:3])} would belong to the same image {entry.image}",
-                    file=tree.root,
-                    remedy="give a folder of images with the same subfolders as the masks",
-                )
+                reason = f"{' and '.join(names[:3])} would belong to the same image {entry.image}"
+                remedy = "give a folder of images with the same subfolders as the masks"
+                error = InputError(reason, file=tree.root, remedy=remedy)
                 found[position] = replace(entry, error=error, image=None)
         self.entries = tuple(found)
         errors = [entry.error for entry in found if entry.error is not None]
@@ -360,10 +376,6 @@ class FolderSource(ABC):
             image_id=entry.stem.as_posix(),
             file_name=image or entry.usual_name,
         )
-
-
-def _is_readable(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.R_OK)
 
 
 def _with_image(entry: FolderEntry, tree: ImageTree) -> FolderEntry:

@@ -21,7 +21,6 @@ import io
 import json
 import math
 import sys
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -77,9 +76,9 @@ class _AreasMask:
     """The areas of one instance as one mask; ``file`` and ``record`` are for messages."""
 
     areas: tuple[_Area, ...]
-    size: tuple[int, int]
     file: Path
     record: str
+    size: tuple[int, int] = (0, 0)  # where the file states none, known once the image has been looked at
 
     def decode(self) -> MaskWindow:
         """All pixels that are in any of the areas, inside their bounding box, bool."""
@@ -95,7 +94,7 @@ class _Instance(NamedTuple):
 
     places: list[int]
     label: str
-    areas: tuple[_Area, ...] | InputError
+    mask: _AreasMask | InputError
     score: float | None
     is_crowd: bool
 
@@ -112,25 +111,14 @@ class LabelmeSource(FolderSource):
         names = [name for name in self.files if name.suffix.lower() == ".json"]
         if not names:
             raise InputError("holds no JSON files", file=folder, remedy="give a folder of labelme's files")
-        tree = None if options.images is None else ImageTree(options.images)
-        self._instances: list[list[_Instance]] = []  # of each entry
-        entries = []
-        for name in names:
-            entry, instances = FolderEntry(name, name.with_suffix(""), 1), list[_Instance]()
-            try:
-                document = self._document(name)
-                instances = _instances_of(document["shapes"], folder / name)
-                entry = _described(replace(entry, count=len(instances)), document, tree)
-            except InputError as error:
-                entry = replace(entry, error=error)
-            self._instances.append(instances)
-            entries.append(entry)
-        self.entries = tuple(entries)
+        self._tree = None if options.images is None else ImageTree(options.images)
+        self._instances: dict[PurePosixPath, list[_Instance]] = {}  # of each file
+        self.parse_entries(names, self._entry)
         self._names = {} if options.class_names is None else read_class_names(options.class_names)
-        labels = {drawn.label for instances in self._instances for drawn in instances}
+        labels = {drawn.label for instances in self._instances.values() for drawn in instances}
         self._names.update(enumerate(sorted(labels - {*self._names.values()}), max([0, *self._names]) + 1))
         self._ids = {label: number for number, label in reversed(self._names.items())}
-        self.find_images(tree)
+        self.find_images(self._tree)
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -139,20 +127,18 @@ class LabelmeSource(FolderSource):
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
     ) -> Iterator[Instance | RecordFault]:
-        name, stated = self.entries[position].name, self.entries[position].size
-        for index, drawn in enumerate(self._instances[position]):
-            if isinstance(drawn.areas, InputError):
-                yield RecordFault(drawn.areas)
+        entry = self.entries[position]
+        for index, drawn in enumerate(self._instances[entry.name]):
+            if isinstance(drawn.mask, InputError):
+                yield RecordFault(drawn.mask)
                 continue
-            record = f"shape {drawn.places[0]} ({drawn.label})"
-            mask = _AreasMask(drawn.areas, stated or size(), self.folder / name, record)
-            category_id = self._ids[drawn.label]
-            yield Instance(index, mask, f"{name} {record}", category_id, drawn.score, drawn.is_crowd)
+            mask, category_id = replace(drawn.mask, size=entry.size or size()), self._ids[drawn.label]
+            label = f"{entry.name} {mask.record}"
+            yield Instance(index, mask, label, category_id, drawn.score, drawn.is_crowd)
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name
-        data = self.read(name)
-        text = data.decode("utf-8-sig")
+        text = self.text(name)
         start = next(start for key, _, start, _ in parts(text) if key == "shapes")
         shapes = list(parts(text, start))
         groups = [whole(shape.get("group_id")) for _, shape, _, _ in shapes if isinstance(shape, dict)]
@@ -160,7 +146,7 @@ class LabelmeSource(FolderSource):
         between = "," + text[start + 1 : shapes[0][2]]
         new: dict[int, tuple[int, int, str]] = {}  # edits by place
         for index, mask in masks.items():
-            first, *others = self._instances[position][index].places
+            first, *others = self._instances[name][index].places
             _, shape, begin, end = shapes[first]
             records = _shapes_of(mask.decode(), shape, free_group) or [{}]  # an empty mask changes nothing
             new[first] = (begin, end, between.join(_with(text[begin:end], record) for record in records))
@@ -169,23 +155,32 @@ class LabelmeSource(FolderSource):
             ) in others:  # each goes with the comma before it; the first of a file is never among them
                 new[place] = (shapes[place - 1][3], shapes[place][3], "")
             free_group += 1
-        mark = data[: data.startswith(BOM_UTF8) * len(BOM_UTF8)]
-        write_file(draft / name, mark + edited(text, [new[place] for place in sorted(new)]).encode())
+        self.write_text(name, edited(text, [new[place] for place in sorted(new)]), draft)
         return Written()
 
-    def _document(self, name: PurePosixPath) -> dict[str, Any]:
+    def _entry(self, name: PurePosixPath) -> FolderEntry:
         path = self.folder / name
         try:
-            document = parse(self.read(name).decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"is not valid JSON: {error}", file=path, remedy="replace the file") from None
+            document = parse(self.text(name))
+            if isinstance(document, Ambiguous):
+                raise document.error
         except InputError as error:
             raise error.at(path) from None
-        if isinstance(document, Ambiguous):
-            raise document.error.at(path)
         if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
             raise InputError("has no list of shapes", file=path, remedy="give files that labelme has written")
-        return document
+        self._instances[name] = _instances_of(document["shapes"], path)
+        height, width, image_path = (document.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
+        size = (height, width) if type(height) is type(width) is int and height > 0 and width > 0 else None
+        # the parts of the path may be parted by \ or /
+        called = PureWindowsPath(image_path).name if isinstance(image_path, str) else ""
+        is_image = bool(called) and (self._tree is None or self._tree.has_key(PurePosixPath(called).stem))
+        return FolderEntry(
+            name,
+            name.with_name(called if is_image else name.name).with_suffix(""),
+            len(self._instances[name]),
+            size=size,
+            usual_name=name.with_name(called).as_posix() if called else None,
+        )
 
 
 def recognise(path: Path) -> bool:
@@ -196,7 +191,7 @@ def recognise(path: Path) -> bool:
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a JSON file an image."""
-    conversion = Conversion(source, results)
+    conversion = Conversion(source, results, ending=".json")
     with atomic_folder(output) as draft:
         for stem, (height, width), image in conversion:
             document: dict[str, Any] = {
@@ -242,19 +237,6 @@ def _label(number: int | None, categories: Mapping[int, str]) -> str:
     return label
 
 
-def _described(entry: FolderEntry, document: dict[str, Any], tree: ImageTree | None) -> FolderEntry:
-    """The entry of a file with what the file says of its image."""
-    height, width, path = (document.get(key) for key in ("imageHeight", "imageWidth", "imagePath"))
-    size = (height, width) if type(height) is type(width) is int and height > 0 and width > 0 else None
-    # the parts of the path may be parted by \ or /
-    if isinstance(path, str) and (name := PureWindowsPath(path).name):
-        called = entry.name.with_name(name)
-        if tree is None or tree.has_key(called.stem):
-            entry = replace(entry, stem=called.with_suffix(""))
-        entry = replace(entry, usual_name=called.as_posix())
-    return replace(entry, size=size)
-
-
 def _instances_of(shapes: list[Any], path: Path) -> list[_Instance]:
     groups: dict[tuple[str, str, Any], list[int]] = {}
     for place, shape in enumerate(shapes):
@@ -265,16 +247,17 @@ def _instances_of(shapes: list[Any], path: Path) -> list[_Instance]:
             groups.setdefault((str(shape.get("label", _NO_CLASS)), *group), []).append(place)
     instances = []
     for (label, *_), places in groups.items():
-        areas: tuple[_Area, ...] | InputError
+        mask: _AreasMask | InputError
+        record = f"shape {places[0]} ({label})"
         try:
-            areas = tuple(_area(shapes[place]) for place in places)
+            mask = _AreasMask(tuple(_area(shapes[place]) for place in places), path, record)
         except InputError as error:
-            areas = error.at(path, f"shape {places[0]} ({label})")
+            mask = error.at(path, record)
         first = shapes[places[0]]
         score, flags = first.get("score"), first.get("flags")
         score = float(score) if type(score) in (int, float) and abs(score) <= _LARGEST else None
         crowd = isinstance(flags, dict) and flags.get(_CROWD) is True
-        instances.append(_Instance(places, label, areas, score, crowd))
+        instances.append(_Instance(places, label, mask, score, crowd))
     return instances
 
 

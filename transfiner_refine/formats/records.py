@@ -157,13 +157,9 @@ class OpenOptions:
     """
 
     images: Path | None = None  # the folder of the images
-    image_info: Path | None = (
-        None  # a COCO annotation file: which image id is which image, names of categories
-    )
+    image_info: Path | None = None  # a COCO file: which image id is which image, names of categories
     png_kind: PngKind | Literal["auto"] = "auto"  # of plain PNG folders, where their pixels should not decide
-    class_names: Path | None = (
-        None  # a text file with one class name a line (YOLO, VOC), first line = class 0
-    )
+    class_names: Path | None = None  # a text file with one class name a line, first line = class 0
     max_image_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width of a mask image that is decoded
 
 

@@ -25,12 +25,14 @@ class Conversion:
         source: Source,
         results: Mapping[int, Mask],
         named: Callable[[PurePosixPath], PurePosixPath] = PurePosixPath,
+        ending: str = "",
     ) -> None:
         """Takes a source, its refined masks by ``Instance.index``, and what the format makes of an image's stem.
 
-        Of two images with one name the second is refused.
+        Of two images with one name the second is refused; also where the file of one, its name with ``ending``, is
+        a folder of the other.
         """
-        self._source, self._results, self._named = source, results, named
+        self._source, self._results, self._named, self._ending = source, results, named, ending
         self._faults: list[RecordFault] = []
         self._covered: list[int] = []
         self._overlap_pixels = 0
@@ -45,7 +47,7 @@ class Conversion:
             where there are any: bool in the tightest window, or float32 in [0, 1] where the source is soft and
             nothing was refined.
         """
-        taken: set[PurePosixPath] = set()
+        files, folders = set[PurePosixPath](), set[PurePosixPath]()
         for item in self._source:
             if isinstance(item, RecordFault):
                 self._faults.append(item)
@@ -53,11 +55,15 @@ class Conversion:
             instances = len(item.instances)
             try:
                 stem = self._named(stem_of(item))
-                if stem in taken:
-                    raise InputError(
-                        f"is called {stem} like another image", record=item.name, remedy="rename one of them"
-                    )
-                taken.add(stem)
+                file = PurePosixPath(f"{stem}{self._ending}")
+                above = file.parents if self._ending else ()  # folders that it would lie in
+                if file in files or file in folders or not files.isdisjoint(above):
+                    reason = f"is called {stem} like another image"
+                    if file not in files:
+                        reason = f"its {file} and that of another image would be file and folder of one name"
+                    raise InputError(reason, record=item.name, remedy="rename one of them")
+                files.add(file)
+                folders.update(above)
                 image = self._decoded(item)
                 instances = 0  # an image whose size is not known has none, or all were named one by one
                 size = self._size(image)

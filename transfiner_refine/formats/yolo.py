@@ -69,7 +69,6 @@ class YoloSource(FolderSource):
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         super().__init__(folder, options.images)
-        names = [name for name in self.files if name.suffix.lower() == ".txt" and name.name != CLASSES_FILE]
         if options.images is None:
             raise InputError(
                 "holds shares of image sizes, so it cannot be read without the images",
@@ -79,27 +78,24 @@ class YoloSource(FolderSource):
         own_names = folder / CLASSES_FILE
         chosen = options.class_names or (own_names if own_names.is_file() else None)
         self._names = {} if chosen is None else read_class_names(chosen)
-        self._lines: list[list[tuple[int, str]]] = []  # for each entry: number from 1, and text
-        entries = []
-        for name in names:
-            stem = (name.relative_to(_LABELS) if _LABELS in name.parents else name).with_suffix("")
-            lines, error = list[tuple[int, str]](), None
-            try:
-                lines = [(at, text) for at, text in enumerate(self.lines(name), 1) if text.strip()]
-            except InputError as unreadable:
-                error = unreadable
-            if lines and _is_image_name(lines[0][1]):  # a list of images, as exports have it for each split
-                continue
-            self._lines.append(lines)
-            entries.append(FolderEntry(name, stem, 1 if error else len(lines), error=error))
-        if not entries:
+        self._lines: dict[PurePosixPath, list[tuple[int, str]]] = {}  # of each file: number from 1, and text
+        names = [name for name in self.files if name.suffix.lower() == ".txt" and name.name != CLASSES_FILE]
+        self.parse_entries(names, self._entry)
+        if not self.entries:
             raise InputError("holds no label files", file=folder, remedy="give a folder of STEM.txt")
-        self.entries = tuple(entries)
         # 0 where lines of a class and an odd number of numbers end in a track id, 1 where those of an even one do
         self._with_ids = {
-            len(text.split()) % 2 for lines in self._lines for _, text in lines if _ends_in_id(text)
+            len(text.split()) % 2 for lines in self._lines.values() for _, text in lines if _ends_in_id(text)
         }
         self.find_images(ImageTree(options.images))
+
+    def _entry(self, name: PurePosixPath) -> FolderEntry | None:
+        lines = [(at, text) for at, text in enumerate(self.lines(name), 1) if text.strip()]
+        if lines and _is_image_name(lines[0][1]):  # a list of images, as exports have it for each split
+            return None
+        self._lines[name] = lines
+        stem = (name.relative_to(_LABELS) if _LABELS in name.parents else name).with_suffix("")
+        return FolderEntry(name, stem, len(lines))
 
     @property
     def categories(self) -> Mapping[int, str]:
@@ -108,7 +104,8 @@ class YoloSource(FolderSource):
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
     ) -> Iterator[Instance | RecordFault]:
-        name, lines = self.entries[position].name, self._lines[position]
+        name = self.entries[position].name
+        lines = self._lines[name]
         image_size = size() if lines else (0, 0)
         for index, (number, text) in enumerate(lines):
             extra = self._extra(text)
@@ -128,15 +125,14 @@ class YoloSource(FolderSource):
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name
-        lines = self.read(name).decode().split("\n")
+        lines = self.text(name).split("\n")
         for index, mask in masks.items():
-            number, text = self._lines[position][index]
+            number, text = self._lines[name][index]
             fields = text.split()
             ending = fields[len(fields) - self._extra(text) :]
-            mark = "\ufeff" if lines[number - 1].startswith("\ufeff") else ""
             end = "\r" if lines[number - 1].endswith("\r") else ""
-            lines[number - 1] = mark + " ".join([fields[0], *_shares(mask.decode()), *ending]) + end
-        write_file(draft / name, "\n".join(lines).encode())
+            lines[number - 1] = " ".join([fields[0], *_shares(mask.decode()), *ending]) + end
+        self.write_text(name, "\n".join(lines), draft)
         return Written()
 
     def _extra(self, text: str) -> int:
@@ -155,7 +151,7 @@ def recognise(path: Path) -> bool:
 
 def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a label file an image, and ``classes.txt`` where the source names its categories."""
-    conversion = Conversion(source, results, _named)
+    conversion = Conversion(source, results, _named, ending=".txt")
     with atomic_folder(output) as draft:
         for stem, _, image in conversion:
             lines = []
@@ -165,9 +161,8 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
                 if instance.is_crowd or category_id < 0 or mask.area == 0:
                     what = "it is a crowd" if instance.is_crowd else f"its category is {category_id}"
                     what = what if mask.area else "its mask is empty"
-                    conversion.leave_out(
-                        image, instance, what, "write another format, for YOLO has no such thing"
-                    )
+                    remedy = "write another format, for YOLO has no such thing"
+                    conversion.leave_out(image, instance, what, remedy)
                     continue
                 ending = [] if instance.score is None else [repr(instance.score)]
                 lines.append(" ".join([str(category_id), *_shares(mask), *ending]) + "\n")
@@ -179,9 +174,8 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
 
 def _named(stem: PurePosixPath) -> PurePosixPath:
     if f"{stem.name}.txt" == CLASSES_FILE:
-        raise InputError(
-            f"its labels would be in {stem}.txt, which is for class names", remedy="rename the image"
-        )
+        reason = f"its labels would be in {stem}.txt, which is for class names"
+        raise InputError(reason, remedy="rename the image")
     return stem
 
 
@@ -216,18 +210,16 @@ def _polygon(text: str, extra: int) -> NDArray[np.float64]:
     if numbers is None:
         raise InputError("has something that is no number", remedy="write CLASS x1 y1 x2 y2 ...")
     if not np.isfinite(numbers).all() or not numbers[0].is_integer() or numbers[0] < 0:
-        raise InputError(
-            f"has class {text.split()[0][:30]!r} or a number that is not finite", remedy="correct the line"
-        )
+        reason = f"has class {text.split()[0][:30]!r} or a number that is not finite"
+        raise InputError(reason, remedy="correct the line")
     shares = numbers[1 : len(numbers) - extra]
     if len(shares) < _FEWEST_NUMBERS:
         what = "a box" if len(shares) == 4 else "no polygon"
         raise InputError(f"is {what}, not a mask", remedy="boxes alone cannot be refined")
     if _beyond(shares) > _TOLERANCE:
-        raise InputError(
-            f"has the coordinate {shares[np.abs(shares - 0.5).argmax()]:g}, but these are shares of the image's size",
-            remedy="divide x by the width and y by the height",
-        )
+        worst = shares[np.abs(shares - 0.5).argmax()]
+        reason = f"has the coordinate {worst:g}, but these are shares of the image's size"
+        raise InputError(reason, remedy="divide x by the width and y by the height")
     return numbers
 
 
@@ -240,11 +232,8 @@ def _shares(mask: MaskWindow) -> list[str]:
     return [f"{share:.{digits}f}".rstrip("0").rstrip(".") for share in points.ravel()]
 
 
-YOLO_SEG = Format(
-    "yolo-seg",
-    True,
-    recognise,
-    YoloSource,
-    write,
-    check=lambda source: check_class_names(source.categories),
-)
+def _check(source: Source) -> None:
+    check_class_names(source.categories)
+
+
+YOLO_SEG = Format("yolo-seg", True, recognise, YoloSource, write, check=_check)
