@@ -66,11 +66,8 @@ class ImageFolder:
         try:
             names = sorted(path.name for path in root.iterdir())
         except OSError as error:
-            raise InputError(
-                f"cannot be listed as a folder ({error.strerror})",
-                file=root,
-                remedy="give the folder of the images",
-            ) from error
+            reason = f"cannot be listed as a folder ({error.strerror})"
+            raise InputError(reason, file=root, remedy="give the folder of the images") from error
         self._names = frozenset(names)
         images = [name for name in map(PurePosixPath, names) if name.suffix.lower() in SUFFIXES]
         images.sort(key=lambda name: SUFFIXES.index(name.suffix.lower()))
@@ -145,11 +142,8 @@ def read_image(
     if stored.shape != upright.shape:
         sizes += f" upright and {stored.shape[0]}×{stored.shape[1]} as stored"
     masks = " and ".join(f"{height}×{width}" for height, width in sorted(mask_sizes)[:3])
-    raise InputError(
-        f"the image is {sizes} (height × width), its masks are {masks}",
-        file=path,
-        remedy="give the images the masks were made on",
-    )
+    reason = f"the image is {sizes} (height × width), its masks are {masks}"
+    raise InputError(reason, file=path, remedy="give the images the masks were made on")
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -191,10 +185,9 @@ def opened(path: Path, max_pixels: int | None = MAX_IMAGE_PIXELS) -> Iterator[Im
     except FileNotFoundError:
         raise InputError("there is no such file", file=path, remedy="check its folder and its name") from None
     except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error ... on damaged files
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise InputError(
-            f"cannot be read as an image ({reason})", file=path, remedy="replace the file"
-        ) from error
+        what = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        reason = f"cannot be read as an image ({what})"
+        raise InputError(reason, file=path, remedy="replace the file") from error
 
 
 def check_pixels(height: int, width: int, max_pixels: int, path: Path | None = None) -> None:

@@ -234,9 +234,8 @@ def check_size(size: tuple[int, int]) -> None:
     """Raises InputError where a size is not that of an image."""
     height, width = size
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise InputError(
-            f"the mask's size is {short(height)}×{short(width)} (height × width), not that of an image"
-        )
+        stated = f"{short(height)}×{short(width)} (height × width)"
+        raise InputError(f"the mask's size is {stated}, not that of an image")
 
 
 def _frozen(runs: NDArray[Any]) -> NDArray[np.int32]:
@@ -252,10 +251,9 @@ def _checked(runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int32
     if shortest < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
         if shortest < 0:
             raise InputError(f"run {int((runs < 0).argmax())} of the RLE is negative")
-        raise InputError(
-            f"the RLE's runs add up to {sum(runs.tolist())} pixels, but its size {size[0]}×{size[1]} has {pixels}",
-            remedy="check that size is [height, width] and that counts are complete",
-        )
+        total, stated = sum(runs.tolist()), f"{size[0]}×{size[1]}"
+        reason = f"the RLE's runs add up to {total} pixels, but its size {stated} has {pixels}"
+        raise InputError(reason, remedy="check that size is [height, width] and that counts are complete")
     if shortest > 0 or runs[1:].all():
         return _frozen(runs)
     ends = np.cumsum(runs)
@@ -274,9 +272,8 @@ def _numbers(counts: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         at = next(at for at, letter in enumerate(counts) if not "0" <= letter <= "o")
         raise InputError(f"the RLE's counts have {counts[at]!r} at character {at}, which belongs to no RLE")
     if codes[-1] & 32:
-        raise InputError(
-            "the RLE's counts end in the middle of a number", remedy="check that the file is complete"
-        )
+        reason = "the RLE's counts end in the middle of a number"
+        raise InputError(reason, remedy="check that the file is complete")
     (ends,) = (codes < 32).nonzero()
     lengths = ends + 1
     lengths[1:] -= lengths[:-1].copy()

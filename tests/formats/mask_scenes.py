@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -35,9 +35,6 @@ class SceneSource:
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         return iter(self.records)
-
-    def check_output(self, output: Path, *, overwrite: bool) -> NoReturn:  # noqa: ARG002
-        raise AssertionError("these records come from no file")
 
     def write(
         self,

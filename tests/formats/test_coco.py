@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from transfiner_refine.errors import InputError, OutputError
-from transfiner_refine.formats import Source, open_source
+from transfiner_refine.formats import RecordFault, Source, open_source
 from transfiner_refine.formats.records import ImageRecord
 
 
@@ -68,6 +68,17 @@ def test_image_info_says_which_id_is_which_photo(tmp_path: Path) -> None:
 def test_polygons_without_a_stated_size_take_that_of_the_photo(tmp_path: Path) -> None:
     source = opened(tmp_path, [result(segmentation=[[1, 1, 5, 1, 5, 4]])])
     assert instances_of(source)[0].mask.size == SIZE
+
+
+@pytest.mark.parametrize("piece", [[], [1, 1], [1, 1, 5, 5]])
+def test_pieces_of_fewer_than_three_points_are_passed_over(tmp_path: Path, piece: list[float]) -> None:
+    sound = [1, 1, 5, 1, 5, 4]
+    pieces = [result(segmentation=each) for each in ([sound], [piece, sound], [sound, piece], [piece])]
+    source = opened(tmp_path, pieces)
+    (fault,) = [item for item in source if isinstance(item, RecordFault)]
+    assert "three or more points" in str(fault.error)
+    masks = [instance.mask for instance in instances_of(source)]
+    assert masks == masks[:1] * 3
 
 
 def test_what_was_not_refined_is_written_exactly_as_it_was(tmp_path: Path) -> None:

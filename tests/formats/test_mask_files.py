@@ -145,7 +145,7 @@ def test_masks_and_photos_may_share_a_folder(tmp_path: Path) -> None:
     source = open_source(tmp_path / "images", tmp_path / "images")
     assert labels_of(source) == {"a.jpg": ["a.png"]}
     with pytest.raises(OutputError, match="is an input"):
-        source.check_output(tmp_path / "images", overwrite=True)
+        source.write(tmp_path / "images", {}, overwrite=True)
 
 
 def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ def read_class_names(path: Path) -> dict[int, str]:
         raise InputError("is no text in UTF-8", file=path, remedy="write one class name a line") from None
     lines = text.splitlines()
     if len(lines) > _MOST_CLASSES:
-        raise InputError(
-            f"has {len(lines)} lines", file=path, remedy="give a text file with one class name a line"
-        )
+        remedy = "give a text file with one class name a line"
+        raise InputError(f"has {len(lines)} lines", file=path, remedy=remedy)
     fields = [line.replace(":", " : ").split() for line in lines if line.strip()]
     numbers = [line[0] for line in fields if len(line) > 1]  # "0 cup" is numbered, "0" may be a name
     numbered = len(numbers) > 1 and numbers in [[str(n + at) for n in range(len(fields))] for at in (0, 1)]
@@ -36,11 +35,9 @@ def check_class_names(names: Mapping[int, str]) -> None:
     """Raises InputError where a name is no text that can be written."""
     for number, name in names.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(
-                f"has half of a pair of characters: {name!r}",
-                record=f"the name of category {number}",
-                remedy="rename the category",
-            )
+            record = f"the name of category {number}"
+            reason = f"has half of a pair of characters: {name!r}"
+            raise InputError(reason, record=record, remedy="rename the category")
 
 
 def write_class_names(path: Path, names: Mapping[int, str]) -> None:

@@ -161,11 +161,9 @@ class ImageTree:
         found = [image for image in fits if common[image] == best]
         found = [image for image in found if image.parent == stem.parent] or found
         if len({image.parent for image in found}) > 1:
-            raise InputError(
-                f"the image of {stem} could be {' or '.join(map(str, found[:3]))}",
-                file=self.root,
-                remedy="give the one folder that has the images of these masks",
-            )
+            reason = f"the image of {stem} could be {' or '.join(map(str, found[:3]))}"
+            remedy = "give the one folder that has the images of these masks"
+            raise InputError(reason, file=self.root, remedy=remedy)
         # in one folder, several kinds of the same image: the one that is most likely the photo
         return min(found, key=lambda image: SUFFIXES.index(image.suffix.lower()), default=None)
 
@@ -292,10 +290,6 @@ class FolderSource(ABC):
             error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
             yield RecordFault(error, 0)
 
-    def check_output(self, output: Path, *, overwrite: bool) -> None:
-        inputs = [self.folder] if self.image_folder is None else [self.folder, self.image_folder]
-        check_output_folder(output, inputs, overwrite=overwrite)
-
     def write(
         self,
         output: Path,
@@ -304,7 +298,8 @@ class FolderSource(ABC):
         keep_boxes: bool = False,  # noqa: ARG002  none of these formats states boxes beside masks
         overwrite: bool = False,
     ) -> Written:
-        self.check_output(output, overwrite=overwrite)
+        inputs = [self.folder] if self.image_folder is None else [self.folder, self.image_folder]
+        check_output_folder(output, inputs, overwrite=overwrite)
         overlap_pixels, covered, first = 0, list[int](), 0
         with atomic_folder(output) as draft:
             for position, entry in enumerate(self.entries):
@@ -350,11 +345,8 @@ class FolderSource(ABC):
 
         def size() -> tuple[int, int]:
             if path is None:
-                raise InputError(
-                    "holds shares of its image's size, which is not known",
-                    file=self.folder / entry.name,
-                    remedy="give the folder of the images with --images",
-                )
+                reason, remedy = "does not state its image's size", "give the images with --images"
+                raise InputError(reason, file=self.folder / entry.name, remedy=remedy)
             return upright_size(path)
 
         instances = []

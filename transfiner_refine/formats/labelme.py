@@ -218,9 +218,9 @@ def _new_shapes(
         if mask.area == 0:
             conversion.leave_out(image, instance, "its mask is empty", "labelme has no shape without points")
             continue
-        shape: dict[str, Any] = {"label": _label(instance.category_id, categories), "points": []}
-        shape |= {"group_id": None, "description": "", "shape_type": ""}
-        shape |= {"flags": {_CROWD: True} if instance.is_crowd else {}, "mask": None}
+        label, flags = _label(instance.category_id, categories), {_CROWD: True} if instance.is_crowd else {}
+        shape: dict[str, Any] = {"label": label, "points": [], "group_id": None, "description": ""}
+        shape |= {"shape_type": "", "flags": flags, "mask": None}
         if instance.score is not None:
             shape["score"] = instance.score
         shapes += [shape | record for record in _shapes_of(mask, shape, group_id)]

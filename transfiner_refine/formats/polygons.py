@@ -198,9 +198,8 @@ def joined_outline(mask: MaskWindow) -> NDArray[np.float64]:
         down = points[line + 1][1] > points[line][1]
         along = points[start][1] - points[line][1]
         bridges.append((along if down else -along, line, start, end - 1))
-    for _, line, first, last in sorted(
-        bridges, reverse=True
-    ):  # the nearest is put in last, and so comes first
+    bridges.sort(reverse=True)  # the nearest is put in last, and so comes first
+    for _, line, first, last in bridges:
         foot, back = (points[line][0], points[first][1]), len(points)
         points += [foot, points[first], foot]
         follows += [first, back + 2, follows[line]]

@@ -123,9 +123,6 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         """Images with their sound instances, and what is at fault, in the order of the input."""
 
-    def check_output(self, output: Path, *, overwrite: bool) -> None:
-        """Raises OutputError where ``write`` may not write: it is the input, exists, or cannot be made there."""
-
     def write(
         self,
         output: Path,
@@ -144,7 +141,7 @@ class Source(Protocol):
 
         Raises:
             InputError: the input has changed since it was opened.
-            OutputError: as for ``check_output``, or the disk refused.
+            OutputError: the output is the input, exists, or cannot be made there, or the disk refused.
         """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +56,11 @@ def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  
     for entry in FORMATS:
         if path.is_dir() == entry.is_folder and entry.recognise(path):
             return entry
-    raise _unknown(path)
+    remedy = "give --from if you know what it is"
+    if path.is_dir():
+        raise InputError("holds no masks of a known format", file=path, remedy=remedy)
+    is_empty = not read_file(path, "check --masks", 1024).removeprefix(BOM_UTF8).strip()
+    raise InputError("is empty" if is_empty else "is in no known format", file=path, remedy=remedy)
 
 
 def open_source(
@@ -91,15 +96,3 @@ def open_source(
         max_image_pixels,
     )
     return recognise(masks, format).open(Path(masks), options)
-
-
-def _unknown(path: Path) -> InputError:
-    """Why no format fits."""
-    remedy = "give --from if you know what it is"
-    if path.is_dir():
-        return InputError("holds no masks of a known format", file=path, remedy=remedy)
-    try:
-        is_empty = not read_file(path, "check --masks", 1024).removeprefix(b"\xef\xbb\xbf").strip()
-    except InputError as error:
-        return error
-    return InputError("is empty" if is_empty else "is in no known format", file=path, remedy=remedy)

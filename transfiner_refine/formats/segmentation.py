@@ -81,6 +81,13 @@ def _rle_size(size: object) -> tuple[int, int]:
     raise InputError(f"the RLE's size is {short(size)}, not [height, width] in pixels")
 
 
+def _is_short(polygon: object) -> bool:
+    """Whether a polygon is one of fewer than three points."""
+    if not isinstance(polygon, list) or len(polygon) not in (0, 2, 4):
+        return False
+    return all(type(number) in (int, float) for number in polygon)
+
+
 def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
     check_size(size)
     height, width = size
@@ -89,7 +96,10 @@ def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
     if not polygons:
         return Mask.from_runs([height * width], size)
     outline = 0.0
+    drawable = [polygon for polygon in polygons if not _is_short(polygon)]
     for position, polygon in enumerate(polygons):
+        if drawable and _is_short(polygon):
+            continue  # it holds no pixel, and labelling tools leave such pieces behind
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             # four numbers would be taken for a box by pycocotools
             what = "not a list x, y, x, y, ... of three or more points"
@@ -108,7 +118,7 @@ def _mask_from_polygons(polygons: list[object], size: tuple[int, int]) -> Mask:
         raise InputError(f"the polygons' outline is {what}")
     from pycocotools import mask as coco_mask  # here, because most files hold no polygons
 
-    drawn = coco_mask.frPyObjects(polygons, height, width)
+    drawn = coco_mask.frPyObjects(drawable, height, width)
     while len(drawn) > 1:  # a few at a time: one merge of all would walk the union anew for each polygon
         lots = range(0, len(drawn), _MERGED_AT_ONCE)
         drawn = [coco_mask.merge(drawn[first : first + _MERGED_AT_ONCE]) for first in lots]

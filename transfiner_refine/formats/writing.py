@@ -109,9 +109,8 @@ class Conversion:
         if image.size is not None:
             return image.size
         if image.path is None:
-            raise InputError(
-                "has no masks and no stated size", record=image.name, remedy="give its image with --images"
-            )
+            reason, remedy = "has no masks and no stated size", "give its image with --images"
+            raise InputError(reason, record=image.name, remedy=remedy)
         return upright_size(image.path)
 
     def _blame(self, image: ImageRecord, instance: Instance, error: InputError) -> None:
@@ -134,9 +133,8 @@ def stem_of(record: ImageRecord) -> PurePosixPath:
     unsafe = path.is_absolute() or ".." in path.parts or not path.name
     unsafe = unsafe or any(unicodedata.category(letter) in _NO_LETTERS for letter in text)
     if unsafe or ":" in path.parts[0] or any(part.startswith(".") for part in path.parts):
-        raise InputError(
-            f"the name {text[:100]!r} is not that of a file inside a folder", remedy="rename the image"
-        )
+        reason = f"the name {text[:100]!r} is not that of a file inside a folder"
+        raise InputError(reason, remedy="rename the image")
     if max(len(part.encode()) for part in path.parts) > _LONGEST_NAME:
         raise InputError(f"the name {text[:100]!r}... is too long for a file", remedy="rename the image")
     return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path

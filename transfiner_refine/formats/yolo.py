@@ -70,11 +70,8 @@ class YoloSource(FolderSource):
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         super().__init__(folder, options.images)
         if options.images is None:
-            raise InputError(
-                "holds shares of image sizes, so it cannot be read without the images",
-                file=folder,
-                remedy="give their folder with --images",
-            )
+            reason = "holds shares of image sizes, so it cannot be read without the images"
+            raise InputError(reason, file=folder, remedy="give their folder with --images")
         own_names = folder / CLASSES_FILE
         chosen = options.class_names or (own_names if own_names.is_file() else None)
         self._names = {} if chosen is None else read_class_names(chosen)
@@ -115,13 +112,9 @@ class YoloSource(FolderSource):
                 yield RecordFault(error.at(self.folder / name, f"line {number}"))
                 continue
             has_score = extra == 2 or (extra == 1 and 0 not in self._with_ids)
-            yield Instance(
-                index,
-                SharesMask(numbers[1 : len(numbers) - extra].reshape(-1, 2), image_size),
-                f"{name} line {number}",
-                int(numbers[0]),
-                float(numbers[-extra]) if has_score else None,
-            )
+            mask = SharesMask(numbers[1 : len(numbers) - extra].reshape(-1, 2), image_size)
+            score = float(numbers[-extra]) if has_score else None
+            yield Instance(index, mask, f"{name} line {number}", int(numbers[0]), score)
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name
