@@ -318,7 +318,9 @@ def test_overlaps_go_to_things_before_stuff_then_to_the_higher_score(tmp_path: P
     written = COCO_PANOPTIC.write(tmp_path / "out.json", source, {})
     ids = read_png(tmp_path / "out" / "1.png")
     assert ids.tolist() == [[1, 3, 3, 2], [1, 3, 3, 2]]
-    assert (written.overlap_pixels, written.covered, written.faults) == (6, (3,), ())
+    (fault,) = written.faults
+    assert (written.overlap_pixels, written.covered, fault.error.record) == (6, (), "1.jpg, record 3")
+    assert "others cover it" in fault.error.reason
     check_rules(tmp_path / "out.json")
     categories = json.loads((tmp_path / "out.json").read_text())["categories"]
     assert [(category["name"], category["isthing"]) for category in categories] == [("car", 1), ("road", 0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,22 +87,19 @@ def convert_masks(
     if strict:
         _check_all(source)
     if target is entry:
-        faults = tuple(item for item in source if isinstance(item, RecordFault))
+        faults = [item for item in source if isinstance(item, RecordFault)]  # these are copied
         written = source.write(output, {}, overwrite=overwrite)
-        left_out, images_left_out = 0, 0
     else:
         written = target.write(output, source, {})
-        faults = written.faults
-        left_out = sum(fault.instances for fault in faults) + len(written.covered)
-        images_left_out = sum(fault.whole_image for fault in faults)
+        faults = list(written.faults)
     return Converted(
         entry.name,
         target.name,
-        source.num_images - images_left_out,
-        source.num_instances - left_out,
+        source.num_images - sum(fault.whole_image for fault in written.faults),
+        source.num_instances - sum(fault.instances for fault in written.faults),
         source.num_instances,
         written.overlap_pixels,
-        (*(fault.error for fault in faults), *covered_errors(source, written.covered, target)),
+        tuple(fault.error for fault in faults),
     )
 
 
@@ -122,23 +119,6 @@ def check_destination(
         check_output_folder(target.beside(output), inputs, overwrite=overwrite)
     if target.check is not None and source is not None:
         target.check(source)
-
-
-def covered_errors(source: Source, indexes: Collection[int], target: Format) -> list[InputError]:
-    """Names the instances of ``Written.covered`` that a conversion has left out."""
-    wanted = set(indexes)
-    return [
-        InputError(
-            "is not in the output, for others cover it or its mask is empty, and "
-            f"{target.name} holds one id a pixel",
-            record=f"{item.name}, {instance.label}",
-            remedy="write a format whose masks may overlap, such as coco-results",
-        )
-        for item in (source if wanted else ())
-        if not isinstance(item, RecordFault)
-        for instance in item.instances
-        if instance.index in wanted
-    ]
 
 
 def _check_all(source: Source) -> None:

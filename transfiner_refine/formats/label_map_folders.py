@@ -327,5 +327,5 @@ def _new_map(
         ids |= new_ids([each for each in members if each.index in held], pool)
     by_id = {ids[each.index]: each for each in by_importance(image.instances) if each.index in ids}
     merged = merge(base, {value: each.mask.decode().hard() for value, each in by_id.items()})
-    conversion.overlap(merged.overlap_pixels, [by_id[value] for value in merged.covered])
+    conversion.overlap(image, merged.overlap_pixels, [by_id[value] for value in merged.covered])
     return merged.values, {value: each for value, each in by_id.items() if value not in merged.covered}

@@ -272,7 +272,7 @@ def _annotations(
         masks = {id_of[each.index]: each.mask.decode().hard() for each in ranked}
         merged = merge(np.zeros((height, width), np.uint32), masks)
         covered = [each for each in ranked if id_of[each.index] in merged.covered]
-        conversion.overlap(merged.overlap_pixels, covered)
+        conversion.overlap(image, merged.overlap_pixels, covered)
         write_png(draft / name, merged.values)
         segments, places = [], places_of(merged.values)
         for each in image.instances:

@@ -88,8 +88,7 @@ class Written:
     """What writing had to decide because the format cannot hold everything.
 
     ``covered`` are indexes of instances whose refined mask would have lain entirely under others; their coarse mask was
-    written instead, so that no instance is lost. In a conversion, where there is nothing to fall back on, they are not
-    in the output.
+    written instead, so that no instance is lost. In a conversion, which has nothing to fall back on, they are faults.
     """
 
     overlap_pixels: int = 0  # that more than one instance claimed, in a format that holds one id a pixel

@@ -34,7 +34,6 @@ class Conversion:
         """
         self._source, self._results, self._named, self._ending = source, results, named, ending
         self._faults: list[RecordFault] = []
-        self._covered: list[int] = []
         self._overlap_pixels = 0
 
     def __iter__(self) -> Iterator[tuple[PurePosixPath, tuple[int, int], ImageRecord]]:
@@ -82,14 +81,16 @@ class Conversion:
         """Keeps account of an instance that the format cannot hold."""
         self._blame(image, instance, InputError(reason, remedy=remedy))
 
-    def overlap(self, pixels: int, covered: Collection[Instance]) -> None:
+    def overlap(self, image: ImageRecord, pixels: int, covered: Collection[Instance]) -> None:
         """Keeps account of one image whose instances share pixels in a format of one id a pixel."""
         self._overlap_pixels += pixels
-        self._covered += [instance.index for instance in covered]
+        reason = "is not in the output, for others cover it or its mask is empty, and the format holds one id a pixel"
+        for instance in covered:
+            self.leave_out(image, instance, reason, "write one whose masks may overlap, such as coco-results")
 
     def written(self) -> Written:
         """The account."""
-        return Written(self._overlap_pixels, tuple(sorted(self._covered)), tuple(self._faults))
+        return Written(self._overlap_pixels, faults=tuple(self._faults))
 
     def _decoded(self, image: ImageRecord) -> ImageRecord:
         found = []

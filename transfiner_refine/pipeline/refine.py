@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfiner_refine.errors import InputError, MaskRefineError
-from transfiner_refine.formats.convert import check_destination, covered_errors
-from transfiner_refine.formats.records import Format, PngKind, Source, Written
+from transfiner_refine.formats.convert import check_destination
+from transfiner_refine.formats.records import PngKind, Written
 from transfiner_refine.formats.registry import format_named, open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.output import atomic_output, remove_drafts
@@ -204,7 +204,7 @@ def refine_files(
             else:
                 written = target.write(draft, source, outcome.masks)
             journal.note_output(_stamps(draft, None if target.beside is None else target.beside(draft)))
-        _account(outcome, written, source, None if target is read_as else target)
+        _account(outcome, written)
         outcome.summary.seconds = journal.seconds
         if then is not None:
             then(outcome.summary, was_written)
@@ -250,17 +250,14 @@ def _stamps(*outputs: Path | None) -> dict[str, Any]:
     return stamps
 
 
-def _account(outcome: Outcome, written: Written, source: Source, other_format: Format | None) -> None:
+def _account(outcome: Outcome, written: Written) -> None:
     """Takes what writing had to decide into the summary."""
     summary = outcome.summary
     summary.overlap_pixels = written.overlap_pixels
     known = {str(error) for error in summary.errors}  # most of them have been met in refining already
     summary.errors += [fault.error for fault in written.faults if str(fault.error) not in known]
     summary.not_written = sum(fault.instances for fault in written.faults)
-    if other_format is not None:
-        summary.not_written += len(written.covered)
-        summary.errors += covered_errors(source, written.covered, other_format)
-    elif written.covered:
+    if written.covered:
         summary.refined -= len(written.covered)
         summary.passed_through[_COVERED] += len(written.covered)
         summary.mean_changed_share = mean_share(outcome.changed_shares, written.covered)
