@@ -202,6 +202,7 @@ class FolderSource(ABC):
         self.folder, self.image_folder = folder, images
         self.files = files_in(folder, remedy="give the folder of the masks")
         self.entries: tuple[FolderEntry, ...] = ()
+        self.categories: Mapping[int, str] = {}
         self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
         # links that lead nowhere, pipes, sockets, files without the right to read them: named, and not copied
         paths = ((name, folder / name) for name in self.files)
@@ -271,10 +272,6 @@ class FolderSource(ABC):
     @property
     def num_instances(self) -> int:
         return sum(entry.count for entry in self.entries)
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return {}
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         first, unnamed = 0, set(self.no_files)

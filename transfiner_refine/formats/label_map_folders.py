@@ -109,15 +109,12 @@ class PngFolder(FolderSource):
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
         """Lists the folder; raises InputError where that cannot be done."""
         super().__init__(folder, options.images)
+        self.categories = row.labels
         self.row, self.options = row, options
         self.groups: list[list[MapFile]] = []
         is_above = bool(row.map_folder) and (folder / row.map_folder).is_dir()
         self._inside = PurePosixPath(row.map_folder if is_above else "")
         self._classes = (folder if is_above else folder.parent) / row.class_folder
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return self.row.labels
 
     def instances_of(
         self,

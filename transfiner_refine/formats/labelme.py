@@ -108,21 +108,18 @@ class LabelmeSource(FolderSource):
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         super().__init__(folder, options.images)
-        names = [name for name in self.files if name.suffix.lower() == ".json"]
-        if not names:
+        files = [name for name in self.files if name.suffix.lower() == ".json"]
+        if not files:
             raise InputError("holds no JSON files", file=folder, remedy="give a folder of labelme's files")
         self._tree = None if options.images is None else ImageTree(options.images)
         self._instances: dict[PurePosixPath, list[_Instance]] = {}  # of each file
-        self.parse_entries(names, self._entry)
-        self._names = {} if options.class_names is None else read_class_names(options.class_names)
+        self.parse_entries(files, self._entry)
+        names = {} if options.class_names is None else read_class_names(options.class_names)
         labels = {drawn.label for instances in self._instances.values() for drawn in instances}
-        self._names.update(enumerate(sorted(labels - {*self._names.values()}), max([0, *self._names]) + 1))
-        self._ids = {label: number for number, label in reversed(self._names.items())}
+        names.update(enumerate(sorted(labels - {*names.values()}), max([0, *names]) + 1))
+        self._ids = {label: number for number, label in reversed(names.items())}
+        self.categories = names
         self.find_images(self._tree)
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return self._names
 
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
@@ -150,9 +147,8 @@ class LabelmeSource(FolderSource):
             _, shape, begin, end = shapes[first]
             records = _shapes_of(mask.decode(), shape, free_group) or [{}]  # an empty mask changes nothing
             new[first] = (begin, end, between.join(_with(text[begin:end], record) for record in records))
-            for (
-                place
-            ) in others:  # each goes with the comma before it; the first of a file is never among them
+            # each other goes with the comma before it; the first of a file is never among them
+            for place in others:
                 new[place] = (shapes[place - 1][3], shapes[place][3], "")
             free_group += 1
         self.write_text(name, edited(text, [new[place] for place in sorted(new)]), draft)

@@ -138,10 +138,8 @@ def outlines(mask: MaskWindow) -> list[Loop]:
         return []
     points = (np.concatenate(contours)[:, 0].astype(np.int64) + 1) // 2 + (mask.x, mask.y)
     owner = np.repeat(np.arange(len(contours)), [len(contour) for contour in contours])
-    for doubled in (
-        True,
-        False,
-    ):  # a diagonal makes two points of a corner; then, what lies within a line goes
+    # a diagonal makes two points of a corner; then, what lies within a line goes
+    for doubled in (True, False):
         after = np.arange(1, len(owner) + 1)
         (last,) = np.diff(owner, append=-1).nonzero()
         after[last] = np.concatenate(([0], last[:-1] + 1))

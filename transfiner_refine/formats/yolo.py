@@ -74,7 +74,7 @@ class YoloSource(FolderSource):
             raise InputError(reason, file=folder, remedy="give their folder with --images")
         own_names = folder / CLASSES_FILE
         chosen = options.class_names or (own_names if own_names.is_file() else None)
-        self._names = {} if chosen is None else read_class_names(chosen)
+        self.categories = {} if chosen is None else read_class_names(chosen)
         self._lines: dict[PurePosixPath, list[tuple[int, str]]] = {}  # of each file: number from 1, and text
         names = [name for name in self.files if name.suffix.lower() == ".txt" and name.name != CLASSES_FILE]
         self.parse_entries(names, self._entry)
@@ -93,10 +93,6 @@ class YoloSource(FolderSource):
         self._lines[name] = lines
         stem = (name.relative_to(_LABELS) if _LABELS in name.parents else name).with_suffix("")
         return FolderEntry(name, stem, len(lines))
-
-    @property
-    def categories(self) -> Mapping[int, str]:
-        return self._names
 
     def instances_of(
         self, position: int, size: Callable[[], tuple[int, int]]
