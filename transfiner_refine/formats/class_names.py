@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folders import read_file
+from transfiner_refine.formats.records import Source
 
 _MOST_CLASSES = 100_000
 
@@ -31,9 +32,9 @@ def read_class_names(path: Path) -> dict[int, str]:
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
 
 
-def check_class_names(names: Mapping[int, str]) -> None:
-    """Raises InputError where a name is no text that can be written."""
-    for number, name in names.items():
+def check_class_names(source: Source) -> None:
+    """Raises InputError where the name of a category is no text that can be written."""
+    for number, name in source.categories.items():
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             record = f"the name of category {number}"
             reason = f"has half of a pair of characters: {name!r}"

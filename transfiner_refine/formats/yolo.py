@@ -221,8 +221,4 @@ def _shares(mask: MaskWindow) -> list[str]:
     return [f"{share:.{digits}f}".rstrip("0").rstrip(".") for share in points.ravel()]
 
 
-def _check(source: Source) -> None:
-    check_class_names(source.categories)
-
-
-YOLO_SEG = Format("yolo-seg", True, recognise, YoloSource, write, check=_check)
+YOLO_SEG = Format("yolo-seg", True, recognise, YoloSource, write, check=check_class_names)
