@@ -40,13 +40,11 @@ _NO_IMAGE = -1
 _NAMED = 20  # records at fault that one message names
 _NO_COCO = "is no COCO file: neither a list of results nor an object with images and annotations"
 _NEEDED: dict[Layout, Sequence[tuple[str | None, str, str]]] = {
-    "lines": (),
     "results": [(None, "is no list of results", "leave --from out, or correct it")],
     "annotations": [
         ("images", _NO_COCO, "give COCO results or annotations"),
         ("annotations", "has no list of annotations", "give results or annotations"),
     ],
-    "panoptic": (),
     "info": [("images", "has no list of images", "give a COCO annotation file")],
 }
 """The lists that a file of a layout must have, and what to say where one is missing."""
@@ -119,7 +117,7 @@ class CocoFile:
             if take := takers.get(key):
                 for entry, start, end in entries:
                     take(entry, start, end)
-        for key, reason, remedy in _NEEDED[self.layout]:
+        for key, reason, remedy in _NEEDED.get(self.layout, ()):
             if key not in found:
                 reason = reason if None not in found else "is a list, not an annotation file"
                 raise InputError(reason, file=self.path, remedy=remedy)

@@ -211,9 +211,9 @@ class CocoSource(UnreadSource):
         """
         image_id, name = (None, key[0]) if isinstance(key, tuple) else (key, self.file.own_names.get(key))
         size, path = None, None
-        is_listed = self.listing is not None and (self.file.layout != "panoptic" or self.listing.listed)
-        if self.listing is not None and is_listed and image_id is not None:
-            entry = self.listing.entry(image_id)
+        listing = self.listing  # a panoptic file may name categories only
+        if listing and image_id is not None and (listing.listed or self.file.layout != "panoptic"):
+            entry = listing.entry(image_id)
             name = name_in(entry)
             height, width = whole(entry.get("height")) or 0, whole(entry.get("width")) or 0
             size = (height, width) if height > 0 and width > 0 else None

@@ -41,13 +41,12 @@ class Ids:
         """Iterates the source once."""
         images, numbers, instances = list[Any](), list[Any](), list[Any]()
         used, stuff = set[int | None](), set[int | None](getattr(source, "stuff", ()))
-        for item in source:
-            if isinstance(item, ImageRecord):
-                images.append(item.image_id)
-                numbers.append(_number(item))
-                instances += [each.instance_id for each in item.instances]
-                used.update(each.category_id for each in item.instances)
-                stuff.update(each.category_id for each in item.instances if each.is_stuff)
+        for image in _images(source, []):
+            images.append(image.image_id)
+            numbers.append(_number(image))
+            instances += [each.instance_id for each in image.instances]
+            used.update(each.category_id for each in image.instances)
+            stuff.update(each.category_id for each in image.instances if each.is_stuff)
         # whether the image ids are the source's own, or the numbers of the file names
         self.own_images, self._numbered = _all_differ(images), _all_differ(numbers)
         self._own_instances = _all_differ(instances)
@@ -125,13 +124,8 @@ def write_lists(file: BinaryIO, lists: Mapping[str, Iterable[object]]) -> None:
 
 def _result_texts(source: Source, results: Mapping[int, Mask], faults: list[RecordFault]) -> Iterator[str]:
     if isinstance(source, CocoSource) and source.file.layout in ("results", "lines"):
-        sound = []
-        for item in source:
-            if isinstance(item, RecordFault):
-                faults.append(item)
-            else:
-                sound += [instance.index for instance in item.instances]
-        yield from source.record_texts(results, sorted(sound))
+        sound = sorted(index for image in _images(source, faults) for index in image.indexes)
+        yield from source.record_texts(results, sound)
         return
     ids = Ids(source)
     for image_id, record, instance, mask in _converted(source, results, ids, faults):
@@ -169,41 +163,42 @@ def _converted(
     source: Source, results: Mapping[int, Mask], ids: Ids, faults: list[RecordFault]
 ) -> Iterator[tuple[ImageId, ImageRecord, Instance, Mask]]:
     """Image id, image, instance and the mask to write; one that cannot be decoded goes into ``faults``."""
-    position = 0
-    for item in source:
-        if isinstance(item, RecordFault):
-            faults.append(item)
-            continue
-        image_id = ids.image_id(item, position)
-        position += 1
-        for instance in item.instances:
+    for position, image in enumerate(_images(source, faults)):
+        image_id = ids.image_id(image, position)
+        for instance in image.instances:
             mask = results.get(instance.index, instance.mask)
             try:
                 if not isinstance(mask, Mask):
                     mask = Mask.from_window(mask.decode())
-                yield image_id, item, instance, mask
+                yield image_id, image, instance, mask
             except InputError as error:
                 label = error.record or instance.label
-                faults.append(RecordFault(error.at(record=label if error.file else f"{item.name}, {label}")))
+                faults.append(RecordFault(error.at(record=label if error.file else f"{image.name}, {label}")))
+
+
+def _images(items: Iterable[ImageRecord | RecordFault], faults: list[RecordFault]) -> Iterator[ImageRecord]:
+    """The images of a source; what is at fault goes into ``faults``."""
+    for item in items:
+        if isinstance(item, RecordFault):
+            faults.append(item)
+        else:
+            yield item
 
 
 def _image_entries(source: Source, ids: Ids) -> Iterator[dict[str, Any]]:
     items = source.unread() if isinstance(source, UnreadSource) else source
-    for position, item in enumerate(item for item in items if isinstance(item, ImageRecord)):
-        if item.size is None:  # its masks may tell
-            item, _ = item.read()
-        entry: dict[str, Any] = {"id": ids.image_id(item, position)}
-        if item.file_name is not None:
-            entry["file_name"] = item.file_name
-        if (size := _image_size(item)) is not None:
+    for position, image in enumerate(_images(items, [])):
+        entry: dict[str, Any] = {"id": ids.image_id(image, position)}
+        if image.file_name is not None:
+            entry["file_name"] = image.file_name
+        # where it is not stated, its masks may tell
+        if (size := image.size or _image_size(image.read()[0])) is not None:
             entry |= {"width": size[1], "height": size[0]}
         yield entry
 
 
 def _image_size(record: ImageRecord) -> tuple[int, int] | None:
-    """(height, width) of an image as the source, its masks or its file says; None where nothing does."""
-    if record.size is not None:
-        return record.size
+    """(height, width) of an image as its masks or its file say; None where nothing does."""
     for instance in record.instances:
         with suppress(InputError):  # named when the mask is decoded
             return instance.mask.size
