@@ -268,8 +268,8 @@ def _tight_boxes(masks: NDArray[Any], before: Any, *, behind: int = 1) -> NDArra
     """[N, 4] boxes x0, y0, last x + ``behind``, last y + ``behind`` of masks; an empty mask keeps the box it had."""
     boxes = np.array(_to_numpy(before), np.float32)
     for mask, box in zip(_hard(masks), boxes, strict=True):
-        tight = MaskWindow(mask, 0, 0, (mask.shape[0], mask.shape[1])).tight()
-        if tight.values.size:
-            h, w = tight.values.shape
-            box[:] = tight.x, tight.y, tight.x + w - 1 + behind, tight.y + h - 1 + behind
+        window = MaskWindow(mask, 0, 0, (mask.shape[0], mask.shape[1]))
+        if window.area:
+            x0, y0, x1, y1 = window.box
+            box[:] = x0, y0, x1 - 1 + behind, y1 - 1 + behind
     return boxes

@@ -230,9 +230,7 @@ class _Artist(NamedTuple):
         _save_image(image, self.page / "thumbnails" / f"{file}.jpg", _THUMBNAIL_SIDE, quality=78)
         entries, drawn = [], []
         for (instance, _), (before, after) in zip(instances, pairs, strict=True):
-            both = union((before, after), scene.size)
-            (height, width), start = both.values.shape, (both.x, both.y)
-            box = [*start, both.x + width, both.y + height]
+            box = union((before, after), scene.size).box
             entries.append({**scene.instances[instance.index], "box": box, "focus": focus(before, after)})
             paths: dict[str, Any] = {"before": mask_path(before), "after": mask_path(after)}
             if (truth := self.found.truth(instance)) is not None:
