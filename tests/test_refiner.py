@@ -352,3 +352,10 @@ def test_a_gpu_gives_the_masks_of_the_cpu(in_torch: Refiner, precision: str, sha
     coarse = np.stack([coarsen(mask) for mask in masks])
     on_gpu = load_refiner(device="cuda", precision=precision).refine(image, coarse)
     assert np.mean(on_gpu != in_torch.refine(image, coarse)) < share
+
+
+def test_an_argument_s_former_name_works_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="close_ups is now called tiles"):
+        refiner = load_refiner(close_ups=False)  # type: ignore[call-arg]
+    assert isinstance(refiner, Refiner)
+    assert not refiner.tiles

@@ -20,6 +20,7 @@ from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_na
 from transfiner_refine.refine.engine import Engine, engine_name, require_torch
 from transfiner_refine.refine.instance import harden, refine_instance
 from transfiner_refine.refine.roi import Images
+from transfiner_refine.renamed import renamed
 
 if TYPE_CHECKING:
     from transfiner_refine.refine.device_queue import BatchedPasses
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _CPU_BATCH = 32
 
 
+@renamed(close_ups="tiles")
 def load_refiner(
     weights: str | Path = DEFAULT_WEIGHTS,
     *,

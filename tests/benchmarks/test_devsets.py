@@ -19,7 +19,7 @@ def test_some_images_of_a_set_are_spread_through_it(
 
     (tmp_path / "one").mkdir()
     records = [{"id": key, "height": 4, "width": 4, "file_name": f"{key}.jpg"} for key in range(10)]
-    content = {"images": records, "annotations": [], "categories": []}
+    content = {"images": records, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
     (tmp_path / "one" / "annotations.json").write_text(json.dumps(content))
     (found,) = load_dev_sets(tmp_path, images=images)
     assert list(found.annotations.images) == ids

@@ -149,7 +149,10 @@ def test_a_configuration_that_makes_no_network_is_refused_by_field_and_value(
 def test_every_default_is_in_its_range_and_settings_of_older_versions_change_nothing() -> None:
     values = json.loads(json.dumps(RefinerConfig().to_json()))
     assert RefinerConfig.from_json(values) == RefinerConfig()
-    assert RefinerConfig.from_json(values | {"passes": "x", "repeat_share": None}) == RefinerConfig()
+    assert RefinerConfig.from_json(values | {"passes": 2, "repeat_share": 0.1}) == RefinerConfig()
+    for broken in ({"passes": "x"}, {"passes": 1_000_000_000}, {"repeat_share": None}):
+        with pytest.raises(CheckpointError, match=next(iter(broken))):
+            RefinerConfig.from_json(values | broken)
     values["close_up_from"] = values.pop("tiles_from") + 1
     assert RefinerConfig.from_json(values).tiles_from == RefinerConfig().tiles_from + 1
     assert isinstance(RefinerConfig.from_json(values | {"trust": 1}).trust, float)

@@ -13,7 +13,6 @@ __all__ = ["ATTENTION_GRIDS", "Architecture", "RefineSettings", "RefinerConfig"]
 #: Grids of the three levels that share one sequence, as in Ke et al. 2022, §3.2. Deeper levels double the last.
 ATTENTION_GRIDS = (28, 56, 112)
 
-_FORMER = {"passes", "repeat_share"}  # of files from version 0.1; they change nothing any more
 _RENAMED = {"close_up_from": "tiles_from"}  # of files from version 0.1: old → new
 
 # Types with the least and the greatest value that a weights file may hold, or with the texts.
@@ -23,6 +22,7 @@ _Pixels = Annotated[int, (0, 1_000_000)]
 _Share = Annotated[float, (0.0, 10.0)]
 _Threshold = Annotated[float, (0.0, 2.0)]  # of a probability; above 1 it is never reached
 _Logit = Annotated[float, (0.0, 1000.0)]
+_FORMER = {"passes": Annotated[int, (1, 100)], "repeat_share": _Share}  # of version 0.1; they change nothing
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,19 @@ class RefinerConfig(RefineSettings, Architecture):
             raise wrong(f"configuration: {type(values).__name__} instead of named fields")
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
         types = get_type_hints(cls, include_extras=True)
-        if unknown := sorted(set(values) - set(types) - _FORMER):
+        if unknown := sorted(set(values) - set(types) - set(_FORMER)):
             raise wrong(
                 f"unknown configuration fields {', '.join(map(short, unknown))}",
                 "the checkpoint was made by a newer version; update transfiner-refine",
             )
         # files from before there was trust were made without it
         known: dict[str, Any] = {"trust": 0.0, "deep_trust": 0.0}
-        for name in set(values) - _FORMER:
+        for name in values:
             try:
-                known[name] = _checked(values[name], types[name])
+                known[name] = _checked(values[name], {**_FORMER, **types}[name])
             except (ValueError, OverflowError) as error:
                 raise wrong(f"configuration: {name} is {short(values[name])}; {error}") from None
-        config = cls(**known)
+        config = cls(**{name: known[name] for name in known if name not in _FORMER})
         if config.width % config.heads or config.width % 4:
             raise wrong(
                 f"configuration: width is {config.width}; expected a multiple of 4 and {config.heads} heads"

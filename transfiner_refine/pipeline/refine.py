@@ -23,6 +23,7 @@ from transfiner_refine.pipeline.journal_file import journal_path
 from transfiner_refine.pipeline.prepare import Selection, category_ids, system_fault
 from transfiner_refine.pipeline.run import Outcome, mean_share, refine_source
 from transfiner_refine.pipeline.summary import Summary
+from transfiner_refine.renamed import renamed
 
 _COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
 _REMEDIES = {
@@ -55,6 +56,7 @@ def _system_faults() -> Iterator[None]:
 
 
 @_system_faults()
+@renamed(close_ups="tiles")
 def refine_files(
     images: str | Path,
     masks: str | Path,

@@ -1,0 +1,27 @@
+"""Former names of arguments, which work until the next version."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """A decorator that accepts arguments by their former names, with a DeprecationWarning; ``old="new"``."""
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(function)
+        def call(*arguments: _P.args, **keywords: _P.kwargs) -> _T:
+            for old in names.keys() & keywords.keys():
+                warnings.warn(f"{old} is now called {names[old]}", DeprecationWarning, stacklevel=2)
+                keywords[names[old]] = keywords.pop(old)
+            return function(*arguments, **keywords)
+
+        return call
+
+    return decorate
