@@ -29,6 +29,7 @@ from transfiner_refine.images import MAX_IMAGE_PIXELS, read_image
 from transfiner_refine.masks import MaskWindow, union
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.refine.roi import focus
+from transfiner_refine.renamed import renamed
 from transfiner_refine.report.overlay import paint_masks
 from transfiner_refine.report.scenes import Comparison, Scene, choose, window_of
 
@@ -64,6 +65,7 @@ class Built(NamedTuple):
         return lines
 
 
+@renamed(photo_side="image_side")
 def build_report(
     images: str | Path,
     before: str | Path,
