@@ -29,6 +29,7 @@ def run(*command: str, to: Path) -> tuple[subprocess.CompletedProcess[str], dict
     return done, json.loads(to.read_text())
 
 
+@pytest.mark.slow
 def test_every_check_runs_without_a_gpu_and_what_needs_one_says_so(tmp_path: Path) -> None:
     done, found = run(str(BENCHMARKS / "device_check.py"), "--graphs", to=tmp_path / "check.json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -70,6 +70,7 @@ def test_masks_are_those_of_one_instance_at_a_time_but_for_few_pixels(engine: To
         assert np.count_nonzero(found != (window.paste() >= 0.5)) > 0
 
 
+@pytest.mark.slow
 def test_probabilities_can_be_had_and_masks_with_many_runs_need_no_more_than_another_try(
     engine: TorchEngine,
 ) -> None:
