@@ -156,13 +156,15 @@ def check_kinds(sets: Sequence[DevSet], kinds: Sequence[str]) -> None:
             raise InputError(f"no set has coarse masks of kind {kind!r}", remedy=f"known: {', '.join(known)}")
 
 
-def default_refiner(weights: str | None, yardstick: Path | None, device: str) -> tuple[Refine, str]:
+def default_refiner(
+    weights: str | None, yardstick: Path | None, device: str, precision: str = "auto"
+) -> tuple[Refine, str]:
     """The refiner, warmed up, and one line that says which and where.
 
     Args:
         weights: name or path; None for the shipped ones.
         yardstick: a U-Net that unet.py trained, in place of the refiner.
-        device: as for ``load_refiner``.
+        device, precision: as for ``load_refiner``.
     """
     import torch
     from unet import UNetRefiner
@@ -174,7 +176,8 @@ def default_refiner(weights: str | None, yardstick: Path | None, device: str) ->
     if yardstick is not None:
         refiner, name, where = UNetRefiner(yardstick), f"yardstick {yardstick}", torch.device("cpu")
     else:
-        refiner, name = load_refiner(weights or "lite", device=device), f"weights {weights or 'shipped'}"
+        refiner = load_refiner(weights or "lite", device=device, precision=precision)
+        name = f"weights {weights or 'shipped'}, {refiner.engine} in {refiner.precision}"
         where = choose_device(device)
 
     def refine(image: NDArray[np.uint8], masks: list[MaskWindow]) -> list[MaskWindow]:

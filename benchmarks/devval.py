@@ -72,6 +72,7 @@ class Row:
     help="Score a plain U-Net that unet.py trained, instead of the refiner.",
 )
 @click.option("--device", default="auto", show_default=True)
+@click.option("--precision", default="auto", show_default=True)
 @click.option(
     "--refined", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Score these instead."
 )
@@ -90,6 +91,7 @@ def main(
     weights: str | None,
     yardstick: Path | None,
     device: str,
+    precision: str,
     refined: Path | None,
     save: Path | None,
     sets: Sequence[str],
@@ -102,7 +104,7 @@ def main(
         dev_sets = list(load_dev_sets(data, sets, images))
         check_kinds(dev_sets, kinds)
         if refined is None:
-            refine, headline = default_refiner(weights, yardstick, device)
+            refine, headline = default_refiner(weights, yardstick, device, precision)
         elif controls:
             raise click.UsageError("--controls needs a refiner, not --refined")
         else:

@@ -48,7 +48,7 @@ def test_scores_are_devval_s_and_times_come_with_their_ratio_to_another_checkout
     assert (ours["iou"], ours["boundary_iou"]) == (base["iou"], base["boundary_iou"])
     assert ours["ratio"] == pytest.approx(ours["ms"] / base["ms"])
     assert {"ms_by_outline.png", "ms_by_roi_side.png"} <= {file.name for file in tmp_path.iterdir()}
-    table = run("devval.py", "--data", data).stdout
+    table = run("devval.py", "--data", data, "--precision", "fp32").stdout
     before, after = group["coarse"], ours
     assert f"{100 * before['iou']:.1f} → {100 * after['iou']:.1f}" in table
     assert f"{100 * before['boundary_iou']:.1f} → {100 * after['boundary_iou']:.1f}" in table

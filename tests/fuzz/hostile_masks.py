@@ -140,7 +140,7 @@ def _polygon(rng: np.random.Generator, bitmap: Bitmap) -> tuple[str, Any, Verdic
         pick(rng, [value for value in _NUMBERS[3:] + _NOTHINGS if value != []]),
         *triangle[at + 1 :],
     ]
-    kind = int(rng.integers(9))
+    kind = int(rng.integers(10))
     if kind == 0:
         return f"a polygon with {wild[at]!r}"[:60], [wild], "either" if wild[at] in (0.5, 0) else "unsound"
     if kind == 1:
@@ -160,7 +160,13 @@ def _polygon(rng: np.random.Generator, bitmap: Bitmap) -> tuple[str, Any, Verdic
     if kind == 7:
         many = [triangle] * int(rng.integers(2, 300))
         return "the same polygon many times", many, "either"
-    return "polygons, one of them none", [triangle, pick(rng, [None, 5, "x", {}, [], [[1, 2]]])], "unsound"
+    if kind == 8:
+        return (
+            "polygons, one of them without enough points",
+            [triangle, [1.0, 2.0, 3.0, 4.0][: 2 * int(rng.integers(3))]],
+            "either",
+        )
+    return "polygons, one of them none", [triangle, pick(rng, [None, 5, "x", {}, [[1, 2]]])], "unsound"
 
 
 def _other(rng: np.random.Generator, bitmap: Bitmap) -> tuple[str, Any, Verdict]:

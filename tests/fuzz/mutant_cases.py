@@ -236,6 +236,8 @@ def _identities(path: Path, name: str) -> set[object]:
     text = path.read_text()
     if path.suffix != ".json":
         return {(number, line.split()[0]) for number, line in enumerate(text.splitlines()) if line.strip()}
+    if name == "coco-results-jsonl":
+        return {json.dumps(_fixed(json.loads(line))) for line in text.splitlines() if line.strip()}
     document = json.loads(text)
     if name == "labelme":
         # a shape without a group may become several of a new group, so instances are counted by label

@@ -307,7 +307,7 @@ def sound_images(
             found = [each for each in item.instances if isinstance(each, CocoInstance)]
             for each in found:
                 if each.mask.size != item.size:
-                    reason = f"mask of size {list(each.mask.size)} in an image of {list(item.size)}"
+                    reason = f"mask of size {list(each.mask.size)} in an image of {short(list(item.size))}"
                     faults.append(InputError(f"{reason} (height, width)", file=file, record=each.label))
             yield item, [each for each in found if each.mask.size == item.size]
 
