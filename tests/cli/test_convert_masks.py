@@ -111,7 +111,7 @@ def test_there_and_back_gives_the_same_masks_and_names(tmp_path: Path) -> None:
     )
     assert there.exit_code == 0, there.output
     back = convert(
-        tmp_path / "out.json", tmp_path / "back", "--to", "id-maps", "--images", tmp_path / "photos"
+        tmp_path / "out.json", tmp_path / "back", "--to", "label-maps", "--images", tmp_path / "photos"
     )
     assert back.exit_code == 0, back.output
     assert np.array_equal(np.asarray(Image.open(tmp_path / "back" / "street.png")), ids)

@@ -82,13 +82,13 @@ def test_the_report_reads_as_refine_has_read(work: Path, tmp_path: Path) -> None
     Image.fromarray(ids).save(tmp_path / "masks" / "rocket.png")
     done = run(
         "refine", "--images", work / "images", "--masks", tmp_path / "masks", "--output", tmp_path / "out",
-        "--from", "id-maps", "--report", tmp_path / "report", "--device", "cpu",
+        "--from", "label-maps", "--report", tmp_path / "report", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "Shown: 2 instances in 1 image." in done.stdout
     done = run(
         "report", "--images", work / "images", "--before", tmp_path / "masks", "--after", tmp_path / "out",
-        "--from", "id-maps", "--output", tmp_path / "again", "--max-image-pixels", "1000",
+        "--from", "label-maps", "--output", tmp_path / "again", "--max-image-pixels", "1000",
     )  # fmt: skip
     assert done.exit_code == 1
     assert "no image is left to show (" in done.stderr

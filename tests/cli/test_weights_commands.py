@@ -76,6 +76,12 @@ def test_a_renamed_command_and_a_renamed_option_still_work_with_a_notice(
     code, _, err = run("report", "--photo-side", "100", "--images", "a", "--before", "b", "--after", "c")
     assert "--photo-side is now called --image-side" in err
     assert "nothing to make" in err  # and the rest of the line was read
+    for words in (("--from", "id-maps"), ("--png-kind=id-map",)):
+        code, _, err = run(
+            "convert-masks", *words, "--masks", tmp_path / "none", "--output", tmp_path / "out"
+        )
+        assert code == 1
+        assert "is now called label-map" in err
     for old, new in (("--close-ups", "--tiles"), ("--no-close-ups", "--no-tiles")):
         code, _, err = run("refine", old, "--images", tmp_path / "none", "--masks", "m", "--output", "o")
         assert f"{old} is now called {new}" in err

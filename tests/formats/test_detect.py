@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from transfiner_refine.cli.options import FORMAT_NAMES
 from transfiner_refine.errors import InputError
@@ -104,3 +106,11 @@ def test_recognising_never_fails_on_what_it_is_shown(tmp_path: Path, content: An
     for entry in FORMATS:
         for path in (tmp_path / "file", tmp_path / "none", tmp_path):
             assert entry.recognise(path) in (True, False)
+
+
+def test_former_names_of_formats_and_kinds_work_with_a_warning(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "1.png")
+    for options in ({"format": "id-maps"}, {"format": "png", "png_kind": "id-map"}):
+        with pytest.warns(DeprecationWarning, match="is now called label-map"):
+            source = open_source(tmp_path, **options)  # type: ignore[arg-type]
+        assert source.num_instances == 1

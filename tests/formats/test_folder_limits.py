@@ -21,7 +21,7 @@ from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
-from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions, Written
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow
@@ -124,7 +124,7 @@ def test_a_map_has_sixteen_bits_only_where_it_needs_them(tmp_path: Path) -> None
         )
         return ImageRecord(None, f"{count}.jpg", instances, (1, count), None, f"{count}.jpg")
 
-    ID_MAPS.write(tmp_path / "maps", SceneSource((row(255), row(256)), {}), {})
+    PLAIN_MAPS.write(tmp_path / "maps", SceneSource((row(255), row(256)), {}), {})
     assert Image.open(tmp_path / "maps" / "255.png").mode == "L"
     assert Image.open(tmp_path / "maps" / "256.png").mode.startswith("I")
     written = DAVIS.write(tmp_path / "davis", SceneSource((row(256),), {}), {})

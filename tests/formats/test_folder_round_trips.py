@@ -19,7 +19,7 @@ from transfiner_refine.formats import Mask, Source
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
-from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, Written
 from transfiner_refine.formats.registry import FORMATS
 from transfiner_refine.formats.yolo import YOLO_SEG
@@ -107,7 +107,7 @@ def test_cityscapes_results_hold_masks_labels_and_scores(scene: SceneSource) -> 
 
 
 @EXAMPLES
-@given(scenes(overlapping=False, crowds=False, mask=any_pixels), st.sampled_from([DAVIS, VOC, ID_MAPS]))
+@given(scenes(overlapping=False, crowds=False, mask=any_pixels), st.sampled_from([DAVIS, VOC, PLAIN_MAPS]))
 def test_maps_hold_masks_that_do_not_overlap(scene: SceneSource, entry: Format) -> None:
     if scene.num_instances:
         back, written = through(scene, entry, photos_of(scene, Path(tempfile.mkdtemp())))
@@ -136,7 +136,7 @@ def by_label(found: list[Any]) -> list[Any]:
 
 
 @EXAMPLES
-@given(scenes(crowds=False), st.sampled_from([DAVIS, VOC, ID_MAPS, CITYSCAPES_IDS]))
+@given(scenes(crowds=False), st.sampled_from([DAVIS, VOC, PLAIN_MAPS, CITYSCAPES_IDS]))
 def test_overlaps_go_to_the_higher_score_and_are_counted(scene: SceneSource, entry: Format) -> None:
     if not scene.num_instances:
         return
@@ -162,7 +162,7 @@ def test_overlaps_go_to_the_higher_score_and_are_counted(scene: SceneSource, ent
 
 
 @EXAMPLES
-@given(scenes(overlapping=False), st.permutations([YOLO_SEG, LABELME, PNG_FOLDER, ID_MAPS, DAVIS, VOC]))
+@given(scenes(overlapping=False), st.permutations([YOLO_SEG, LABELME, PNG_FOLDER, PLAIN_MAPS, DAVIS, VOC]))
 def test_masks_survive_a_walk_through_all_formats(scene: SceneSource, entries: list[Format]) -> None:
     plain = tuple(
         replace(record, instances=tuple(replace(i, is_crowd=False) for i in record.instances))
@@ -196,7 +196,7 @@ def test_a_refined_mask_written_in_place_is_read_back_to_the_pixel(entry: Format
     before, after = flat(opened), flat(again)
     assert after[1] == Mask.from_window(MaskWindow(REFINED, 0, 0, REFINED.shape))
     assert [after[0], after[2]] == [before[0], before[2]]
-    assert (tmp_path / "out" / "notes.md").exists() == (entry not in (PNG_FOLDER, ID_MAPS))
+    assert (tmp_path / "out" / "notes.md").exists() == (entry not in (PNG_FOLDER, PLAIN_MAPS))
 
 
 @pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
@@ -212,7 +212,7 @@ def test_what_was_written_is_recognised(entry: Format, tmp_path: Path) -> None:
     source, _ = two_images(tmp_path)
     entry.write(tmp_path / "masks", source, {})
     found = next(known for known in FORMATS if known.is_folder and known.recognise(tmp_path / "masks"))
-    assert found is (PNG_FOLDER if entry is ID_MAPS else entry)
+    assert found is (PNG_FOLDER if entry is PLAIN_MAPS else entry)
 
 
 @pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)

@@ -28,7 +28,7 @@ from transfiner_refine.formats.label_map_formats import (
     VOC_MAPS,
 )
 from transfiner_refine.formats.label_maps import kind_of, places_of, update_map
-from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.png import VOC_PALETTE, read_pixels, write_png
 from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions
@@ -54,7 +54,7 @@ ROWS = [*LABEL_MAP_FORMATS, PLANTS]
 BACKGROUND = {
     "voc": [0, 255],
     "davis": [0, 255],
-    "id-maps": [0],
+    "label-maps": [0],
     "cityscapes-ids": [0, 7, 23, 24, 1],
     "plants": [0, 1, 5, 200],
 }
@@ -145,7 +145,7 @@ def test_a_row_is_enough_to_write_read_and_refine_a_format(row: LabelMapFormat, 
     source, photos = two_images(tmp_path)
     for path in list(photos.rglob("*.jpg")):
         path.rename(path.with_suffix(Path(row.image_name or "x.jpg").suffix))
-    entry = ID_MAPS if row is LABEL_MAPS else format_of(row)
+    entry = PLAIN_MAPS if row is LABEL_MAPS else format_of(row)
     entry.write(tmp_path / "masks", source, {})
     assert entry.recognise(tmp_path / "masks") == (row is not LABEL_MAPS)
     opened = entry.open(tmp_path / "masks", OpenOptions(images=photos))
@@ -159,7 +159,7 @@ def test_a_row_is_enough_to_write_read_and_refine_a_format(row: LabelMapFormat, 
 @over_rows
 def test_palette_depth_and_text_of_a_map_stay(row: LabelMapFormat, tmp_path: Path) -> None:
     source, _ = two_images(tmp_path)
-    entry = ID_MAPS if row is LABEL_MAPS else format_of(row)
+    entry = PLAIN_MAPS if row is LABEL_MAPS else format_of(row)
     entry.write(tmp_path / "masks", source, {})
     text = PngImagePlugin.PngInfo()
     text.add_text("author", "me")
@@ -186,7 +186,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 PNG_FORMATS = [
     *(format_of(row) for row in ROWS if row is not LABEL_MAPS),
-    ID_MAPS,
+    PLAIN_MAPS,
     PNG_FOLDER,
     CITYSCAPES_RESULTS,
     COCO_PANOPTIC,
@@ -297,10 +297,10 @@ PATCHES = np.kron(np.array([[1, 0, 2], [0, 5, 0]], np.uint8), np.ones((9, 9), np
         (np.zeros((30, 40), np.uint8), "binary"),
         (ramps(), "binary"),
         (ramps() // 2, "binary"),
-        (PATCHES, "id-map"),
-        (PATCHES * 50, "id-map"),
-        (np.arange(200, dtype=np.uint8).reshape(10, 20).repeat(4, 0).repeat(4, 1), "id-map"),
-        ((PATCHES + 24000 * (PATCHES > 0)).astype(np.uint16), "id-map"),
+        (PATCHES, "label-map"),
+        (PATCHES * 50, "label-map"),
+        (np.arange(200, dtype=np.uint8).reshape(10, 20).repeat(4, 0).repeat(4, 1), "label-map"),
+        ((PATCHES + 24000 * (PATCHES > 0)).astype(np.uint16), "label-map"),
     ],
 )
 def test_single_masks_and_label_maps_are_told_apart(tmp_path: Path, values: np.ndarray, kind: str) -> None:

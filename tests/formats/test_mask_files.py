@@ -96,7 +96,7 @@ def test_a_soft_mask_stays_soft_and_is_refined_to_black_and_white(tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_id_map_gives_one_instance_an_id(tmp_path: Path, dtype: type) -> None:
+def test_an_label_map_gives_one_instance_an_id(tmp_path: Path, dtype: type) -> None:
     values = IDS.astype(dtype) * (1 if dtype == np.uint8 else 5000)
     source = opened(tmp_path, {"a.png": values})
     found = instances_of(source)["a.jpg"]
@@ -107,7 +107,7 @@ def test_an_id_map_gives_one_instance_an_id(tmp_path: Path, dtype: type) -> None
     assert np.array_equal(read_pixels(tmp_path / "out" / "a.png").values, values)
 
 
-def test_a_palette_image_is_an_id_map_whose_void_is_never_refined(tmp_path: Path) -> None:
+def test_a_palette_image_is_an_label_map_whose_void_is_never_refined(tmp_path: Path) -> None:
     scene(tmp_path, {})
     (tmp_path / "masks").mkdir()
     values = IDS.copy()
@@ -128,7 +128,7 @@ def test_a_palette_image_is_an_id_map_whose_void_is_never_refined(tmp_path: Path
 
 
 def test_png_kind_overrules_the_pixels(tmp_path: Path) -> None:
-    assert opened(tmp_path, {"a_1_map.png": IDS}, png_kind="id-map").num_instances == 3
+    assert opened(tmp_path, {"a_1_map.png": IDS}, png_kind="label-map").num_instances == 3
     assert open_source(tmp_path / "masks", tmp_path / "images", png_kind="binary").num_instances == 1
 
 

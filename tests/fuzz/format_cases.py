@@ -49,8 +49,8 @@ def format_case(folder: Path, rng: np.random.Generator) -> Case:
         if path.is_file() and not path.is_symlink():
             name = path.relative_to(masks.parent)
             done.append(f"{name}: {change_file(rng, path, whole=path == masks)}")
-    # an id map that looks like one soft mask is taken for one, unless it is said what it is
-    options = {} if rng.random() < 0.5 and entry.name != "id-maps" else {"format": entry.name}
+    # an label map that looks like one soft mask is taken for one, unless it is said what it is
+    options = {} if rng.random() < 0.5 and entry.name != "label-maps" else {"format": entry.name}
     return Case(
         "; ".join(done),
         folder / "images",

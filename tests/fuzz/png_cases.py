@@ -41,7 +41,7 @@ def png_case(folder: Path, rng: np.random.Generator) -> Case:
                     sound.putpalette([0, 0, 0, 128, 0, 0])
                 sound.save(masks / name)
     what = _put_strays(rng, masks, photos)
-    options = {"png_kind": pick(rng, ["auto", "auto", "binary", "id-map"])}
+    options = {"png_kind": pick(rng, ["auto", "auto", "binary", "label-map"])}
     before = {name: _pixels(masks / name) for name in verdicts if verdicts[name] == "sound"}
 
     def check(output: Path, summary: Summary) -> None:

@@ -316,7 +316,7 @@ def test_an_interruption_writes_no_output_and_leaves_no_thread(tmp_path: Path, w
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("transfiner-")]
 
 
-def test_png_masks_covered_by_others_in_an_id_map_stay_coarse_and_are_counted(tmp_path: Path) -> None:
+def test_png_masks_covered_by_others_in_an_label_map_stay_coarse_and_are_counted(tmp_path: Path) -> None:
     ids = np.zeros(SIZE, np.uint8)
     ids[5:30, 5], ids[30, 5:50] = 1, 1  # an L whose box holds the square
     ids[10:20, 20:30] = 2
@@ -328,7 +328,7 @@ def test_png_masks_covered_by_others_in_an_id_map_stay_coarse_and_are_counted(tm
         tmp_path / "masks",
         tmp_path / "out",
         refiner=FillBox(),
-        png_kind="id-map",
+        png_kind="label-map",
         workers=0,
     )
     assert (summary.refined, summary.overlap_pixels) == (1, 100)

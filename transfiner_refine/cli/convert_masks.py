@@ -19,8 +19,8 @@ _WHAT_THEY_ARE = {
     "cityscapes-ids": "a folder of *_instanceIds.png",
     "voc": "a folder of Pascal VOC's SegmentationObject PNGs",
     "davis": "a folder of palette PNGs for each video",
-    "png": "a folder of PNGs, read: one a mask or id maps; written: one a mask",
-    "id-maps": "a folder of 8 or 16-bit PNGs, one id a pixel",
+    "png": "a folder of PNGs, read: one a mask or label maps; written: one a mask",
+    "label-maps": "a folder of 8 or 16-bit PNGs, one id a pixel",
     "yolo-seg": "a folder of YOLO segmentation txt files",
     "labelme": "a folder of labelme JSON files",
 }

@@ -38,12 +38,13 @@ FORMAT_NAMES = (
     "voc",
     "davis",
     "png",
-    "id-maps",
+    "label-maps",
     "yolo-seg",
     "labelme",
 )
 
 # old: new; the old names work until the next version
+_RENAMED_VALUES = {"id-map": "label-map", "id-maps": "label-maps"}  # of --from, --to and --png-kind
 _RENAMED = {
     "--photo-side": "--image-side",
     "--close-ups": "--tiles",
@@ -106,7 +107,7 @@ _SHARED = {
     ),
     "png_kind": _shared(
         "--png-kind",
-        type=click.Choice(["auto", "binary", "id-map"]),
+        type=click.Choice(["auto", "binary", "label-map"]),
         default="auto",
         help="What plain PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as background. auto looks "
         "into the pixels.",
@@ -147,6 +148,11 @@ class Command(click.Command):
             if argument == "--":
                 break
             name, equals, value = argument.partition("=")
+            if not equals and position and args[position - 1] in ("--from", "--to", "--png-kind"):
+                name, equals, value = "", "", argument
+            if value in _RENAMED_VALUES and name in ("", "--from", "--to", "--png-kind"):
+                notice(value, value := _RENAMED_VALUES[value])
+                args[position] = name + equals + value
             if name in _RENAMED:
                 args[position] = _RENAMED[name] + equals + value
                 notice(name, _RENAMED[name])

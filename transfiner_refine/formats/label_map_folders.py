@@ -242,7 +242,7 @@ class LabelMapSource(PngFolder):
         ]
         if not names:
             raise InputError("holds no maps", file=folder, remedy="give the folder of the PNG maps")
-        self.groups = [[file] for file in self.look_at_all(dict.fromkeys(names, "id-map")).values()]
+        self.groups = [[file] for file in self.look_at_all(dict.fromkeys(names, "label-map")).values()]
         stems = [row.stem(name.relative_to(self._inside).with_suffix("")) for name in names]
         self.entries = tuple(
             replace(self.entry(file.name, stem, [file]), error=file.error)

@@ -115,7 +115,7 @@ CITYSCAPES_MAPS = LabelMapFormat(
     map_name="{}_gtFine_instanceIds.png",
 )
 LABEL_MAPS = LabelMapFormat(  # never recognised: its folders are taken for "png", which looks at each file
-    "id-maps", lambda _: False, ids=range(1, 1 << 16), image_name=""
+    "label-maps", lambda _: False, ids=range(1, 1 << 16), image_name=""
 )
 LABEL_MAP_FORMATS = (VOC_MAPS, DAVIS_MAPS, CITYSCAPES_MAPS, LABEL_MAPS)
 VOC, DAVIS, CITYSCAPES_IDS = map(format_of, LABEL_MAP_FORMATS[:3])

@@ -87,9 +87,9 @@ class PngFileMask:
         window = MaskWindow(values != 0, 0, 0, (values.shape[0], values.shape[1])).tight()
         if window.values.size == 0 or self.kind == "any" or pixels.is_binary:
             return window
-        if pixels.palette or (self.kind == "auto" and kind_of(pixels) == "id-map"):
+        if pixels.palette or (self.kind == "auto" and kind_of(pixels) == "label-map"):
             reason = "holds several ids, but its name says one instance"
-            remedy = "save one mask a file, or give --png-kind id-map"
+            remedy = "save one mask a file, or give --png-kind label-map"
             raise InputError(reason, file=self.path, remedy=remedy)
         return replace(window, values=window.of(values).astype(np.float32) / pixels.white)
 
@@ -120,13 +120,13 @@ def kind_of(pixels: MaskPixels) -> PngKind:
       empty or odd instance and is reported, a soft mask taken for a label map would be torn into hundreds.
     """
     if pixels.palette:
-        return "id-map"
+        return "label-map"
     ids = list(places_of(pixels.values))
     if not ids or ids in ([1], [pixels.white]):
         return "binary"
     if len(ids) > _MOST_SCATTERED_IDS and ids[-1] != len(ids):
         return "binary"
-    return "id-map" if 2 * len(places_of(_patches(pixels.values))) >= len(ids) else "binary"
+    return "label-map" if 2 * len(places_of(_patches(pixels.values))) >= len(ids) else "binary"
 
 
 def _patches(values: NDArray[Any]) -> NDArray[Any]:

@@ -111,10 +111,10 @@ class MaskFolder(PngFolder):
         """The image of a mask (its stem, where there are no images), and whether the mask is its only one by name."""
         stem, kind, path = name.stem, self.options.png_kind, self.folder / name
         if self._tree is None:
-            if kind != "id-map" and name.parent.name:
+            if kind != "label-map" and name.parent.name:
                 return name.parent, False
             if (
-                kind != "id-map"
+                kind != "label-map"
                 and "_" in stem
                 and (
                     kind == "binary" or kind_of(read_pixels(path, self.options.max_image_pixels)) == "binary"
@@ -152,7 +152,7 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
 
 
 # any folder, so this format comes last; one without PNGs is then refused by the reader, which says why
-ID_MAPS = replace(
-    format_of(LABEL_MAPS), open=lambda path, options: _open(path, replace(options, png_kind="id-map"))
+PLAIN_MAPS = replace(
+    format_of(LABEL_MAPS), open=lambda path, options: _open(path, replace(options, png_kind="label-map"))
 )
 PNG_FOLDER = Format("png", True, Path.is_dir, _open, _write)

@@ -12,7 +12,7 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 
-PngKind: TypeAlias = Literal["binary", "id-map"]
+PngKind: TypeAlias = Literal["binary", "label-map"]
 
 
 class EncodedMask(Protocol):

@@ -12,11 +12,12 @@ from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, C
 from transfiner_refine.formats.folders import read_file
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
-from transfiner_refine.formats.mask_files import ID_MAPS, PNG_FOLDER
+from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Source
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.images import MAX_IMAGE_PIXELS
+from transfiner_refine.renamed import current
 
 # in the order in which they are tried: what looks for more comes before what takes nearly anything
 FORMATS: tuple[Format, ...] = (
@@ -30,13 +31,20 @@ FORMATS: tuple[Format, ...] = (
     LABELME,
     VOC,
     DAVIS,
-    ID_MAPS,
+    PLAIN_MAPS,
     PNG_FOLDER,
 )
 
 
+_RENAMED = {
+    "id-map": "label-map",
+    "id-maps": "label-maps",
+}  # old: new; the old names work until the next version
+
+
 def format_named(name: str) -> Format:
     """The format of a name; raises InputError where there is none."""
+    name = current(name, _RENAMED)
     for entry in FORMATS:
         if entry.name == name:
             return entry
@@ -91,7 +99,7 @@ def open_source(
     options = OpenOptions(
         None if images is None else Path(images),
         None if image_info is None else Path(image_info),
-        png_kind,
+        current(png_kind, _RENAMED),  # type: ignore[arg-type]
         None if class_names is None else Path(class_names),
         max_image_pixels,
     )

@@ -100,7 +100,7 @@ def refine_files(
         format: the format of ``masks``, "auto" to tell it by the content.
         to: the format of ``output``, None for that of ``masks``.
         image_info: for COCO results: an annotation file that says which image id is which image.
-        png_kind: for PNG folders: "binary" or "id-map" where the pixels should not decide.
+        png_kind: for PNG folders: "binary" or "label-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         weights: name of shipped weights, or a path.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
