@@ -126,6 +126,7 @@ def process_group() -> Iterator[None]:
         raise DeviceError(reason, remedy="start them with torchrun") from error
     try:
         yield
+        distributed.barrier()  # a process that leaves while another is connected may make that one abort
     finally:  # a process that ends with the connection's threads alive may abort after its work is done
         distributed.destroy_process_group()
 
