@@ -6,6 +6,7 @@ import csv
 import os
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ _EVALUATION = timedelta(hours=1)  # while the main process scores a checkpoint, 
 _UNREADABLE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
-class TrainableModel(nn.Module):
+class TrainableModel(nn.Module, ABC):
     """A network, whose feature extractor is its child ``backbone``, with its loss.
 
     Subclasses define ``forward(image, coarse, truth, roi_side)`` → terms of the loss with their ``total``; image
@@ -44,9 +45,9 @@ class TrainableModel(nn.Module):
         super().__init__()
         self.network = network
 
+    @abstractmethod
     def export(self, path: Path, about: dict[str, Any]) -> None:
         """Writes the weights for users, with facts about the run."""
-        raise NotImplementedError
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Backbone at a lower rate; biases, norms and embeddings without weight decay."""
