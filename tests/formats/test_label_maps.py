@@ -213,7 +213,7 @@ def test_a_png_that_changes_between_reading_and_writing_is_noticed(
     if changed.exists():
         os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     output = tmp_path / ("out" if entry.is_folder else "out.json")
-    reason = "cannot be read" if change == "deleted" and entry.is_folder else "has changed while it was read"
+    reason = "cannot be read" if change == "deleted" else "has changed while it was read"
     with pytest.raises(InputError, match=f"{changed.name}: {reason}"):
         opened.write(output, refined)
     assert not output.exists()

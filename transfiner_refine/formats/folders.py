@@ -100,31 +100,70 @@ def first_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()][:_LINES_LOOKED_AT]
 
 
-def digest_of(path: Path) -> bytes:
-    """A digest of a file's bytes; raises InputError as ``read_file`` does."""
-    return _digest(read_file(path))
-
-
-def check_unchanged(path: Path, digest: bytes) -> None:
-    """Raises InputError where a file is not what it was."""
-    with suppress(InputError):
-        if digest_of(path) == digest:
-            return
-    raise _changed(path)
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file, in a folder that need not exist yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
-def _digest(data: bytes) -> bytes:
-    return blake2b(data, digest_size=16).digest()
+class Folder:
+    """The files below a folder: read, noticed where they change in between, and copied."""
 
+    def __init__(self, folder: Path, *, remedy: str = "give the folder of the masks") -> None:
+        """Lists the folder; raises InputError where that cannot be done."""
+        self.folder = folder
+        self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
+        self.choose(files_in(folder, remedy=remedy))
 
-def _changed(path: Path) -> InputError:
-    return InputError("has changed while it was read", file=path, remedy="run again when it is whole")
+    def choose(self, names: Iterable[PurePosixPath]) -> None:
+        """Says which files are to be copied; the first choice is all."""
+        self.files = sorted(names, key=str)
+        # links that lead nowhere, pipes, sockets, files without the right to read them: named, and not copied
+        paths = ((name, self.folder / name) for name in self.files)
+        self.no_files = {name for name, path in paths if not (path.is_file() and os.access(path, os.R_OK))}
+
+    def read(self, name: PurePosixPath) -> bytes:
+        """The bytes of one of the files; raises InputError where it has changed since it was first read."""
+        data = read_file(self.folder / name, "check --masks")
+        digest = blake2b(data, digest_size=16).digest()
+        if self._digests.setdefault(name, digest) != digest:
+            reason, remedy = "has changed while it was read", "run again when it is whole"
+            raise InputError(reason, file=self.folder / name, remedy=remedy)
+        return data
+
+    def text(self, name: PurePosixPath) -> str:
+        """The text of one of the files, without a byte order mark; raises InputError as ``read`` does."""
+        try:
+            return self.read(name).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            file = self.folder / name
+            raise InputError("is no text in UTF-8", file=file, remedy="replace the file") from None
+
+    def lines(self, name: PurePosixPath) -> list[str]:
+        """The lines of one of the files, without their endings; raises InputError as ``read`` does."""
+        return [line.rstrip("\r") for line in self.text(name).split("\n")]
+
+    def write_text(self, name: PurePosixPath, text: str, draft: Path) -> None:
+        """Writes one of the files anew, with the byte order mark that it had."""
+        mark = BOM_UTF8 if self.read(name).startswith(BOM_UTF8) else b""
+        write_file(draft / name, mark + text.encode())
+
+    def copy_rest(self, draft: Path) -> None:
+        """Copies all files that are not in ``draft``; raises InputError where one has changed since it was read."""
+        for name in self.files:
+            if name in self.no_files or (draft / name).exists():
+                continue
+            if name in self._digests:
+                write_file(draft / name, self.read(name))
+            else:
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / name, draft / name)
+
+    def not_copied(self, named: Collection[PurePosixPath]) -> Iterator[RecordFault]:
+        """What cannot be copied and is not ``named`` otherwise."""
+        for name in sorted(self.no_files.difference(named)):
+            error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
+            yield RecordFault(error, 0)
 
 
 class ImageTree:
@@ -191,7 +230,7 @@ class FolderEntry:
     usual_name: str | None = None  # what the format calls the image, for sources without images
 
 
-class FolderSource(ABC):
+class FolderSource(Folder, ABC):
     """A folder of which some files hold masks; all others are copied when it is written again.
 
     A reader lists ``entries`` and gives their instances; finding images, counting and writing are here.
@@ -199,39 +238,10 @@ class FolderSource(ABC):
 
     def __init__(self, folder: Path, images: Path | None) -> None:
         """Lists the folder of the masks; raises InputError where that cannot be done."""
-        self.folder, self.image_folder = folder, images
-        self.files = files_in(folder, remedy="give the folder of the masks")
+        super().__init__(folder)
+        self.image_folder = images
         self.entries: tuple[FolderEntry, ...] = ()
         self.categories: Mapping[int, str] = {}
-        self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
-        # links that lead nowhere, pipes, sockets, files without the right to read them: named, and not copied
-        paths = ((name, folder / name) for name in self.files)
-        self.no_files = {name for name, path in paths if not (path.is_file() and os.access(path, os.R_OK))}
-
-    def read(self, name: PurePosixPath) -> bytes:
-        """The bytes of one of the files; raises InputError where it has changed since it was first read."""
-        data = read_file(self.folder / name, "check --masks")
-        digest = _digest(data)
-        if self._digests.setdefault(name, digest) != digest:
-            raise _changed(self.folder / name)
-        return data
-
-    def text(self, name: PurePosixPath) -> str:
-        """The text of one of the files, without a byte order mark; raises InputError as ``read`` does."""
-        try:
-            return self.read(name).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            file = self.folder / name
-            raise InputError("is no text in UTF-8", file=file, remedy="replace the file") from None
-
-    def lines(self, name: PurePosixPath) -> list[str]:
-        """The lines of one of the files, without their endings; raises InputError as ``read`` does."""
-        return [line.rstrip("\r") for line in self.text(name).split("\n")]
-
-    def write_text(self, name: PurePosixPath, text: str, draft: Path) -> None:
-        """Writes one of the files anew, with the byte order mark that it had."""
-        mark = BOM_UTF8 if self.read(name).startswith(BOM_UTF8) else b""
-        write_file(draft / name, mark + text.encode())
 
     def parse_entries(
         self, names: Iterable[PurePosixPath], parse: Callable[[PurePosixPath], FolderEntry | None]
@@ -274,18 +284,16 @@ class FolderSource(ABC):
         return sum(entry.count for entry in self.entries)
 
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
-        first, unnamed = 0, set(self.no_files)
+        first, named = 0, set[PurePosixPath]()
         for position, entry in enumerate(self.entries):
             if entry.error is not None:
-                unnamed.discard(entry.name)
+                named.add(entry.name)
                 yield RecordFault(entry.error, entry.count, whole_image=True)
             else:
-                unnamed.difference_update(self.files_of(position))
+                named.update(self.files_of(position))
                 yield from self._record(position, entry, first)
             first += entry.count
-        for name in sorted(unnamed):
-            error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
-            yield RecordFault(error, 0)
+        yield from self.not_copied(named)
 
     def write(
         self,
@@ -306,14 +314,7 @@ class FolderSource(ABC):
                     overlap_pixels += written.overlap_pixels
                     covered += [first + number for number in written.covered]
                 first += entry.count
-            for name in self.files:
-                if name in self.no_files or (draft / name).exists():
-                    continue
-                if name in self._digests:
-                    write_file(draft / name, self.read(name))  # which refuses what has changed
-                else:
-                    (draft / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self.folder / name, draft / name)
+            self.copy_rest(draft)
         return Written(overlap_pixels, tuple(covered))
 
     def find_images(self, tree: ImageTree | None) -> None:

@@ -22,7 +22,7 @@ from transfiner_refine.errors import InputError, short
 from transfiner_refine.formats.coco import finite, id_of, is_crowd, layout_of
 from transfiner_refine.formats.coco_source import CocoSource
 from transfiner_refine.formats.coco_write import Ids, write_lists
-from transfiner_refine.formats.folders import check_unchanged, digest_of, files_in, write_file
+from transfiner_refine.formats.folders import Folder
 from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parts, text_output, whole
 from transfiner_refine.formats.label_maps import (
     LabelMap,
@@ -64,24 +64,24 @@ class PanopticSource(CocoSource):
         """
         super().__init__(path, options, "panoptic")
         self._max_pixels = options.max_image_pixels
-        self._pngs = png_folder(path) if png_folder(path).is_dir() else path.parent
+        has_folder = png_folder(path).is_dir()
+        self._pngs = Folder(png_folder(path) if has_folder else path.parent, remedy="check --masks")
         self._annotations, self._first = self.file.records, array("q", [0])
         self.check_usable()
         if not self.categories:
             remedy = "give --image-info with a panoptic annotation file"
             raise InputError("does not say which categories are things", file=path, remedy=remedy)
-        self._read: dict[Path, tuple[int, bytes]] = {}  # the first annotation of a PNG, and its digest
-        named = set[PurePosixPath]()
+        self._owners: dict[PurePosixPath, int] = {}  # the first annotation of each PNG
         for position in range(len(self._annotations)):
             annotation = self._annotations.value(position)
             segments = _segments(annotation)
             self._first.append(self._first[-1] + (1 if segments is None else len(segments)))
             with suppress(InputError):  # named where the annotation is read
-                png, name = self._png(annotation)
-                named.add(name)
-                self._read.setdefault(png, (position, digest_of(png)))
-        others = files_in(self._pngs, remedy="check --masks") if self._pngs != path.parent else []
-        self._files, self._unnamed = named.union(others), set(others) - named
+                name = self._png(annotation)
+                self._owners.setdefault(name, position)
+                self._pngs.read(name)
+        others = self._pngs.files if has_folder else []  # what lies beside the JSON is not of its PNGs
+        self._pngs.choose({*self._owners, *others})
 
     @property
     def num_images(self) -> int:
@@ -94,12 +94,7 @@ class PanopticSource(CocoSource):
     def unread(self) -> Iterator[ImageRecord | RecordFault]:
         for position in range(len(self._annotations)):
             yield from self._record(position)
-        for name in sorted(self._unnamed):
-            if not (self._pngs / name).is_file():
-                error = InputError(
-                    "is no file that can be copied", file=self._pngs / name, remedy="remove it"
-                )
-                yield RecordFault(error, 0)
+        yield from self._pngs.not_copied(self._owners)
 
     def check_output(self, output: Path, *, overwrite: bool) -> None:
         super().check_output(output, overwrite=overwrite)
@@ -115,8 +110,6 @@ class PanopticSource(CocoSource):
     ) -> Written:
         self.check_output(output, overwrite=overwrite)
         self.file.text.check_unchanged()
-        for png, (_, digest) in self._read.items():
-            check_unchanged(png, digest)
         written: list[Written] = []
 
         def texts(draft: Path) -> Iterator[tuple[int, str]]:
@@ -129,9 +122,7 @@ class PanopticSource(CocoSource):
 
         with _output(output) as (file, draft):
             self.file.rewrite(file, texts(draft))
-            for name in self._files:
-                if (self._pngs / name).is_file() and not (draft / name).exists():
-                    write_file(draft / name, (self._pngs / name).read_bytes())
+            self._pngs.copy_rest(draft)
         covered = chain.from_iterable(each.covered for each in written)
         return Written(sum(each.overlap_pixels for each in written), tuple(covered))
 
@@ -140,8 +131,9 @@ class PanopticSource(CocoSource):
         first, end = self._first[position], self._first[position + 1]
         try:
             annotation = self._annotations.value(position)
-            path, name = self._png(annotation)
-            if self._read.get(path, (position,))[0] != position:
+            name = self._png(annotation)
+            path = self._pngs.folder / name
+            if self._owners[name] != position:
                 reason = f"{name} is the PNG of another annotation"
                 raise InputError(reason, remedy="write one for each image")
             size = png_size(path)
@@ -187,14 +179,15 @@ class PanopticSource(CocoSource):
         self, position: int, masks: Mapping[int, Mask], draft: Path, keep_boxes: bool
     ) -> tuple[str, Written]:
         """Writes the PNG of an image with refined masks by index; gives the text of its annotation."""
+        name = self._png(self._annotations.value(position))
+        self._pngs.read(name)  # which refuses what has changed
         # segments that cannot be read were named when the source was iterated, and keep their pixels
         (image,) = [item for item in self._record(position) if isinstance(item, ImageRecord)]
         found = [(each.instance_id or 0, each) for each in image.instances]
         stuff = [segment_id for segment_id, each in found if each.is_stuff and not each.is_crowd]
         refined = [(segment_id, each) for segment_id, each in found if each.index in masks]
         refined.sort(key=lambda pair: -(pair[1].score or 0.0))
-        path, name = self._png(self._annotations.value(position))
-        pixels = read_pixels(path, self._max_pixels, ids_in_colours=True)
+        pixels = read_pixels(self._pngs.folder / name, self._max_pixels, ids_in_colours=True)
         merged = update_map(
             pixels.values,
             [(segment_id, masks[each.index]) for segment_id, each in refined],
@@ -209,8 +202,8 @@ class PanopticSource(CocoSource):
         covered = tuple(each.index for segment_id, each in refined if segment_id in merged.covered)
         return text, Written(merged.overlap_pixels, covered)
 
-    def _png(self, annotation: Any) -> tuple[Path, PurePosixPath]:
-        """The PNG of an annotation and its name in the folder; raises InputError where it names no file in it."""
+    def _png(self, annotation: Any) -> PurePosixPath:
+        """The name of an annotation's PNG in the folder; raises InputError where it names no file in it."""
         file_name = annotation.get("file_name") if isinstance(annotation, dict) else None
         if not isinstance(file_name, str) or _segments(annotation) is None:
             raise InputError("has no file_name or no segments_info", remedy="check that the file is complete")
@@ -218,7 +211,7 @@ class PanopticSource(CocoSource):
         if name.is_absolute() or ".." in name.parts or "\0" in file_name or not name.name:
             reason = f"file_name {short(file_name)} is not in the folder of the PNGs"
             raise InputError(reason, remedy="correct it")
-        return self._pngs / name, name
+        return name
 
     def _blame(self, error: InputError, label: str) -> InputError:
         return error if error.file else error.at(self.file.path, error.record or label)
