@@ -82,7 +82,7 @@ def explain_files(
     check_output_file(output, [image, mask, *([] if truth is None else [Path(truth)])], overwrite=overwrite)
     coarse = read_mask_png(mask, instance_id)
     real = None if truth is None else read_mask_png(Path(truth), instance_id)
-    pixels = read_image(image, {coarse.image_size}).pixels
+    pixels, _ = read_image(image, {coarse.image_size})
     if real is not None and real.image_size != coarse.image_size:
         raise InputError(
             f"is {real.image_size[1]}×{real.image_size[0]}, the mask {coarse.image_size[1]}×{coarse.image_size[0]}",

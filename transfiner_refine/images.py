@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import RLock
 from typing import Any, BinaryIO
@@ -43,14 +42,6 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 _INVERSE = {6: 8, 8: 6}  # the other orientations undo themselves
 _one_giant = RLock()
 _lifted_from: list[int | None] = []  # Pillow's limit before it was lifted, while it is
-
-
-@dataclass(frozen=True)
-class DecodedImage:
-    """An image ready for the network."""
-
-    pixels: NDArray[np.uint8]  # [H, W, 3] RGB, contiguous
-    turned: bool  # its EXIF orientation was applied, so the pixels lie otherwise than in the file
 
 
 class ImageFolder:
@@ -117,8 +108,8 @@ class ImageFolder:
 
 def read_image(
     path: Path, mask_sizes: Collection[tuple[int, int]] = (), max_pixels: int = MAX_IMAGE_PIXELS
-) -> DecodedImage:
-    """An image as its masks see it.
+) -> tuple[NDArray[np.uint8], bool]:
+    """An image as its masks see it: [H, W, 3] RGB, contiguous, and whether its EXIF orientation was applied.
 
     Detectors differ in whether they apply the EXIF orientation, so the masks decide: if one of them has the upright
     size, the image is turned upright; else if one has the size of the stored pixels, it stays as stored. Where both
@@ -135,9 +126,9 @@ def read_image(
     """
     stored, upright, orientation = _decoded(path, max_pixels)
     if not mask_sizes or upright.shape[:2] in mask_sizes:
-        return DecodedImage(np.ascontiguousarray(upright), turned=orientation in _UPRIGHT)
+        return np.ascontiguousarray(upright), orientation in _UPRIGHT
     if stored.shape[:2] in mask_sizes:
-        return DecodedImage(np.ascontiguousarray(stored), turned=False)
+        return np.ascontiguousarray(stored), False
     sizes = f"{upright.shape[0]}×{upright.shape[1]}"
     if stored.shape != upright.shape:
         sizes += f" upright and {stored.shape[0]}×{stored.shape[1]} as stored"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import load_annotations, load_match, load_results
-from transfiner_refine.formats import Mask, json_stream, open_source
+from transfiner_refine.formats import Mask, open_source, text_file
 from transfiner_refine.formats.json_stream import whole
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import MaskWindow
@@ -339,7 +339,7 @@ def test_decoded_training_images_are_kept_within_bounds(
 def test_a_value_across_pieces_with_letters_of_several_bytes_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_stream, "PIECE", 7)
+    monkeypatch.setattr(text_file, "PIECE", 7)
     path = written(tmp_path / "masks.json", [result(note="żółw €"), result(file_name="ü.png")])
     source = open_source(path)
     assert [item.name for item in source if isinstance(item, ImageRecord)] == ["ü.png"]

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import RecordFault, json_stream, open_source
+from transfiner_refine.formats import RecordFault, json_stream, open_source, text_file
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.formats.registry import recognise
 
@@ -71,12 +71,12 @@ def test_a_text_is_split_where_the_json_module_would_split_it_whatever_the_windo
         return
     path = folder / "split.json"
     path.write_bytes(text)
-    piece, json_stream.PIECE = json_stream.PIECE, window
+    piece, text_file.PIECE = text_file.PIECE, window
     try:
-        (entries,) = (list(found) for _, found in json_stream.sections(json_stream.TextFile(path)))
+        (entries,) = (list(found) for _, found in json_stream.sections(text_file.TextFile(path)))
         parts = [(value, text[start:end]) for value, start, end in entries]
     finally:
-        json_stream.PIECE = piece
+        text_file.PIECE = piece
     assert repr([value for value, _ in parts]) == repr(records)
     assert repr([json.loads(part) for _, part in parts]) == repr(records)
 
@@ -179,7 +179,7 @@ def test_a_damaged_gzip_file_is_refused_in_one_line(tmp_path: Path, change: Any,
 
 
 def test_a_gzip_bomb_is_stopped_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_stream, "MAX_UNPACKED", 1 << 25)
+    monkeypatch.setattr(text_file, "MAX_UNPACKED", 1 << 25)
     path = tmp_path / "bomb.json.gz"
     path.write_bytes(gzip.compress(b"[" + b" " * (1 << 20)) * 40)
     with pytest.raises(InputError, match=r"holds more than 0\.03125 GiB of text; unpack it"):

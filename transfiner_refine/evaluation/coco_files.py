@@ -14,7 +14,8 @@ from typing import Any
 from transfiner_refine.errors import InputError, NoMaskError, short
 from transfiner_refine.formats.coco import CocoFile, ImageId, finite, refuse
 from transfiner_refine.formats.coco_source import CocoSource, mask_values, sound_images
-from transfiner_refine.formats.json_stream import TextFile, sections, whole
+from transfiner_refine.formats.json_stream import sections, whole
+from transfiner_refine.formats.text_file import TextFile
 from transfiner_refine.masks import Mask
 
 rle_of = mask_values

@@ -197,7 +197,7 @@ def _cases(
         if pixels is None or instance.image_id != current:
             current, image = instance.image_id, truth.images[instance.image_id]
             path = folder.named(image.file_name) if image.file_name else folder.with_id(current)
-            pixels = read_image(path, {image.size}).pixels
+            pixels, _ = read_image(path, {image.size})
         yield pixels, instance.mask, coarse[j].mask
 
 

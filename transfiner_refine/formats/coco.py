@@ -18,14 +18,12 @@ from transfiner_refine.errors import InputError, short
 from transfiner_refine.formats.json_stream import (
     Ambiguous,
     JsonValues,
-    TextFile,
-    is_wide,
     json_lines,
-    look_into,
     parse,
     sections,
     whole,
 )
+from transfiner_refine.formats.text_file import TextFile, is_wide, look_into
 
 ImageId = int | str
 ImageKey = ImageId | tuple[str]  # of records without an image_id: the file name that they state

@@ -27,7 +27,7 @@ from transfiner_refine.formats.coco import (
     name_in,
     name_of,
 )
-from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parse, parts, text_output, whole
+from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parse, parts, whole
 from transfiner_refine.formats.records import (
     ImageRecord,
     Instance,
@@ -37,6 +37,7 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.segmentation import masks_from_segmentations
+from transfiner_refine.formats.text_file import text_output
 from transfiner_refine.images import ImageFolder, upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file

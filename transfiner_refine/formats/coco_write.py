@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco import ImageId, Layout, layout_of
 from transfiner_refine.formats.coco_source import CocoSource, mask_values
-from transfiner_refine.formats.json_stream import compact, text_output
+from transfiner_refine.formats.json_stream import compact
 from transfiner_refine.formats.records import (
     Format,
     ImageRecord,
@@ -22,6 +22,7 @@ from transfiner_refine.formats.records import (
     UnreadSource,
     Written,
 )
+from transfiner_refine.formats.text_file import text_output
 from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 

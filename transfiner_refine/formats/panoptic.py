@@ -23,7 +23,7 @@ from transfiner_refine.formats.coco import finite, id_of, is_crowd, layout_of
 from transfiner_refine.formats.coco_source import CocoSource
 from transfiner_refine.formats.coco_write import Ids, write_lists
 from transfiner_refine.formats.folders import Folder
-from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parts, text_output, whole
+from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parts, whole
 from transfiner_refine.formats.label_maps import (
     LabelMap,
     LabelMask,
@@ -43,6 +43,7 @@ from transfiner_refine.formats.records import (
     Source,
     Written,
 )
+from transfiner_refine.formats.text_file import text_output
 from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder

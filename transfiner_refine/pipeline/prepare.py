@@ -155,19 +155,19 @@ def prepare(image: ImageRecord, selection: Selection, max_image_pixels: int) -> 
         return PreparedImage(kept=tuple(kept), faults=tuple(faults))
     try:
         assert record.path is not None  # refining opens its sources with the images
-        read = read_image(record.path, set(sizes), max_image_pixels)
+        found, turned = read_image(record.path, set(sizes), max_image_pixels)
     except Exception as error:
         indexes = tuple(each.index for each in chosen)
         faults.append(InstanceFault(_named(error, record), indexes, whole_image=True))
         return PreparedImage(kept=tuple(kept), faults=tuple(faults))
-    height, width, _ = read.pixels.shape
+    height, width, _ = found.shape
     fitting = []
     for each, size in zip(chosen, sizes, strict=True):
         if size == (height, width):
             fitting.append(each)
         else:
             faults.append(InstanceFault(_misfit(record, each.label, size, (height, width)), (each.index,)))
-    return PreparedImage(read.pixels, read.turned, tuple(fitting), tuple(kept), tuple(faults))
+    return PreparedImage(found, turned, tuple(fitting), tuple(kept), tuple(faults))
 
 
 def prepared_mask(mask: Mask | MaskWindow | EncodedMask) -> Mask | MaskWindow:

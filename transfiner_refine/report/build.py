@@ -217,7 +217,7 @@ class _Artist(NamedTuple):
     ) -> dict[str, Any] | InputError:
         """Writes what belongs to one image."""
         try:
-            image = read_image(scene.path, {scene.size}, self.max_image_pixels).pixels
+            image, _ = read_image(scene.path, {scene.size}, self.max_image_pixels)
             pairs = [(window_of(before), window_of(after)) for before, after in instances]
         except InputError as error:
             return error
