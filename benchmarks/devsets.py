@@ -29,7 +29,8 @@ from transfiner_refine.evaluation.coco_files import (
     load_results,
 )
 from transfiner_refine.evaluation.matched import MIN_AREA, Match, MatchedScores, match_by_ids, matched_scores
-from transfiner_refine.images import ImageFolder, read_image
+from transfiner_refine.image_folders import ImageFolder
+from transfiner_refine.images import read_image
 from transfiner_refine.masks import MaskWindow
 
 __all__ = ["DevSet", "Refine", "check_kinds", "default_refiner", "load_dev_sets", "refine_windows", "warm_up"]

@@ -1,4 +1,4 @@
-"""Finding, opening and reading images: every kind of pixels to H×W×3 uint8 RGB, turned the way the masks say."""
+"""Opening and reading images: every kind of pixels to H×W×3 uint8 RGB, turned the way the masks say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from threading import RLock
 from typing import Any, BinaryIO
 
@@ -27,7 +27,6 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 _MAGIC_BYTES = 16  # what Pillow's plugins ask to see
 _STRIP_PIXELS = 1 << 23  # pixels converted at a time; ordinary images are one strip
-_LONGEST_NAME = 100  # characters of a name that a message quotes
 _EXIF_ORIENTATION = 0x0112
 # how stored pixels become upright ones, by EXIF orientation
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -42,68 +41,6 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 _INVERSE = {6: 8, 8: 6}  # the other orientations undo themselves
 _one_giant = RLock()
 _lifted_from: list[int | None] = []  # Pillow's limit before it was lifted, while it is
-
-
-class ImageFolder:
-    """The images of ``--images``, found by name or by COCO image id; never outside the folder.
-
-    "Outside" is what a *file* could ask for: ``../``, absolute paths, drives. Symbolic links inside the folder
-    are followed wherever they lead: data sets are often assembled of links.
-    """
-
-    def __init__(self, root: Path) -> None:
-        """Lists the folder once; raises InputError where that cannot be done."""
-        self.root = root
-        try:
-            names = sorted(path.name for path in root.iterdir())
-        except OSError as error:
-            reason = f"cannot be listed as a folder ({error.strerror})"
-            raise InputError(reason, file=root, remedy="give the folder of the images") from error
-        self._names = frozenset(names)
-        images = [name for name in map(PurePosixPath, names) if name.suffix.lower() in SUFFIXES]
-        images.sort(key=lambda name: SUFFIXES.index(name.suffix.lower()))
-        preferred = {name.stem: name.name for name in reversed(images)}
-        self._by_number: dict[int, list[str]] = {}
-        for stem in sorted(preferred):
-            if stem.isascii() and stem.isdigit() and len(stem) < 20:
-                self._by_number.setdefault(int(stem), []).append(preferred[stem])
-
-    def named(self, file_name: str) -> Path:
-        """The image that a file calls ``file_name``, at that place in the folder or directly in it.
-
-        Raises InputError where there is none; the text lists the names that were tried.
-        """
-        relative = PurePosixPath(file_name.replace("\\", "/"))
-        # on Windows, root / "C:x.jpg" is not below the root
-        outside = relative.is_absolute() or ".." in relative.parts or PureWindowsPath(file_name).drive
-        tried = [relative.name] if outside else list(dict.fromkeys([str(relative), relative.name]))
-        for name in tried:
-            if name in self._names or ("/" in name and _is_file(self.root / name)):
-                return self.root / name
-        raise self._not_found(f"image {repr(file_name)[:_LONGEST_NAME]}", tried)
-
-    def with_id(self, image_id: int | str) -> Path:
-        """The image of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
-
-        A text id may be a file name or a stem. Raises InputError where there is none, or several.
-        """
-        is_text = isinstance(image_id, str)
-        stems = [str(image_id)] if is_text else list(dict.fromkeys([f"{image_id:012d}", str(image_id)]))
-        tried = [*(stems if is_text else []), *(stem + suffix for stem in stems for suffix in SUFFIXES)]
-        found = [name for name in tried if name in self._names][:1]
-        if not found and isinstance(image_id, int):
-            found = self._by_number.get(image_id, [])
-        if len(found) == 1:
-            return self.root / found[0]
-        remedy = "say which image it is with --image-info annotations.json"
-        if found:
-            reason = f"image id {image_id} could be {' or '.join(found[:3])}"
-            raise InputError(reason, file=self.root, remedy=remedy)
-        raise self._not_found(f"the file of image id {repr(image_id)[:_LONGEST_NAME]}", tried, remedy)
-
-    def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
-        names = ", ".join(name[:_LONGEST_NAME] for name in tried)
-        return InputError(f"{what} is not there (tried {names})", file=self.root, remedy=remedy)
 
 
 def read_image(
@@ -315,10 +252,3 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     if image.mode == "F":
         raise InputError("has floating point pixels", file=path, remedy="convert the image to 8 or 16 bits")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # longer than any name may be, or with characters that no name has
-        return False

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.png import read_pixels
-from transfiner_refine.images import ImageFolder, opened, read_image, upright_size
+from transfiner_refine.image_folders import ImageFolder
+from transfiner_refine.images import opened, read_image, upright_size
 
 CORNERS = np.zeros((24, 40, 3), np.uint8)
 CORNERS[:12, :20], CORNERS[:12, 20:], CORNERS[12:, :20] = (250, 0, 0), (0, 250, 0), (0, 0, 250)

@@ -25,7 +25,8 @@ from transfiner_refine.evaluation.matched import (
     matched_scores,
 )
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
-from transfiner_refine.images import ImageFolder, read_image
+from transfiner_refine.image_folders import ImageFolder
+from transfiner_refine.images import read_image
 from transfiner_refine.masks import Mask
 
 if TYPE_CHECKING:

@@ -22,13 +22,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import ImageTree, first_files, first_lines
+from transfiner_refine.formats.folders import first_files, first_lines
 from transfiner_refine.formats.label_map_folders import MapFile, PngFolder, label_of
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_MAPS, LABELS, base_of, image_key
 from transfiner_refine.formats.label_maps import PngFileMask
 from transfiner_refine.formats.png import write_png
 from transfiner_refine.formats.records import Format, Instance, OpenOptions, Source, Written
 from transfiner_refine.formats.writing import Conversion, stem_of
+from transfiner_refine.image_folders import ImageTree
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 

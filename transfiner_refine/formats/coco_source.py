@@ -38,7 +38,8 @@ from transfiner_refine.formats.records import (
 )
 from transfiner_refine.formats.segmentation import masks_from_segmentations
 from transfiner_refine.formats.text_file import text_output
-from transfiner_refine.images import ImageFolder, upright_size
+from transfiner_refine.image_folders import ImageFolder
+from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file
 

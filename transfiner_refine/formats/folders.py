@@ -10,39 +10,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
-from transfiner_refine.images import SUFFIXES, upright_size
+from transfiner_refine.image_folders import ImageTree, files_in
+from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder
 
 _FOLDERS_LOOKED_INTO, _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 16, 5, 1 << 16
-
-
-def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
-    """All that lies below a folder and is no folder, as paths relative to it, in the order of their names.
-
-    Links that lead nowhere, pipes and sockets are listed too: whoever reads them says what is wrong. Links to
-    folders are followed, each folder once, so that a circle of links ends. Names that begin with a dot are left
-    out, as the drafts of interrupted runs and of editors are. Raises InputError where a folder cannot be listed.
-    """
-    found, seen = list[PurePosixPath](), {os.path.realpath(folder)}
-
-    def refuse(error: OSError) -> None:  # what cannot be listed must not be passed over as if it held nothing
-        reason = f"cannot be listed as a folder ({error.strerror})"
-        raise InputError(reason, file=error.filename or folder, remedy=remedy) from error
-
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        inside = PurePosixPath(Path(place).relative_to(folder).as_posix())
-        visible = sorted((name for name in folders if not name.startswith(".")), reverse=True)
-        fresh = {os.path.realpath(Path(place, name)): name for name in visible}
-        folders[:] = sorted(name for real, name in fresh.items() if real not in seen)
-        seen.update(fresh)
-        found += [inside / name for name in files if not name.startswith(".")]
-    return sorted(found, key=str)
 
 
 def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
@@ -164,57 +142,6 @@ class Folder:
         for name in sorted(self.no_files.difference(named)):
             error = InputError("is no file that can be copied", file=self.folder / name, remedy="remove it")
             yield RecordFault(error, 0)
-
-
-class ImageTree:
-    """The images below ``--images``, for formats that keep them in subfolders (a city, a video, a split)."""
-
-    def __init__(
-        self, root: Path, *, without: Collection[Path] = (), key: Callable[[str], str] = str
-    ) -> None:
-        """Lists the folder once; raises InputError where that cannot be done.
-
-        Args:
-            root: the folder of the images.
-            without: files in it that are not images to refine (masks beside them).
-            key: what of an image's stem must agree with a mask's, such as ``aachen_000000_000019`` of
-                ``aachen_000000_000019_leftImg8bit``.
-        """
-        self.root = root
-        self._by_key: dict[str, list[PurePosixPath]] = {}
-        barred = {os.path.realpath(path) for path in without}  # resolve() has no answer for a circle of links
-        for name in files_in(root, remedy="give the folder of the images"):
-            is_barred = bool(barred) and os.path.realpath(root / name) in barred
-            if name.suffix.lower() in SUFFIXES and not is_barred:
-                self._by_key.setdefault(key(name.stem), []).append(name)
-
-    def find(self, stem: PurePosixPath) -> PurePosixPath | None:
-        """The image of ``SUBFOLDER/STEM``, relative to the root; None if there is none.
-
-        Either path may have more leading folders than the other (``480p/bear/00000`` finds ``bear/00000.jpg`` and the
-        other way round), but what both have must agree. Raises InputError where several images fit equally well.
-        """
-        common = {image: _common_end(stem, image) for image in self._by_key.get(stem.name, ())}
-        fits = [each for each in common if common[each] >= min(len(stem.parts), len(each.parts)) - 1]
-        best = max((common[image] for image in fits), default=0)
-        found = [image for image in fits if common[image] == best]
-        found = [image for image in found if image.parent == stem.parent] or found
-        if len({image.parent for image in found}) > 1:
-            reason = f"the image of {stem} could be {' or '.join(map(str, found[:3]))}"
-            remedy = "give the one folder that has the images of these masks"
-            raise InputError(reason, file=self.root, remedy=remedy)
-        # in one folder, several kinds of the same image: the one that is most likely the photo
-        return min(found, key=lambda image: SUFFIXES.index(image.suffix.lower()), default=None)
-
-    def has_key(self, key: str) -> bool:
-        """Whether any image has that key, in whatever folder."""
-        return key in self._by_key
-
-
-def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:
-    """In how many folders, counted from the files, two paths agree."""
-    pairs = zip(a.parts[-2::-1], b.parts[-2::-1], strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.class_names import read_class_names
-from transfiner_refine.formats.folders import FolderEntry, FolderSource, ImageTree
+from transfiner_refine.formats.folders import FolderEntry, FolderSource
 from transfiner_refine.formats.label_maps import (
     Freed,
     LabelMap,
@@ -40,6 +40,7 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.writing import Conversion, by_importance
+from transfiner_refine.image_folders import ImageTree
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 

@@ -35,7 +35,6 @@ from transfiner_refine.formats.class_names import read_class_names
 from transfiner_refine.formats.folders import (
     FolderEntry,
     FolderSource,
-    ImageTree,
     first_files,
     start_of,
     write_file,
@@ -52,6 +51,7 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.writing import Conversion
+from transfiner_refine.image_folders import ImageTree
 from transfiner_refine.masks import MAX_PIXELS, Mask, MaskWindow, check_size, union
 from transfiner_refine.output import atomic_folder
 

@@ -28,13 +28,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.folders import ImageTree
 from transfiner_refine.formats.label_map_folders import PngFolder, format_of
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
 from transfiner_refine.formats.label_maps import kind_of
 from transfiner_refine.formats.png import read_pixels, write_png
 from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.writing import Conversion
+from transfiner_refine.image_folders import ImageTree
 from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder

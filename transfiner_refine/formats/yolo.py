@@ -31,7 +31,6 @@ from transfiner_refine.formats.class_names import check_class_names, read_class_
 from transfiner_refine.formats.folders import (
     FolderEntry,
     FolderSource,
-    ImageTree,
     first_files,
     first_lines,
     write_file,
@@ -39,6 +38,7 @@ from transfiner_refine.formats.folders import (
 from transfiner_refine.formats.polygons import fill_contour, fill_polygons, is_pixel_contour, joined_outline
 from transfiner_refine.formats.records import Format, Instance, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.writing import Conversion
+from transfiner_refine.image_folders import ImageTree
 from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.output import atomic_folder
