@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.images import SUFFIXES
 
 _LONGEST_NAME = 100  # characters of a name that a message quotes
+_ADDED = re.compile(r"^coco_[a-z]+\d{4}_|(?:_gtfine|_gtcoarse|_leftimg8bit)+$")
 
 
 def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
@@ -40,7 +46,8 @@ class ImageFolder:
     """The images of ``--images``, found by name or by COCO image id; never outside the folder.
 
     "Outside" is what a *file* could ask for: ``../``, absolute paths, drives. Symbolic links inside the folder
-    are followed wherever they lead: data sets are often assembled of links.
+    are followed wherever they lead: data sets are often assembled of links. A name that is not there as it is
+    spelt may differ in its ending, in case, and in what COCO and Cityscapes add to a name.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,22 +64,19 @@ class ImageFolder:
         preferred = {name.stem: name.name for name in reversed(images)}
         self._by_number: dict[int, list[str]] = {}
         for stem in sorted(preferred):
-            if stem.isascii() and stem.isdigit() and len(stem) < 20:
-                self._by_number.setdefault(int(stem), []).append(preferred[stem])
+            if (number := alike(stem)).isascii() and number.isdigit() and len(number) < 20:
+                self._by_number.setdefault(int(number), []).append(preferred[stem])
 
-    def named(self, file_name: str) -> Path:
-        """The image that a file calls ``file_name``, at that place in the folder or directly in it.
+    def named(self, *file_names: str) -> Path:
+        """The first image that a file calls by one of these names, at that place in the folder or directly in it.
 
         Raises InputError where there is none; the text lists the names that were tried.
         """
-        relative = PurePosixPath(file_name.replace("\\", "/"))
-        # on Windows, root / "C:x.jpg" is not below the root
-        outside = relative.is_absolute() or ".." in relative.parts or PureWindowsPath(file_name).drive
-        tried = [relative.name] if outside else list(dict.fromkeys([str(relative), relative.name]))
-        for name in tried:
+        paths = list(dict.fromkeys(path for name in file_names for path in _paths(name)))
+        for name in dict.fromkeys(name for path in paths for name in (str(path), path.name)):
             if name in self._names or ("/" in name and _is_file(self.root / name)):
                 return self.root / name
-        raise self._not_found(f"image {repr(file_name)[:_LONGEST_NAME]}", tried)
+        return self._alike(paths, f"image {repr(file_names[0])[:_LONGEST_NAME]}", "check --images")
 
     def with_id(self, image_id: int | str) -> Path:
         """The image of a COCO image id: ``000000000139.jpg``, ``139.jpg``, ``139.png``, any zero padding.
@@ -91,11 +95,54 @@ class ImageFolder:
         if found:
             reason = f"image id {image_id} could be {' or '.join(found[:3])}"
             raise InputError(reason, file=self.root, remedy=remedy)
-        raise self._not_found(f"the file of image id {repr(image_id)[:_LONGEST_NAME]}", tried, remedy)
+        return self._alike(
+            [PurePosixPath(stem) for stem in stems],
+            f"the file of image id {repr(image_id)[:_LONGEST_NAME]}",
+            remedy,
+        )
 
-    def _not_found(self, what: str, tried: list[str], remedy: str = "check --images") -> InputError:
-        names = ", ".join(name[:_LONGEST_NAME] for name in tried)
-        return InputError(f"{what} is not there (tried {names})", file=self.root, remedy=remedy)
+    def _alike(self, paths: Sequence[PurePosixPath], what: str, remedy: str) -> Path:
+        """The image whose name is much like one of these, in a subfolder too if that does not contradict."""
+        for path in paths:
+            suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ""
+            stem = path.with_suffix("") if suffix else path
+            found = self._tree.find(stem.with_name(alike(stem.name)), suffix) if stem.name else None
+            if found is not None:
+                return self.root / found
+        listed = ", ".join(str(path)[:_LONGEST_NAME] for path in paths)
+        reason = f"{what} is not there (tried {listed}, in any case and with any ending)"
+        raise InputError(reason, file=self.root, remedy=remedy)
+
+    @cached_property
+    def _tree(self) -> ImageTree:
+        return ImageTree(self.root, key=alike)
+
+
+def alike(stem: str) -> str:
+    """What all spellings of an image's stem have in common: Unicode form, case, what COCO and Cityscapes add."""
+    stem = unicodedata.normalize("NFC", stem).casefold()
+    return _ADDED.sub("", stem) or stem
+
+
+def _paths(name: str) -> Iterator[PurePosixPath]:
+    """Paths inside a folder that a name, a path of another machine or an address may mean, the most literal first."""
+    texts = [name]
+    if "%" in name or "?" in name or "://" in name:
+        with suppress(ValueError):
+            address = urlsplit(name)
+            texts += [
+                *parse_qs(address.query).get("d", ()),
+                unquote(address.path),
+            ]  # Label Studio's local files
+    for text in texts:
+        path = PurePosixPath(text.replace("\\", "/"))
+        # on Windows, root / "C:x.jpg" is not below the root
+        if path.is_absolute() or ".." in path.parts or PureWindowsPath(text).drive:
+            yield PurePosixPath(
+                *(part for part in path.parts if part not in ("/", "//", "..") and ":" not in part)
+            )
+            path = PurePosixPath(path.name)
+        yield path
 
 
 class ImageTree:
@@ -120,7 +167,7 @@ class ImageTree:
             if name.suffix.lower() in SUFFIXES and not is_barred:
                 self._by_key.setdefault(key(name.stem), []).append(name)
 
-    def find(self, stem: PurePosixPath) -> PurePosixPath | None:
+    def find(self, stem: PurePosixPath, suffix: str = "") -> PurePosixPath | None:
         """The image of ``SUBFOLDER/STEM``, relative to the root; None if there is none.
 
         Either path may have more leading folders than the other (``480p/bear/00000`` finds ``bear/00000.jpg`` and the
@@ -136,7 +183,10 @@ class ImageTree:
             remedy = "give the one folder that has the images of these masks"
             raise InputError(reason, file=self.root, remedy=remedy)
         # in one folder, several kinds of the same image: the one that is most likely the photo
-        return min(found, key=lambda image: SUFFIXES.index(image.suffix.lower()), default=None)
+        ranks = {
+            image: (image.suffix.lower() != suffix, SUFFIXES.index(image.suffix.lower())) for image in found
+        }
+        return min(ranks, key=ranks.__getitem__, default=None)
 
     def has_key(self, key: str) -> bool:
         """Whether any image has that key, in whatever folder."""

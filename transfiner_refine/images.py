@@ -6,7 +6,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, BinaryIO
@@ -20,11 +20,14 @@ from transfiner_refine.masks import MAX_PIXELS
 
 MAX_IMAGE_PIXELS = 400_000_000  # 20,000 × 20,000; what an image costs in memory is in docs/reliability.md
 # in the order in which they are preferred where one stem has several (a photo is rather a JPEG than a PNG)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".tif", ".tiff",
+    ".bmp", ".gif", ".ppm", ".pgm", ".pnm",
+)  # fmt: skip
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Pillow's other formats stay shut: some start other programs (EPS runs Ghostscript), none is used for photos
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 _MAGIC_BYTES = 16  # what Pillow's plugins ask to see
 _STRIP_PIXELS = 1 << 23  # pixels converted at a time; ordinary images are one strip
 _EXIF_ORIENTATION = 0x0112
@@ -85,7 +88,7 @@ def upright_size(path: Path) -> tuple[int, int]:
             # it may come after the pixels, and Pillow would decode them to see
             late = [data for name, data in read_chunks(path) if name == b"eXIf"]
             image.info["exif"] = bytes(late[-1]) if late else b""
-        # Pillow states TIFF sizes upright already
+        # Pillow states TIFF sizes upright already; of HEIF nobody sees other pixels than the upright ones
         sideways = image.format != "TIFF" and _orientation(image) >= 5
         return (width, height) if sideways else (height, width)
 
@@ -174,7 +177,7 @@ def _decoded(path: Path, max_pixels: int) -> tuple[NDArray[np.uint8], NDArray[np
         image.load()
         pixels = _rgb(image, path)
         if image.format == "TIFF" and orientation in _UPRIGHT and _orientation(image) == 1:
-            # Pillow has turned it already, as it does with TIFF alone
+            # Pillow has turned it already
             return _UPRIGHT[_INVERSE.get(orientation, orientation)](pixels), pixels, orientation
     return pixels, _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels, orientation
 
@@ -188,6 +191,11 @@ def _identified(file: BinaryIO, path: Path) -> Image.Image:
     start = file.read(_MAGIC_BYTES)
     if any(name not in Image.OPEN for name in _FORMATS):
         Image.init()  # imports the plugins
+    if (is_heif := start[4:8] == b"ftyp") and "HEIF" not in Image.OPEN:
+        with suppress(ImportError):
+            import pillow_heif  # the extra "heic"
+
+            pillow_heif.register_heif_opener()
     for name in _FORMATS:
         if name not in Image.OPEN:
             continue  # this Pillow was built without it
@@ -196,7 +204,8 @@ def _identified(file: BinaryIO, path: Path) -> Image.Image:
         if accepted and not isinstance(accepted, str):  # a text says what this Pillow lacks
             file.seek(0)
             return factory(file, "")
-    raise InputError("is no image of a known format", file=path, remedy="replace the file")
+    remedy = "install transfiner-refine[heic], or convert it to JPEG" if is_heif else "replace the file"
+    raise InputError("is no image of a known format", file=path, remedy=remedy)
 
 
 @contextmanager

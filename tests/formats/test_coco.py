@@ -156,7 +156,7 @@ def test_unknown_keys_survive_whatever_they_hold(tmp_path: Path, extras: list[di
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (result(99), "image id 99 is not there (tried 000000000099.jpg"),
+        (result(99), "image id 99 is not there (tried 000000000099,"),
         (result(None), "masks.json: record 1: image_id is missing"),
         (result(True), "masks.json: record 1: image_id is True"),
         (17, "masks.json: record 1: is no JSON object"),
@@ -185,7 +185,7 @@ def test_an_annotation_of_an_unlisted_image_is_named(tmp_path: Path) -> None:
 
 
 def test_where_no_photo_is_found_at_all_nothing_is_tried(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none of the 2 images was found; .*tried 000000000008\.jpg"):
+    with pytest.raises(InputError, match=r"none of the 2 images was found; .*tried 000000000008,"):
         opened(tmp_path, [result(8), result(9)])
 
 

@@ -273,7 +273,9 @@ def test_images_are_found_by_their_id(
 
 
 def test_an_id_without_photo_lists_the_names_tried(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"image id 7 .*tried 000000000007\.jpg, .*7\.png.*--image-info"):
+    with pytest.raises(
+        InputError, match=r"image id 7 .*tried 000000000007, 7, in any case and with any ending.*--image-info"
+    ):
         ImageFolder(tmp_path).with_id(7)
 
 
@@ -329,3 +331,71 @@ def test_names_never_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "images" / "val").mkdir(parents=True)
     with pytest.raises(InputError, match="not there"):
         ImageFolder(tmp_path / "images").named(name.format(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        ("a.png", "a.jpg"),
+        ("A.JPG", "a.jpg"),
+        ("val/a.jpg", "a.jpg"),
+        ("val/a.jpeg", "/home/me/set/val/a.jpg"),
+        ("a b.jpg", "a%20b.jpg"),
+        ("a.jpg", "https://example.org/set/a.jpg?token=1&x=2"),
+        ("sub/a.jpg", "/data/local-files/?d=sub/a.jpg"),
+        ("000000000139.jpg", "COCO_val2014_000000000139.jpg"),
+        ("COCO_train2014_000000000139.jpg", "000000000139.jpg"),
+        ("ulm/ulm_000001_000019_leftImg8bit.png", "ulm_000001_000019_gtFine_leftImg8bit.png"),
+        ("u\u0308.jpg", "\u00fc.jpg"),
+        ("a.v2.jfif", "a.v2"),
+    ],
+)
+def test_images_are_found_under_another_spelling_of_their_name(
+    tmp_path: Path, there: str, asked: str
+) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    assert ImageFolder(tmp_path).named(asked) == tmp_path / there
+
+
+def test_the_spelling_that_is_closest_is_taken_and_no_other_folders_image(tmp_path: Path) -> None:
+    for name in ("A.jpg", "A.png", "train/b.jpg", "x/c.jpg", "y/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = ImageFolder(tmp_path)
+    assert folder.named("a.png") == tmp_path / "A.png"
+    with pytest.raises(InputError, match="not there"):
+        folder.named("val/b.jpg")
+    with pytest.raises(InputError, match=r"could be x/c.jpg or y/c.jpg"):
+        folder.named("c.jpg")
+
+
+def test_ids_are_found_with_cocos_prefix_and_in_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "COCO_val2014_000000000139.jpg").touch()
+    (tmp_path / "val/000000000285.jpg").touch()
+    folder = ImageFolder(tmp_path)
+    assert folder.with_id(139).name == "COCO_val2014_000000000139.jpg"
+    assert folder.with_id(285) == tmp_path / "val/000000000285.jpg"
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".gif", ".avif", ".heic", ".ppm", ".jp2"])
+def test_images_of_all_these_kinds_are_found_and_read(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.fromarray(CORNERS).save(
+        tmp_path / f"7{suffix}", **({"format": "JPEG"} if suffix == ".jfif" else {})
+    )
+    path = ImageFolder(tmp_path).with_id(7)
+    assert np.abs(read_image(path)[0].astype(int) - CORNERS).mean() < 6
+
+
+def test_heic_photos_are_turned_once(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(CORNERS).save(tmp_path / "photo.heic", exif=exif.tobytes())
+    upright = np.rot90(CORNERS, -1)
+    assert upright_size(tmp_path / "photo.heic") == upright.shape[:2]
+    pixels, _ = read_image(tmp_path / "photo.heic", {upright.shape[:2]})
+    assert np.abs(pixels.astype(int) - upright).mean() < 6
