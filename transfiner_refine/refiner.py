@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import InputError
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
-from transfiner_refine.refine.engine import Engine, engine_name, require_torch
+from transfiner_refine.refine.engine import Engine, engine_name, require_torch, usable_cores
 from transfiner_refine.refine.instance import harden, refine_instance
 from transfiner_refine.refine.roi import Images
 from transfiner_refine.renamed import renamed
@@ -228,12 +228,14 @@ class Refiner(BaseRefiner):
 
     @cached_property
     def _workers(self) -> ThreadPoolExecutor:
-        """A thread a core, each with an instance of its own.
+        """A thread a core, no more than OMP_NUM_THREADS where that is set, each with an instance of its own.
 
         That keeps the cores busier than one instance on all of them, for its tensors are small. And an instance that
         is alone in its step cannot depend on others, not even by rounding.
         """
-        return ThreadPoolExecutor(_cores(), "transfiner-refine", initializer=self.runs.prepare_thread)
+        limit = os.environ.get("OMP_NUM_THREADS", "")
+        cores = min(usable_cores(), max(1, int(limit))) if limit.isdigit() else usable_cores()
+        return ThreadPoolExecutor(cores, "transfiner-refine", initializer=self.runs.prepare_thread)
 
 
 def check_masks(images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int]) -> None:
@@ -266,10 +268,3 @@ def check_image(image: NDArray[Any]) -> None:
         raise InputError(
             f"an image of shape {image.shape} and type {image.dtype}", remedy="expected H×W×3 uint8 RGB"
         )
-
-
-def _cores() -> int:
-    """Cores that this process may use, no more than OMP_NUM_THREADS where that is set."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(limit))) if limit.isdigit() else cores

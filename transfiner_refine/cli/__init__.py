@@ -21,6 +21,7 @@ __all__ = ["end_program", "main"]
 # name: (module with a click command named "command", what the list of commands says of it)
 _COMMANDS = {
     "refine": ("transfiner_refine.cli.refine", "Sharpen the masks of a results file or a folder."),
+    "merge": ("transfiner_refine.cli.merge", "Write one output from the shards of a run."),
     "evaluate": ("transfiner_refine.cli.evaluate", "Score masks against the truth, before and after."),
     "report": ("transfiner_refine.cli.report", "Make a page that shows masks before and after."),
     "explain": ("transfiner_refine.cli.explain", "Draw how the method works on one mask."),

@@ -102,6 +102,12 @@ __all__ = ["command"]
     "Continue an interrupted run of the same command. The output is byte for byte that of an "
     "uninterrupted one.",
 )
+@option(
+    "--shard",
+    metavar="I/N",
+    help="Refine the I-th of N parts of the images only, for job arrays; the command merge makes one output "
+    "of the outputs of all parts. Which images are in a part follows from their names.",
+)
 @flag("--strict", "Stop at the first image or record that cannot be used, instead of naming it and going on.")
 @flag("--dry-run", "Read and check everything, say what would be done, write nothing.")
 @shared("quiet")
@@ -129,6 +135,8 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
     report = None if options["dry_run"] else report
     if report is not None and options["to"] is not None:
         raise click.UsageError("--report compares masks of one format; leave --to out, or make it afterwards")
+    if options["shard"] is not None and (report is not None or options["to"] is not None):
+        raise click.UsageError("--shard goes with neither --report nor --to; give --to to merge")
     if report is not None:
         from transfiner_refine.output import check_output_folder
 

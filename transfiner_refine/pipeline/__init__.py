@@ -7,7 +7,9 @@ from transfiner_refine.pipeline.prepare import Selection
 
 if TYPE_CHECKING:
     from transfiner_refine.pipeline.batches import MaskRefiner, WindowRefiner
-    from transfiner_refine.pipeline.refine import Interrupted, refine_files
+    from transfiner_refine.pipeline.job import Interrupted
+    from transfiner_refine.pipeline.merge import merge_shards
+    from transfiner_refine.pipeline.refine import refine_files
     from transfiner_refine.pipeline.run import Outcome, refine_source
     from transfiner_refine.pipeline.summary import Summary
 
@@ -18,15 +20,17 @@ __all__ = [
     "Selection",
     "Summary",
     "WindowRefiner",
+    "merge_shards",
     "refine_files",
     "refine_source",
 ]
 _LATE = {
-    "Interrupted": "refine",
+    "Interrupted": "job",
     "MaskRefiner": "batches",
     "Outcome": "run",
     "Summary": "summary",
     "WindowRefiner": "batches",
+    "merge_shards": "merge",
     "refine_files": "refine",
     "refine_source": "run",
 }

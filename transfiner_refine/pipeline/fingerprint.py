@@ -16,22 +16,26 @@ from transfiner_refine.pipeline.prepare import Selection
 _CHUNK = 1 << 20
 
 
-def input_entries(
-    images: Path, files: Mapping[str, str | Path | None], choices: Mapping[str, str], selection: Selection
-) -> dict[str, str]:
-    """The part that the input and the options have in a fingerprint, by the names of the options.
-
-    Of ``files`` the content counts, of the folder of images the path: the journal looks at each when it comes to it.
-    """
+def file_entries(files: Mapping[str, str | Path | None]) -> dict[str, str]:
+    """The part of files whose content counts, by the names of the options, and of this package."""
     contents = {
         name: "none" if path is None or not Path(path).exists() else content_digest(Path(path))
         for name, path in files.items()
     }
+    return {"the version of transfiner-refine": __version__, **contents}
+
+
+def input_entries(
+    images: Path, contents: Mapping[str, str], choices: Mapping[str, str], selection: Selection
+) -> dict[str, str]:
+    """The part that the input and the options have in a fingerprint, by the names of the options.
+
+    Of the folder of images the path counts: the journal looks at each when it comes to it.
+    """
     categories = selection.categories
     return {
-        "the version of transfiner-refine": __version__,
-        "--images": str(images.absolute()),
         **contents,
+        "--images": str(images.absolute()),
         **choices,
         "--min-area": str(selection.min_area),
         "--score-threshold": str(selection.score_threshold).lower(),

@@ -27,14 +27,12 @@ from transfiner_refine.masks import Mask
 from transfiner_refine.pipeline.journal_file import COMMIT, JournalFile
 from transfiner_refine.pipeline.prepare import InstanceFault
 
-_RUN, _KEPT, _FAULT, _MASK, _OUTPUT = "H", "K", "F", "M", "W"  # kinds of records
-_AT_FAULT, _REFINED, _LEFT_ALONE = (
-    1,
-    2,
-    3,
-)  # fates of an instance; a further one for each reason to leave it alone
+RUN, SHARD = "H", "S"  # kinds of records
+_KEPT, _FAULT, _MASK, _OUTPUT = "K", "F", "M", "W"
+_AT_FAULT, _REFINED = 1, 2  # fates of an instance
+_LEFT_ALONE = 3  # and a further one for each reason
 _EMPTIED = "refined mask came out empty, coarse mask kept"
-_FOREIGN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+FOREIGN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class Recalled(NamedTuple):
@@ -68,11 +66,17 @@ class Journal(Mapping[int, Mask]):
         self._reset(num_instances)
         try:
             for place, kind, record in self._file.recover() if output is not None else ():
-                self._take_record(place, kind, record)
+                if self.is_unfinished:
+                    self._take_record(place, kind, record)
+                elif kind != RUN or not all(isinstance(each, str) for each in record.values()):
+                    raise ValueError(kind)
+                else:
+                    self._fingerprint, self.is_unfinished = record, True
             self._old = self._file.committed
+            self._recalls = self._old > 0
         except BaseException as error:
             self._file.close()
-            if isinstance(error, _FOREIGN):
+            if isinstance(error, FOREIGN):
                 raise self._foreign() from error
             raise
 
@@ -84,7 +88,8 @@ class Journal(Mapping[int, Mask]):
         self._share = np.full(num_instances, np.nan)  # of a refined mask; NaN where it came out empty
         self._is_current = np.zeros(num_instances, bool)  # the record is of an image as this run has met it
         self._reasons: dict[str, int] = {}  # to leave an instance alone, with the fate that stands for each
-        self._old = 0  # bytes, of interrupted runs
+        self._old = 0  # bytes, of interrupted runs and of shards
+        self._recalls = self.trusts_images = False
         self._stamps: dict[str, Any] | None = None
         self._seconds_before, self._start = 0.0, time.monotonic()
 
@@ -109,6 +114,10 @@ class Journal(Mapping[int, Mask]):
                 remedy="go on with it by --resume, or start anew with --overwrite",
             )
 
+    def is_of(self, fingerprint: Mapping[str, str]) -> bool:
+        """Whether the run that is written down depends on just this."""
+        return self._fingerprint == fingerprint
+
     def begin(self, fingerprint: Mapping[str, str], *, resume: bool) -> None:
         """Goes on with the run that is written down, or starts a new one.
 
@@ -120,9 +129,9 @@ class Journal(Mapping[int, Mask]):
             OutputError: the run that is written down is another one, the text says what differs; or the disk refused.
         """
         if resume and self.is_unfinished:
-            if differences := _differences(self._fingerprint, fingerprint):
+            if words := differences(self._fingerprint, fingerprint):
                 raise OutputError(
-                    f"is of another run: {', '.join(differences)}",
+                    f"is of another run: {', '.join(words)}",
                     file=self._file.path,
                     remedy="repeat the command as it was, or start anew with --overwrite and without --resume",
                 )
@@ -130,7 +139,7 @@ class Journal(Mapping[int, Mask]):
             self.is_unfinished = False
             self._reset(len(self._place))
             self._file.restart()
-            self._file.append(_RUN, json.dumps(dict(fingerprint)))
+            self._file.append(RUN, json.dumps(dict(fingerprint)))
             self.commit()
         self._has_begun = True
 
@@ -141,7 +150,7 @@ class Journal(Mapping[int, Mask]):
         verb = "is" if self.num_masks == 1 else "are"
         return f"{_masks(self.num_masks)} {verb} kept, repeat the command with --resume to go on"
 
-    def close(self, *, keep: bool) -> None:
+    def close(self, *, keep: bool = False) -> None:
         """Lets go of the file, and removes it if there is no need to keep it."""
         self._file.close(remove=not (keep and self._is_worth_keeping))
 
@@ -151,16 +160,45 @@ class Journal(Mapping[int, Mask]):
 
     # its instances
 
-    def recall(self, image: ImageRecord) -> Recalled:
-        """What was done of an image before it was met in this run, as far as it still counts."""
-        identity = _identity(image)
-        if not self._old:
+    def recall(self, image: ImageRecord, identity: int | None = None) -> Recalled:
+        """What is done of an image, as far as it still counts; ``identity`` is what it was met with before."""
+        identity = _identity(image) if identity is None else identity
+        if not self._recalls:
             return Recalled(identity)
-        done = [i for i in image.indexes if self._identity[i] == identity and self._fate[i]]
+        done = [
+            i
+            for i in image.indexes
+            if self._fate[i] and (self.trusts_images or self._identity[i] == identity)
+        ]
         self._is_current[done] = True
         places = sorted({int(self._place[i]) for i in done if self._fate[i] == _AT_FAULT})
         faults = tuple(_fault(*self._file.read(place)) for place in places)
         return Recalled(identity, bool(self._turned[done].any()), frozenset(done), faults)
+
+    def absorb(self, lines: Iterable[bytes], *, are_own: bool = True) -> None:
+        """Takes in what another journal says of instances; ``recall`` then knows them as done.
+
+        Lines of ``records`` of this run's own processes are not checked again.
+
+        Raises:
+            any of ``FOREIGN``: they are not those of a journal.
+        """
+        seconds = 0.0
+        for line in lines:
+            kind, record = chr(line[8]), json.loads(line[9:])
+            if kind in (_KEPT, _FAULT, _MASK):
+                self._take_record(self._file.append_line(line), kind, record)
+            elif kind == COMMIT:
+                seconds = float(record)
+        self._recalls = True
+        if not are_own:
+            self._seconds_before += seconds
+            self.commit()
+            self._old = self._file.committed
+
+    def records(self) -> list[bytes]:
+        """The lines of a journal in memory, for another one to absorb."""
+        return self._file.records().splitlines(keepends=True)
 
     def note_others(
         self,
@@ -172,8 +210,7 @@ class Journal(Mapping[int, Mask]):
         """Writes down what becomes of the instances of an image that are not refined."""
         for index, reason in kept:
             place = self._append(_KEPT, [index, identity, turned, reason])
-            self._take(self._left_alone(reason), place, index, identity, turned)
-            self._is_current[index] = True
+            self._take(self._left_alone(reason), place, index, identity, turned, is_current=True)
         for fault in faults:
             e, how = fault.error, (fault.whole_image, fault.by_refiner)
             said = [fault.indexes, identity, turned, e.reason, e.file, e.record, e.remedy, *how]
@@ -188,8 +225,13 @@ class Journal(Mapping[int, Mask]):
         if mask is not None:  # half of json's time; of what a text can hold, counts have backslashes only
             counts = mask.counts.replace("\\", r"\\")
             text += f',{list(mask.size)},"{counts}",{mask.area},{list(mask.box)}'
-        self._take(_REFINED, self._file.append(_MASK, f"{text}]"), index, identity, turned, share)
-        self._is_current[index] = True
+        place = self._file.append(_MASK, f"{text}]")
+        self._take(_REFINED, place, index, identity, turned, share, is_current=True)
+
+    def write_shard(self, output: Path, about: Mapping[str, Any]) -> None:
+        """Writes all that is noted at another place, with a last record that says which part of a run it is."""
+        self.commit()
+        self._file.copy_to(output, SHARD, json.dumps(dict(about)))
 
     def note_output(self, stamps: Mapping[str, Any]) -> None:
         """Writes down how the output can be known that gets its name now, by the name."""
@@ -235,7 +277,7 @@ class Journal(Mapping[int, Mask]):
             return Mask.restored(tuple(size), counts, area, tuple(box))
         try:
             return Mask(tuple(size), counts)  # whoever wrote it
-        except (InputError, *_FOREIGN) as error:
+        except (InputError, *FOREIGN) as error:
             raise self._foreign() from error
 
     def __contains__(self, index: object) -> bool:
@@ -257,11 +299,7 @@ class Journal(Mapping[int, Mask]):
         return 0 if self._file.path is None else self._file.append(kind, json.dumps(record))
 
     def _take_record(self, place: int, kind: str, record: Any) -> None:
-        if not self.is_unfinished:
-            if kind != _RUN or not all(isinstance(each, str) for each in record.values()):
-                raise ValueError(kind)
-            self._fingerprint, self.is_unfinished = record, True
-        elif kind == _MASK:
+        if kind == _MASK:
             self._take(_REFINED, place, *record[:4])
         elif kind == _KEPT:
             index, identity, turned, reason = record
@@ -277,13 +315,15 @@ class Journal(Mapping[int, Mask]):
             raise ValueError(kind)
 
     def _take(
-        self, fate: int, place: int, index: int, identity: int, turned: bool, share: float = np.nan
-    ) -> None:
+        self, fate: int, place: int, index: int, identity: int, turned: bool, share: float = np.nan,
+        *, is_current: bool = False,
+    ) -> None:  # fmt: skip
         if index < 0:
             raise ValueError(index)
         if index < len(self._place):  # else the source has become shorter with the images
             self._place[index], self._identity[index], self._turned[index] = place, identity, bool(turned)
             self._fate[index], self._share[index] = fate, share
+            self._is_current[index] |= is_current
 
     def _left_alone(self, reason: str) -> int:
         return self._reasons.setdefault(_text(reason), _LEFT_ALONE + len(self._reasons))
@@ -321,7 +361,7 @@ def _masks(count: int) -> str:
     return f"{count} refined mask{'s' * (count != 1)}"
 
 
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What differs between two fingerprints, in words."""
     words = []
     for name in dict.fromkeys([*before, *now]):

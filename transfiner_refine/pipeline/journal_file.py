@@ -19,11 +19,13 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from transfiner_refine.errors import OutputError
+from transfiner_refine.output import atomic_binary_file
 
 COMMIT = "C"  # kind of the record up to which the others count
 
 _TITLE = b"transfiner-refine journal 3\n"
 _HELD_BACK = 1 << 16  # bytes; a write for each record would cost more than the record
+_LONGEST_LAST = 1 << 20  # bytes in which the last record lies
 _HELD_BY_ANOTHER = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _LOCKED_BYTE = 0x7FFF_0000  # Windows locks bytes and then lets nobody read them; no journal is that long
 
@@ -63,8 +65,10 @@ class JournalFile:
 
     def append(self, kind: str, text: str) -> int:
         """Adds a record; returns its place."""
-        body = f"{kind}{text}".encode("ascii")
-        line = b"%08x%b\n" % (zlib.crc32(body), body)
+        return self.append_line(_line(kind, text))
+
+    def append_line(self, line: bytes) -> int:
+        """Adds the line of another journal; returns its place."""
         with self._refusals(), self._lock:
             if not self._is_at_end:
                 self._file.seek(self._end)
@@ -98,23 +102,31 @@ class JournalFile:
             ValueError, RecursionError: it is some other file.
         """
         with self._refusals():
-            title = self._file.read(len(_TITLE))
-            if not _TITLE.startswith(title):
-                raise ValueError(title)
-            place = end = len(title)
+            place, end = len(_TITLE), 0
             waiting: list[tuple[int, str, Any]] = []
-            for line in self._file if title == _TITLE else ():
-                body = _body(line)
-                if body is None:
-                    break
-                waiting.append((place, chr(body[0]), json.loads(body[1:])))
+            for line, kind, record in sound_lines(self._file):
+                waiting.append((place, kind, record))
                 place += len(line)
-                if waiting[-1][1] == COMMIT:
+                if kind == COMMIT:
                     yield from waiting
                     end = place
                     waiting.clear()
             self._file.truncate(end)
         self.committed = self._end = end
+
+    def copy_to(self, output: Path, kind: str, text: str) -> None:
+        """Writes what is committed, and one record more, at another place."""
+        with atomic_binary_file(output) as file, self._refusals(), self._lock:
+            self._is_at_end = False
+            self._file.seek(0)
+            for at in range(0, self.committed, _HELD_BACK):
+                file.write(self._file.read(min(_HELD_BACK, self.committed - at)))
+            file.write(_line(kind, text))
+
+    def records(self) -> bytes:
+        """The lines of a journal in memory."""
+        assert isinstance(self._file, io.BytesIO)
+        return self._file.getvalue()
 
     def close(self, *, remove: bool = False) -> None:
         """Lets go of the file, and removes it if asked."""
@@ -137,6 +149,34 @@ class JournalFile:
                 file=self.path,
                 remedy="check the space on the disk and the rights on the folder",
             ) from error
+
+
+def sound_lines(file: BinaryIO) -> Iterator[tuple[bytes, str, Any]]:
+    """Line, kind and content of each record of a journal up to the first that is damaged.
+
+    Raises:
+        ValueError, RecursionError: it is some other file.
+    """
+    title = file.read(len(_TITLE))
+    if not _TITLE.startswith(title):
+        raise ValueError(title)
+    for line in file if title == _TITLE else ():
+        if (body := _body(line)) is None:
+            return
+        yield line, chr(body[0]), json.loads(body[1:])
+
+
+def last_record(file: BinaryIO) -> tuple[str, Any]:
+    """Kind and content of the last record; raises ValueError where it is damaged."""
+    file.seek(-min(_LONGEST_LAST, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    if (body := _body(file.read().splitlines(keepends=True)[-1])) is None:
+        raise ValueError
+    return chr(body[0]), json.loads(body[1:])
+
+
+def _line(kind: str, text: str) -> bytes:
+    body = f"{kind}{text}".encode("ascii")
+    return b"%08x%b\n" % (zlib.crc32(body), body)
 
 
 def _body(line: bytes) -> bytes | None:

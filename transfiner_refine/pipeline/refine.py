@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from transfiner_refine.errors import InputError, MaskRefineError
-from transfiner_refine.formats.convert import check_destination
-from transfiner_refine.formats.records import PngKind, Written
-from transfiner_refine.formats.registry import format_named, open_source, recognise
+from transfiner_refine.formats.records import PngKind
 from transfiner_refine.images import MAX_IMAGE_PIXELS
-from transfiner_refine.output import atomic_output, remove_drafts
 from transfiner_refine.pipeline.batches import AnyRefiner
-from transfiner_refine.pipeline.fingerprint import content_digest, input_entries, refiner_entries
-from transfiner_refine.pipeline.journal import Journal
+from transfiner_refine.pipeline.fingerprint import refiner_entries
+from transfiner_refine.pipeline.job import Job, resumable, stamps_of, system_faults
 from transfiner_refine.pipeline.journal_file import journal_path
-from transfiner_refine.pipeline.prepare import Selection, category_ids, system_fault
-from transfiner_refine.pipeline.run import Outcome, mean_share, refine_source
+from transfiner_refine.pipeline.prepare import Selection, category_ids
+from transfiner_refine.pipeline.run import refine_source
+from transfiner_refine.pipeline.shards import Shard
 from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.renamed import renamed
 
-_COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
-_REMEDIES = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close other programs",
-    errno.ENOMEM: "free memory",
-    errno.ENOSPC: "make space on the disk",
-    errno.EDQUOT: "make space on the disk",
-    errno.EIO: "check the disk",
-}
 
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the text says what is kept and how to go on."""
-
-
-@contextmanager
-def _system_faults() -> Iterator[None]:
-    """What the system refuses is not said to be the input's fault."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        fault = system_fault(error) or (error if isinstance(error, OSError) else None)
-        if fault is None:
-            raise
-        raise MaskRefineError(
-            f"the system refused ({fault.strerror or fault}), which is no fault of the input",
-            remedy=_REMEDIES.get(fault.errno or 0),
-        ) from error
-
-
-@_system_faults()
+@system_faults()
 @renamed(close_ups="tiles")
 def refine_files(
     images: str | Path,
@@ -83,6 +49,7 @@ def refine_files(
     overwrite: bool = False,
     resume: bool = False,
     strict: bool = False,
+    shard: str | None = None,
     dry_run: bool = False,
     progress: bool = False,
     then: Callable[[Summary, bool], object] | None = None,
@@ -122,6 +89,8 @@ def refine_files(
         resume: go on where an interrupted run with the same inputs and options has stopped; a new run if there
             was none.
         strict: stop at the first record or image that cannot be used.
+        shard: "I/N": refine the I-th of N parts only. Which images are in it follows from their names. The output is
+            then a file for ``merge_shards``, whatever the format of the masks.
         dry_run: read and check everything, refine and write nothing.
         progress: a bar on stderr, if that is a terminal.
         then: what belongs to the run when the output is there: called with the summary, and whether an interrupted
@@ -138,36 +107,24 @@ def refine_files(
         Interrupted: Ctrl-C, when there is something to resume.
     """
     images, masks, output = Path(images), Path(masks), Path(output)
-    read_as = recognise(masks, format)
-    source = open_source(
-        masks,
-        images,
-        format=read_as.name,
-        image_info=image_info,
-        png_kind=png_kind,
-        class_names=class_names,
-        max_image_pixels=max_image_pixels,
-    )
-    target = read_as if to is None else format_named(to)
-    files = {"--masks": masks, "--image-info": image_info, "--class-names": class_names}
-    if read_as.beside is not None:
-        files["the PNGs of --masks"] = read_as.beside(masks)
-    inputs = [images, *(Path(path) for path in files.values() if path is not None)]
-    inputs += [Path(weights)] if Path(weights).is_file() else []
-    beside = None if target.beside is None else target.beside(output)
-    check = partial(check_destination, target, output, inputs, source=source)
-    check(overwrite=overwrite or (resume and journal_path(output).exists()))
-    selection = Selection(min_area, score_threshold, category_ids(categories, source.categories, masks))
+    reading = {
+        "format": format, "image_info": image_info, "png_kind": png_kind, "class_names": class_names,
+        "max_image_pixels": max_image_pixels,
+    }  # fmt: skip
+    job = Job(images, masks, output, reading, to, keep_boxes, None if shard is None else Shard.parse(shard))
+    job.inputs += [Path(weights)] if Path(weights).is_file() else []
+    job.check(overwrite=overwrite or (resume and journal_path(output).exists()))
+    selection = Selection(min_area, score_threshold, category_ids(categories, job.source.categories, masks))
     run = partial(
-        refine_source, source, selection=selection, max_image_pixels=max_image_pixels, workers=workers,
-        strict=strict, progress=progress,
+        refine_source, job.source, selection=selection, max_image_pixels=max_image_pixels, workers=workers,
+        strict=strict, progress=progress, shard=job.shard,
     )  # fmt: skip
     if dry_run:
         summary = run(refiner=None).summary
         if then is not None:
             then(summary, False)
         return summary
-    with _resumable(output, source.num_instances) as journal:
+    with resumable(output, job.source.num_instances) as journal:
         journal.refuse_unfinished(resume=resume, overwrite=overwrite)
         weights_file = None
         if refiner is None:
@@ -187,79 +144,13 @@ def refine_files(
             left_to_us = (device, engine, precision) == ("auto",) * 3 and refiner.device == "cpu"
             if left_to_us and (reason := unused_card()) is not None:
                 print(f"transfiner-refine: {reason}", file=sys.stderr)
-        reading = {
-            "--from": read_as.name,
-            "--png-kind": png_kind,
-            "--max-image-pixels": str(max_image_pixels),
-        }
-        fingerprint = input_entries(images, files, reading, selection)
-        journal.begin(fingerprint | refiner_entries(refiner, weights_file), resume=resume)
-        was_written = journal.has_written(_stamps(output, beside))
+        fingerprint = job.fingerprint(selection) | refiner_entries(refiner, weights_file)
+        journal.begin(fingerprint, resume=resume)
+        was_written = journal.has_written(stamps_of(*job.outputs(output)))
         if not (overwrite or was_written):
-            check(overwrite=False)  # what is there is not of the run that is resumed
-        for path in (output, *([] if beside is None else [beside])):
-            remove_drafts(path)
+            job.check(overwrite=False)  # what is there is not of the run that is resumed
         outcome = run(refiner=refiner, journal=journal)
-        with atomic_output(output, beside, overwrite=overwrite or was_written) as draft:
-            if to in (None, read_as.name):
-                written = source.write(draft, outcome.masks, keep_boxes=keep_boxes, overwrite=True)
-            else:
-                written = target.write(draft, source, outcome.masks)
-            journal.note_output(_stamps(draft, None if target.beside is None else target.beside(draft)))
-        _account(outcome, written)
-        outcome.summary.seconds = journal.seconds
+        job.write(outcome, journal, overwrite=overwrite or was_written)
         if then is not None:
             then(outcome.summary, was_written)
     return outcome.summary
-
-
-@contextmanager
-def _resumable(output: Path, num_instances: int) -> Iterator[Journal]:
-    """The journal of a run. It stays if the block fails and there is something to go on with.
-
-    Raises:
-        OutputError: from opening the journal.
-        MaskRefineError: errors of the block, with a word on how to go on.
-        Interrupted: for Ctrl-C in the block.
-    """
-    journal, keep = Journal(num_instances, output), True
-    try:
-        with _system_faults():
-            yield journal
-        keep = False
-    except KeyboardInterrupt:
-        raise Interrupted("; ".join(filter(None, ("interrupted", journal.way_on())))) from None
-    except MaskRefineError as error:
-        if (way_on := journal.way_on()) is None:
-            raise
-        remedy = "; ".join(filter(None, (error.remedy, way_on)))
-        raise type(error)(error.reason, file=error.file, record=error.record, remedy=remedy) from error
-    finally:
-        journal.close(keep=keep)
-
-
-def _stamps(*outputs: Path | None) -> dict[str, Any]:
-    """What tells outputs from others of their names, and stays when they are renamed."""
-    stamps = {}
-    for path in outputs:
-        if path is None or not path.exists():
-            continue
-        state = path.stat()
-        is_folder = path.is_dir()
-        stamps[path.name] = (
-            content_digest(path) if is_folder else [state.st_ino, state.st_size, state.st_mtime_ns]
-        )
-    return stamps
-
-
-def _account(outcome: Outcome, written: Written) -> None:
-    """Takes what writing had to decide into the summary."""
-    summary = outcome.summary
-    summary.overlap_pixels = written.overlap_pixels
-    known = {str(error) for error in summary.errors}  # most of them have been met in refining already
-    summary.errors += [fault.error for fault in written.faults if str(fault.error) not in known]
-    summary.not_written = sum(fault.instances for fault in written.faults)
-    if written.covered:
-        summary.refined -= len(written.covered)
-        summary.passed_through[_COVERED] += len(written.covered)
-        summary.mean_changed_share = mean_share(outcome.changed_shares, written.covered)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.records import ImageRecord, RecordFault, Source, UnreadSource
+from transfiner_refine.formats.records import ImageRecord, RecordFault, Source
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.pipeline.batches import (
@@ -28,8 +27,10 @@ from transfiner_refine.pipeline.batches import (
 )
 from transfiner_refine.pipeline.journal import Journal, Recalled
 from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, Selection, system_fault
+from transfiner_refine.pipeline.shards import Shard, items_of
 from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.workers import Pending, WorkerPool
+from transfiner_refine.refine.engine import usable_cores
 
 _BATCHES_AHEAD = 4
 _PIXELS_AHEAD = 1 << 26  # decoded or being decoded, 3 bytes each; a single larger image is let through alone
@@ -58,6 +59,7 @@ def refine_source(
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     strict: bool = False,
     progress: bool = False,
+    shard: Shard | None = None,
 ) -> Outcome:
     """Refines what a source holds; bad records and images are counted and do not stop the others.
 
@@ -70,6 +72,7 @@ def refine_source(
         max_image_pixels: images with more pixels are not decoded.
         strict: stop at the first thing that is wrong.
         progress: a bar on stderr, if that is a terminal.
+        shard: refine the images of this part only, and count no others.
 
     Returns:
         Masks and summary, the same for every batch size, number of workers and interruption.
@@ -81,28 +84,10 @@ def refine_source(
     """
     journal = Journal(source.num_instances) if journal is None else journal
     workers = default_workers(refiner) if workers is None else workers
-    summary = Summary(images=source.num_images, dry_run=refiner is None)
-    bar = tqdm(
-        total=source.num_instances,
-        unit=" instances",
-        desc="checking" if refiner is None else "refining",
-        file=sys.stderr,
-        disable=None if progress else True,  # None: only if stderr is no terminal
-        dynamic_ncols=True,
-        smoothing=0,  # the mean of the whole run: images differ too much for a recent rate to say when it ends
-    )
-    pool, behind = WorkerPool(workers, selection or Selection(), max_image_pixels), _Behind(journal)
-    run = _Run(summary, strict, journal, behind, bar)
-    with bar, pool, behind:
-        if refiner is None:
-            for image in run.to_refine(read_ahead(source, journal, pool, lambda: _DRY_BATCH)):
-                bar.update(len(image.chosen))
-                summary.refined += len(image.chosen)
-        else:
-            splitting = OomSplittingRefiner(refiner, _say, bar.update)
-            run.refine(read_ahead(source, journal, pool, lambda: splitting.batch_size), splitting)
-    run.complete()
-    return Outcome(journal, journal.changed_shares, summary)
+    run = Run(journal, source, is_dry=refiner is None, strict=strict, progress=progress, shard=shard)
+    with run, WorkerPool(workers, selection or Selection(), max_image_pixels) as pool:
+        run.refine(items_of(source, shard), pool, refiner)
+    return run.outcome()
 
 
 def mean_share(changed_shares: NDArray[np.float64], without: Iterable[int] = ()) -> float:
@@ -119,9 +104,8 @@ def default_workers(refiner: AnyRefiner | None) -> int:
     On a CPU the network needs seconds for the ten masks of an image that a process prepares in a few
     milliseconds; the process is there because a decoder that crashes then takes nothing else with it.
     """
-    device = getattr(refiner, "device", "cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device == "cpu" else max(1, min(_MOST_WORKERS, cores - 1))
+    on_cpu = getattr(refiner, "device", "cpu") == "cpu"
+    return 1 if on_cpu else max(1, min(_MOST_WORKERS, usable_cores() - 1))
 
 
 def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
@@ -131,28 +115,31 @@ def changed_share(coarse: Mask | MaskWindow, refined: Mask) -> float:
     return before.differing(refined) / ((x1 - x0) * (y1 - y0))
 
 
-class _Ahead(NamedTuple):
+class Ahead(NamedTuple):
     """What stands at a position of the source, and how much of what is held ahead is its own."""
 
     position: int
     item: ImageRecord | RecordFault
     recalled: Recalled
-    pending: Pending | None  # the part of an image that an interrupted run has not done
-    pixels: int
-    instances: int
+    pending: Pending | None = None  # the part of an image that an interrupted run has not done
+    pixels: int = 0
+    instances: int = 0
 
 
 def read_ahead(
-    source: Source, journal: Journal, pool: WorkerPool, batch_size: Callable[[], int]
-) -> Iterator[_Ahead]:
+    items: Iterable[tuple[int, ImageRecord | RecordFault]],
+    journal: Journal,
+    pool: WorkerPool,
+    batch_size: Callable[[], int],
+) -> Iterator[Ahead]:
     """Has prepared what is not done yet, and gives everything in the order of the source.
 
     Ahead are four batches of instances or twice as many images as the pool works on at a time, whichever is more,
     but of large images only as many as fit into ``_PIXELS_AHEAD``. Memory does not grow with the source.
     """
-    waiting: deque[_Ahead] = deque()
+    waiting: deque[Ahead] = deque()
     pixels = instances = 0
-    for position, item in enumerate(source.unread() if isinstance(source, UnreadSource) else source):
+    for position, item in items:
         recalled, rest, its_pixels, its_instances = Recalled(0), None, 0, 1
         if isinstance(item, ImageRecord):
             recalled = journal.recall(item)
@@ -169,7 +156,7 @@ def read_ahead(
             del first  # it holds the pixels of an image
         pending = None if rest is None else pool.submit(rest)
         pixels, instances = pixels + its_pixels, instances + its_instances
-        waiting.append(_Ahead(position, item, recalled, pending, its_pixels, its_instances))
+        waiting.append(Ahead(position, item, recalled, pending, its_pixels, its_instances))
         del pending
     while waiting:
         yield waiting.popleft()
@@ -187,13 +174,11 @@ class _Behind:
         self._notes: list[Callable[[], None]] = []
         self._last: Future[None] | None = None
 
-    def __enter__(self) -> _Behind:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._thread:  # after Ctrl-C too: what is refined is worth keeping
+    def close(self, *, raising: bool) -> None:
+        """Writes down what is left, after Ctrl-C too: what is refined is worth keeping."""
+        with self._thread:
             last = self._submit()
-        if kind is None:
+        if raising:
             last.result()
 
     def note(self, note: Callable[[], None]) -> None:
@@ -221,21 +206,97 @@ class _Behind:
         self._journal.commit()
 
 
-class _Run:
-    """Tells summary, journal and progress bar what becomes of each instance.
+class Run:
+    """Tells summary, journal and progress bar what becomes of each instance; a context in which that goes on.
 
     The order in which it is told does not show in the summary, so that a run that was interrupted, or that had
     another batch size, ends with the same one.
+
+    Args:
+        journal: where it is written down.
+        source: of a whole run; None for a part of one, which keeps no summary.
+        is_dry, strict, progress, shard: see ``refine_source``.
     """
 
     def __init__(
-        self, summary: Summary, strict: bool, journal: Journal, behind: _Behind, bar: tqdm[None]
+        self,
+        journal: Journal,
+        source: Source | None = None,
+        *,
+        is_dry: bool = False,
+        strict: bool = False,
+        progress: bool = False,
+        shard: Shard | None = None,
     ) -> None:
-        self._summary, self._strict, self._journal = summary, strict, journal
-        self._behind, self._bar = behind, bar
+        self._strict, self._journal, self._behind = strict, journal, _Behind(journal)
+        self._counts_images = shard is not None
+        self._summary = Summary(dry_run=is_dry)
+        self._summary.images = 0 if source is None or shard is not None else source.num_images
         self._errors: list[tuple[int, int, InputError]] = []
+        self._bar = tqdm(
+            total=None if source is None else source.num_instances // (shard.of if shard is not None else 1),
+            unit=" instances",
+            desc="checking" if is_dry else "refining",
+            file=sys.stderr,
+            disable=None if progress else True,  # None: only if stderr is no terminal
+            dynamic_ncols=True,
+            smoothing=0,  # the mean of the whole run: images differ too much for a recent rate to say when it ends
+        )
 
-    def to_refine(self, ahead: Iterable[_Ahead]) -> Iterator[ImageToRefine]:
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        with self._bar:
+            self._behind.close(raising=kind is None)
+
+    def refine(
+        self,
+        items: Iterable[tuple[int, ImageRecord | RecordFault]],
+        pool: WorkerPool,
+        refiner: AnyRefiner | None,
+    ) -> None:
+        """Refines what is not done yet, batch by batch; without a refiner only reads it."""
+        if refiner is None:
+            for image in self._to_refine(read_ahead(items, self._journal, pool, lambda: _DRY_BATCH)):
+                self._bar.update(len(image.chosen))
+                self._summary.refined += len(image.chosen)
+            return
+        splitting = OomSplittingRefiner(refiner, _say, self._bar.update)
+
+        def refuse(image: ImageToRefine, instance: int, error: InputError) -> None:
+            self._passed(1)
+            self._refuse(image, instance, error)
+
+        images = self._to_refine(read_ahead(items, self._journal, pool, lambda: splitting.batch_size))
+        for batch in batches(images, lambda: splitting.batch_size, refuse):
+            refined = []
+            for item, mask in zip(batch, splitting.refine(batch), strict=True):
+                if isinstance(mask, InputError):
+                    self._refuse(item.image, item.instance, mask)
+                else:  # without pixels, which would live until it is written down
+                    before = item.mask, item.instance, item.image.identity, item.image.turned
+                    refined.append((mask, *before))
+            del batch, item
+            self._behind.note(partial(self._write_down, refined))
+            self._behind.hand_over()
+
+    def recall(self, ahead: Iterable[Ahead]) -> None:
+        """The same with what was refined elsewhere, all of which the journal knows."""
+        for _ in self._to_refine(ahead):
+            raise AssertionError
+
+    def outcome(self) -> Outcome:
+        """What was done, at the end of all."""
+        summary, shares = self._summary, self._journal.changed_shares
+        # a stable sort: of one image, faults of the same kind stay in the order in which they were found
+        summary.errors += [error for *_, error in sorted(self._errors, key=lambda fault: fault[:2])]
+        summary.refined += int(np.count_nonzero(~np.isnan(shares)))
+        summary.passed_through = self._journal.passed_through()
+        summary.mean_changed_share = mean_share(shares)
+        return Outcome(self._journal, shares, summary)
+
+    def _to_refine(self, ahead: Iterable[Ahead]) -> Iterator[ImageToRefine]:
         """Notes what needs no refiner and lets through the images that do.
 
         Raises:
@@ -245,10 +306,12 @@ class _Run:
             if isinstance(item, RecordFault):
                 if (system := system_fault(item.error)) is not None:
                     raise system
+                self._summary.images += self._counts_images and item.whole_image
                 self._passed(item.instances)
                 self._fail(position, item)
                 continue
             found = PreparedImage() if pending is None else pending.result()
+            self._summary.images += self._counts_images and bool(item.indexes)
             self._passed(len(item.indexes) - len(found.chosen))
             self._summary.images_turned += recalled.turned or found.turned
             for fault in (*recalled.faults, *found.faults):
@@ -260,34 +323,6 @@ class _Run:
                 yield ImageToRefine(
                     position, item.path, recalled.identity, found.turned, found.pixels, found.chosen
                 )
-
-    def refine(self, ahead: Iterable[_Ahead], refiner: OomSplittingRefiner) -> None:
-        """Refines batch by batch."""
-
-        def refuse(image: ImageToRefine, instance: int, error: InputError) -> None:
-            self._passed(1)
-            self._refuse(image, instance, error)
-
-        for batch in batches(self.to_refine(ahead), lambda: refiner.batch_size, refuse):
-            refined = []
-            for item, mask in zip(batch, refiner.refine(batch), strict=True):
-                if isinstance(mask, InputError):
-                    self._refuse(item.image, item.instance, mask)
-                else:  # without pixels, which would live until it is written down
-                    before = item.mask, item.instance, item.image.identity, item.image.turned
-                    refined.append((mask, *before))
-            del batch, item
-            self._behind.note(partial(self._write_down, refined))
-            self._behind.hand_over()
-
-    def complete(self) -> None:
-        """Completes the summary."""
-        summary, shares = self._summary, self._journal.changed_shares
-        # a stable sort: of one image, faults of the same kind stay in the order in which they were found
-        summary.errors += [error for *_, error in sorted(self._errors, key=lambda fault: fault[:2])]
-        summary.refined += int(np.count_nonzero(~np.isnan(shares)))
-        summary.passed_through = self._journal.passed_through()
-        summary.mean_changed_share = mean_share(shares)
 
     def _write_down(self, refined: Sequence[tuple[Mask, Mask | MaskWindow, int, int, bool]]) -> None:
         Mask.encode([mask for mask, *_ in refined])

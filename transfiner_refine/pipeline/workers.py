@@ -32,8 +32,9 @@ from weakref import finalize
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.pipeline.prepare import PreparedImage, Selection, failed, no_memory, prepare
+from transfiner_refine.refine.engine import usable_cores
 
-_THREADS = min(4, os.cpu_count() or 1)  # without workers; more would take the cores from the network
+_THREADS = min(4, usable_cores())  # without workers; more would take the cores from the network
 _SECONDS_TO_END = 5
 # glibc otherwise gives the memory of each image back and has the kernel clear it for the next one
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.util import find_spec
@@ -107,6 +108,11 @@ def require_torch() -> None:
             "this needs PyTorch, which is not installed",
             remedy="pip install torch torchvision; a CPU refines the built-in weights without it",
         )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def unused_card() -> str | None:
