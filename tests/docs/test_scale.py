@@ -30,7 +30,9 @@ def work(tmp_path: Path) -> Path:
     kept = [record for record in records if record["image_id"] in (2, 3)]
     (tmp_path / "detections.json").write_text(json.dumps(kept))
     command = tmp_path / "bin" / "transfiner-refine"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m transfiner_refine "$@"\n')
+    command.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from transfiner_refine.cli import main; main()" "$@"\n'
+    )
     command.chmod(0o755)
     return tmp_path
 
