@@ -24,6 +24,7 @@ class SceneSource:
 
     records: tuple[ImageRecord, ...]
     categories: Mapping[int, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:

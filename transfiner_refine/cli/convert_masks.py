@@ -49,6 +49,8 @@ class _CommandWithFormats(Command):
 @shared("image_info")
 @shared("class_names")
 @shared("png_kind")
+@shared("fit_masks")
+@shared("background")
 @shared("max_image_pixels", help="Do not open mask images of more pixels.")
 @shared("overwrite")
 @flag("--strict", "Write nothing if a single record cannot be read.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -24,6 +24,17 @@ class EncodedMask(Protocol):
 
     def decode(self) -> MaskWindow:
         """The mask inside its bounding box; raises InputError where it is damaged."""
+
+
+@dataclass(frozen=True)
+class FittedMask:
+    """A mask of another size than its image, stretched over it."""
+
+    mask: EncodedMask
+    size: tuple[int, int]  # (height, width) of the image, pixels
+
+    def decode(self) -> MaskWindow:
+        return self.mask.decode().resized(self.size)
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,10 @@ class Source(Protocol):
     def categories(self) -> Mapping[int, str]:
         """Category names by id; empty where the input does not name them."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how the input was read, though nothing is wrong with it; a sentence each."""
+
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         """Images with their sound instances, and what is at fault, in the order of the input."""
 
@@ -157,6 +172,8 @@ class OpenOptions:
     png_kind: PngKind | Literal["auto"] = "auto"  # of plain PNG folders, where their pixels should not decide
     class_names: Path | None = None  # a text file with one class name a line, first line = class 0
     max_image_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width of a mask image that is decoded
+    fit_masks: bool = False  # masks of another size than their image are stretched over it
+    background: int | None = 0  # the value of label maps that is no instance; None where every value is one
 
 
 @dataclass(frozen=True)

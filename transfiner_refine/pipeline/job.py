@@ -91,6 +91,8 @@ class Job:
         reading = {
             "--from": self.read_as.name,
             "--png-kind": self.reading["png_kind"],
+            "--fit-masks": str(self.reading["fit_masks"]),
+            "--background": str(self.reading["background"]),
             "--max-image-pixels": str(self.reading["max_image_pixels"]),
         }
         reading |= {} if self.shard is None else {"--shard": str(self.shard)}
