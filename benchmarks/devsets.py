@@ -106,7 +106,7 @@ class DevSet:
         """[H, W, 3] uint8 RGB."""
         record = self.annotations.images[image_id]
         path = ImageFolder(self.folder / "images").named(record.file_name)
-        return read_image(path, [record.size]).pixels
+        return read_image(path, [record.size])[0]
 
     def _records(self, file: Path) -> list[Detection]:
         return load_results(file, self.whole)

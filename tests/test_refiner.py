@@ -244,11 +244,13 @@ def test_tiny_images_are_refined_without_complaint(refiner: Refiner, shape: tupl
 @pytest.mark.parametrize(
     ("image", "masks", "reason"),
     [
-        (np.zeros((8, 8, 3), np.float32), np.zeros((1, 8, 8), bool), "float32; expected H×W×3 uint8"),
-        (np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8), bool), "expected H×W×3 uint8"),
-        (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), "use masks\\[None\\]"),
+        (np.full((8, 8, 3), -1.0), np.zeros((1, 8, 8), bool), "undo the detector's normalisation"),
+        (np.full((8, 8, 3), 300), np.zeros((1, 8, 8), bool), "give uint8 in 0 … 255"),
+        (np.zeros((8, 8, 5), np.uint8), np.zeros((1, 8, 8), bool), "expected 1 to 4 channels"),
+        (np.zeros((2, 3, 8, 8), np.uint8), np.zeros((1, 8, 8), bool), "give several images as a list"),
+        (np.zeros((8, 8, 3), np.uint8), np.zeros((2, 3, 8, 8), bool), "expected H×W, N×H×W or N×1×H×W"),
+        (np.zeros((8, 8, 3), np.uint8), np.repeat([[0, 1, 2, 3]], 8, 0).repeat(2, 1), "give one mask an id"),
         (np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 9), bool), "masks of 8×9 pixels for an image of 8×8"),
-        (np.zeros((8, 8, 3), np.uint8), np.full((1, 8, 8), 255, np.uint8), "values beyond 0 and 1"),
         (np.zeros((8, 8, 3), np.uint8), np.full((1, 8, 8), -3.0), "pass probabilities, not logits"),
         (np.zeros((8, 8, 3), np.uint8), np.full((1, 8, 8), np.nan), "outside \\[0, 1\\]"),
     ],

@@ -1,4 +1,4 @@
-"""The folder of the images: finding them by name, by COCO image id, or by the stem of their masks."""
+"""The folder of the images, or the one image: finding them by name, by COCO image id, or by the stem of their masks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
 
     Links that lead nowhere, pipes and sockets are listed too: whoever reads them says what is wrong. Links to
     folders are followed, each folder once, so that a circle of links ends. Names that begin with a dot are left
-    out, as the drafts of interrupted runs and of editors are. Raises InputError where a folder cannot be listed.
+    out, as the drafts of interrupted runs and of editors are. Of a file, its name alone is listed. Raises
+    InputError where a folder cannot be listed.
     """
+    if folder.is_file():
+        return [PurePosixPath(folder.name)]
     found, seen = list[PurePosixPath](), {os.path.realpath(folder)}
 
     def refuse(error: OSError) -> None:  # what cannot be listed must not be passed over as if it held nothing
@@ -51,10 +54,11 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        """Lists the folder once; raises InputError where that cannot be done."""
-        self.root = root
+        """Lists the folder once; raises InputError where that cannot be done. ``root`` may be a single image, too."""
+        self.only = root if root.is_file() else None
+        self.root = root.parent if self.only else root
         try:
-            names = sorted(path.name for path in root.iterdir())
+            names = [root.name] if self.only else sorted(path.name for path in root.iterdir())
         except OSError as error:
             reason = f"cannot be listed as a folder ({error.strerror})"
             raise InputError(reason, file=root, remedy="give the folder of the images") from error
@@ -74,7 +78,7 @@ class ImageFolder:
         """
         paths = list(dict.fromkeys(path for name in file_names for path in _paths(name)))
         for name in dict.fromkeys(name for path in paths for name in (str(path), path.name)):
-            if name in self._names or ("/" in name and _is_file(self.root / name)):
+            if name in self._names or ("/" in name and not self.only and _is_file(self.root / name)):
                 return self.root / name
         return self._alike(paths, f"image {repr(file_names[0])[:_LONGEST_NAME]}", "check --images")
 
@@ -111,11 +115,11 @@ class ImageFolder:
                 return self.root / found
         listed = ", ".join(str(path)[:_LONGEST_NAME] for path in paths)
         reason = f"{what} is not there (tried {listed}, in any case and with any ending)"
-        raise InputError(reason, file=self.root, remedy=remedy)
+        raise InputError(reason, file=self.only or self.root, remedy=remedy)
 
     @cached_property
     def _tree(self) -> ImageTree:
-        return ImageTree(self.root, key=alike)
+        return ImageTree(self.only or self.root, key=alike)
 
 
 def alike(stem: str) -> str:
@@ -154,19 +158,17 @@ class ImageTree:
         """Lists the folder once; raises InputError where that cannot be done.
 
         Args:
-            root: the folder of the images.
+            root: the folder of the images, or one image.
             without: files in it that are not images to refine (masks beside them).
             key: what of an image's stem must agree with a mask's, such as ``aachen_000000_000019`` of
                 ``aachen_000000_000019_leftImg8bit``.
         """
-        self.root = root
-        self.images: list[PurePosixPath] = []  # relative to the root, in the order of their names
+        self.root = root.parent if root.is_file() else root
         self._by_key: dict[str, list[PurePosixPath]] = {}
         barred = {os.path.realpath(path) for path in without}  # resolve() has no answer for a circle of links
         for name in files_in(root, remedy="give the folder of the images"):
-            is_barred = bool(barred) and os.path.realpath(root / name) in barred
+            is_barred = bool(barred) and os.path.realpath(self.root / name) in barred
             if name.suffix.lower() in SUFFIXES and not is_barred:
-                self.images.append(name)
                 self._by_key.setdefault(key(name.stem), []).append(name)
 
     def find(self, stem: PurePosixPath, suffix: str = "") -> PurePosixPath | None:

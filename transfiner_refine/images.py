@@ -74,10 +74,20 @@ def read_image(
         sizes += f" upright and {stored.shape[0]}×{stored.shape[1]} as stored"
     masks = " and ".join(f"{height}×{width}" for height, width in sorted(mask_sizes)[:3])
     reason = f"the image is {sizes} (height × width), its masks are {masks}"
-    remedy = (
-        "give the images the masks were made on; mask images and arrays may be stretched with --fit-masks"
-    )
-    raise InputError(reason, file=path, remedy=remedy)
+    raise InputError(reason, file=path, remedy="give the images the masks were made on")
+
+
+def pixels_of(image: Image.Image, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """[H, W, 3] uint8 RGB of an image that is open in Pillow.
+
+    It is turned by its EXIF orientation only where that gives it the ``size`` (height, width) of its masks, and its own
+    has not. Raises InputError where its pixels are of no kind that can be shown.
+    """
+    pixels, orientation = _rgb(image, None), _orientation(image)
+    if size not in (None, pixels.shape[:2]) and orientation in _UPRIGHT:
+        upright = _UPRIGHT[orientation](pixels)
+        pixels = upright if upright.shape[:2] == size else pixels
+    return np.ascontiguousarray(pixels)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -243,7 +253,7 @@ def _orientation(image: Image.Image) -> int:
     return value if type(value) is int and value in _UPRIGHT else 1
 
 
-def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, path: Path | None) -> NDArray[np.uint8]:
     """[H, W, 3] uint8 of a loaded image, in the frame Pillow has it.
 
     Large images go over in strips, so that only two copies of the pixels exist: Pillow's and ours.

@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.inputs import (
+    GivenMasks,
+    ImageLike,
+    MaskLike,
+    image_and_masks,
+    mask_values,
+    window_around,
+)
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.model.weights import DEFAULT_WEIGHTS, find_weights, is_native, read_config
-from transfiner_refine.refine.engine import Engine, engine_name, require_torch, usable_cores
+from transfiner_refine.refine.engine import IN_PROGRAMS, Engine, engine_name, require_torch, usable_cores
 from transfiner_refine.refine.instance import harden, refine_instance
 from transfiner_refine.refine.roi import Images
+from transfiner_refine.refined import Refined
 from transfiner_refine.renamed import renamed
 
 if TYPE_CHECKING:
+    import torch
+
     from transfiner_refine.refine.device_queue import BatchedPasses
     from transfiner_refine.trace import Trace
 
 _CPU_BATCH = 32
+_LOG = logging.getLogger("transfiner_refine")
+_DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+Progress = Callable[[int, int], object]  # masks that are done, and all of them
 
 
 @renamed(close_ups="tiles")
 def load_refiner(
     weights: str | Path = DEFAULT_WEIGHTS,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     engine: str = "auto",
-    precision: str = "auto",
+    precision: str | torch.dtype = "auto",
     batch_size: int | None = None,
     tiles: bool = True,
+    **settings: Any,
 ) -> BaseRefiner:
     """Loads a refiner.
 
@@ -52,30 +68,48 @@ def load_refiner(
         batch_size: instances handed to the device at once; masks do not depend on it.
         tiles: refine large objects once more in tiles. Sharper, and they take about two and a half times as
             long. The authors' networks have no tiles.
+        settings: any of ``model.config.RefineSettings`` in place of what the weights file says, such as
+            ``roi_margin=0.5``. Exported programs hold some of them; with these, ``auto`` takes ``torch``.
 
     Raises:
+        InputError: there is no such setting, or it cannot have that value.
         CheckpointError: the weights are missing, damaged or of another kind.
         DeviceError: the device, the engine or the precision is not available.
     """
-    path = find_weights(weights)
+    path, device, precision = find_weights(weights), str(device), _DTYPES.get(str(precision), str(precision))
+    refiner: BaseRefiner
     if not is_native(path):
         require_torch()
         from transfiner_refine.official import load_official_refiner  # here, because it imports torch
 
-        return load_official_refiner(
+        if settings:
+            raise InputError(f"{', '.join(settings)}: settings of the built-in networks, not of the authors'")
+        refiner = load_official_refiner(
             path, device=device, engine=engine, precision=precision, batch_size=batch_size
         )
-    runs: Engine
-    if engine_name(engine, device, precision, path) == "onnx":
-        from transfiner_refine.refine.onnx_engine import OnnxEngine  # without PyTorch
-
-        runs = OnnxEngine(path, read_config(path), precision)
     else:
-        from transfiner_refine.model.checkpoint import load_network
-        from transfiner_refine.refine.torch_engine import TorchEngine
+        config = read_config(path).with_settings(settings)
+        if (exported := IN_PROGRAMS & settings.keys()) and engine != "torch":
+            if engine == "onnx":
+                what = f"{', '.join(sorted(exported))}: held by the exported programs"
+                raise InputError(what, remedy='give engine="torch"')
+            engine = "torch"
+        runs: Engine
+        if engine_name(engine, device, precision, path) == "onnx":
+            from transfiner_refine.refine.onnx_engine import OnnxEngine  # without PyTorch
 
-        runs = TorchEngine(load_network(path), device, precision)
-    return Refiner(runs, batch_size=batch_size, tiles=tiles)
+            runs = OnnxEngine(path, config, precision)
+        else:
+            from transfiner_refine.model.checkpoint import load_network
+            from transfiner_refine.refine.torch_engine import TorchEngine
+
+            network = load_network(path)
+            network.config = config
+            runs = TorchEngine(network, device, precision)
+        refiner = Refiner(runs, batch_size=batch_size, tiles=tiles)
+    refiner.weights = str(weights)
+    _LOG.info("loaded %r", refiner)
+    return refiner
 
 
 class BaseRefiner(ABC):
@@ -93,36 +127,131 @@ class BaseRefiner(ABC):
     precision: str
     batch_size: int
 
-    def refine(self, image: NDArray[np.uint8], masks: NDArray[Any], *, soft: bool = False) -> NDArray[Any]:
-        """Refines all masks of one image.
+    weights: str = "weights of your own"
+
+    @overload
+    def refine(
+        self,
+        image: ImageLike,
+        masks: torch.Tensor,
+        *,
+        soft: bool = False,
+        bgr: bool = False,
+        progress: Progress | None = None,
+    ) -> torch.Tensor: ...
+    @overload
+    def refine(
+        self,
+        image: ImageLike,
+        masks: MaskLike,
+        *,
+        soft: Literal[False] = False,
+        bgr: bool = False,
+        progress: Progress | None = None,
+    ) -> NDArray[np.bool_]: ...
+    @overload
+    def refine(
+        self,
+        image: ImageLike,
+        masks: MaskLike,
+        *,
+        soft: Literal[True],
+        bgr: bool = False,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def refine(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        masks: Sequence[Any],
+        *,
+        soft: bool = False,
+        bgr: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Any]: ...
+    def refine(
+        self,
+        image: Any,
+        masks: Any,
+        *,
+        soft: bool = False,
+        bgr: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Refines all masks of one image, or of a list of images in one go.
 
         Args:
-            image: H×W×3 uint8 RGB.
-            masks: N×H×W bool, or float in [0, 1] where the detector's masks are soft.
+            image: H×W×3 uint8 RGB; or grey, RGBA, channels first, floats in [0, 1], 16 bits, a tensor, a Pillow image
+                or a path. Or a list of these.
+            masks: N×H×W, H×W or N×1×H×W, array or tensor of any type: bool, 0/1, 0/255, or probabilities in [0, 1]
+                where the detector's masks are soft (also 0 … 255 in 8 bits). Or a Pillow image, a path (a label map
+                gives one mask an id), a list of single masks. For a list of images a list with the masks of each.
             soft: return probabilities instead of thresholding them at 0.5.
+            bgr: arrays and tensors have blue first, as OpenCV reads them.
+            progress: called with the number of masks done and of all masks.
 
         Returns:
-            N×H×W bool, or float32 in [0, 1] with ``soft``. Empty masks stay empty.
+            bool, or float32 in [0, 1] with ``soft``, in the shape of ``masks``; a tensor on the same device where a
+            tensor was given. Empty masks stay empty. A list for a list of images.
 
         Raises:
             InputError: shapes or types do not fit.
         """
-        image, masks = np.asarray(image), np.asarray(masks)
-        if masks.ndim != 3:
-            remedy = "expected N×H×W; use masks[None] for one mask"
-            raise InputError(f"masks of shape {masks.shape}", remedy=remedy)
-        check_image(image)
-        if masks.shape[1:] != image.shape[:2]:
+        several = isinstance(image, (list, tuple))
+        batch = (image, masks) if several else ([image], [masks])
+        found = [
+            given.shaped(_pasted(windows, given.values.shape, np.float32 if soft else bool))
+            for given, windows in self._refine_batch(*batch, soft=soft, bgr=bgr, progress=progress)
+        ]
+        return found if several else found[0]
+
+    def refine_detailed(
+        self, image: Any, masks: Any, *, bgr: bool = False, progress: Progress | None = None
+    ) -> Refined:
+        """``refine`` of one image, with what there is to say of each mask; arguments as there."""
+        (found,) = self._refine_batch([image], [masks], soft=True, bgr=bgr, progress=progress)
+        given, windows = found
+        probabilities = _pasted(windows, given.values.shape, np.float32)
+        return Refined.of(given.values, probabilities)
+
+    def _refine_batch(
+        self, images: Sequence[Any], masks: Any, *, soft: bool, bgr: bool, progress: Progress | None
+    ) -> list[tuple[GivenMasks, list[MaskWindow]]]:
+        """What was given for each image, and its masks refined."""
+        if not isinstance(masks, (list, tuple)) or len(masks) != len(images):
+            stated = len(masks) if isinstance(masks, (list, tuple)) else f"a {type(masks).__name__}"
             raise InputError(
-                f"masks of {masks.shape[1]}×{masks.shape[2]} pixels for an image of "
-                f"{image.shape[0]}×{image.shape[1]} (height × width)"
+                f"{len(images)} images with masks for {stated}", remedy="give a list with the masks of each"
             )
-        windows = [window_of(mask) for mask in masks]
-        refined = self.refine_windows([image], windows, [0] * len(windows), soft=soft)
-        result = np.zeros(masks.shape, np.float32 if soft else bool)
-        for mask, window in zip(result, refined, strict=True):
-            window.of(mask)[...] = window.values
-        return result
+        pixels, given = [], list[GivenMasks]()
+        for number, pair in enumerate(zip(images, masks, strict=True)):
+            try:
+                image, its_masks = image_and_masks(*pair, bgr=bgr)
+            except InputError as error:
+                raise (error.at(record=f"image {number}") if len(images) > 1 else error) from None
+            pixels.append(image)
+            given.append(its_masks)
+        windows = [window_of(mask) for each in given for mask in each.values]
+        index = [number for number, each in enumerate(given) for _ in each.values]
+        refined = list[MaskWindow]()
+        for mask in self._one_after_another(pixels, windows, index, soft=soft):
+            refined.append(mask)
+            if progress is not None:
+                progress(len(refined), len(windows))
+        rest = iter(refined)
+        return [(each, list(islice(rest, len(each.values)))) for each in given]
+
+    def _one_after_another(
+        self, images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int], *, soft: bool
+    ) -> Iterator[MaskWindow]:
+        """``refine_windows``, giving each mask as soon as it is there."""
+        yield from self.refine_windows(images, masks, image_index, soft=soft)
+
+    def __repr__(self) -> str:
+        names = ("weights", "device", "engine", "precision", "batch_size")
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    __call__ = refine
 
     @abstractmethod
     def refine_windows(
@@ -181,13 +310,18 @@ class Refiner(BaseRefiner):
         self, images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int], *, soft: bool = False
     ) -> list[MaskWindow]:
         """See ``BaseRefiner``."""
+        return list(self._one_after_another(images, masks, image_index, soft=soft))
+
+    def _one_after_another(
+        self, images: Images, masks: Sequence[MaskWindow], image_index: Sequence[int], *, soft: bool
+    ) -> Iterator[MaskWindow]:
         check_masks(images, masks, image_index)
         if self._batched is None:
-            refined = list(self._one_by_one(images, masks, image_index))
+            found = self._one_by_one(images, masks, image_index)
         else:
             given = [Mask.from_window(mask) if mask.values.dtype == bool else mask for mask in masks]
-            refined = [mask.decode() for mask in self._batched.refine(images, given, image_index, soft=soft)]
-        return refined if soft else [harden(mask) for mask in refined]
+            found = (mask.decode() for mask in self._batched.refine(images, given, image_index, soft=soft))
+        return found if soft else map(harden, found)
 
     def refine_masks(
         self, images: Images, masks: Sequence[Mask | MaskWindow], image_index: Sequence[int]
@@ -250,17 +384,15 @@ def check_masks(images: Images, masks: Sequence[MaskWindow], image_index: Sequen
 
 def window_of(mask: NDArray[Any]) -> MaskWindow:
     """A full-size mask [H, W] as a window around its values above zero."""
-    if np.issubdtype(mask.dtype, np.floating):
-        if mask.size and not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
-            raise InputError("soft masks with values outside [0, 1]", remedy="pass probabilities, not logits")
-        mask = mask.astype(np.float32)
-    elif mask.dtype != bool:
-        if mask.size and not np.isin(mask, (0, 1)).all():
-            beyond = f"masks of type {mask.dtype} with values beyond 0 and 1"
-            raise InputError(beyond, remedy="pass bool or floats in [0, 1]")
-        mask = mask.astype(bool)
-    above = MaskWindow(mask > 0, 0, 0, (mask.shape[0], mask.shape[1])).tight()
-    return replace(above, values=above.of(mask))
+    return window_around(mask_values(mask[None])[0])
+
+
+def _pasted(windows: Sequence[MaskWindow], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """[N, H, W] of windows."""
+    full = np.zeros(shape, dtype)
+    for mask, window in zip(full, windows, strict=True):
+        window.of(mask)[...] = window.values
+    return full
 
 
 def check_image(image: NDArray[Any]) -> None:

@@ -209,7 +209,7 @@ def test_the_output_may_have_another_format(job: Path) -> None:
 def test_what_the_other_format_cannot_hold_is_named(job: Path) -> None:
     records = json.loads((job / "masks.json").read_text())
     (job / "masks.json").write_text(json.dumps([*records, {**records[0], "score": 0.1}]))
-    done = refine(job, "--device", "cpu", "--to", "voc")
+    done = refine(job, "--device", "cpu", "--to", "voc", "--output", str(job / "voc"))
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
     assert "record 1: is not in the output" in done.stderr

@@ -24,7 +24,6 @@ class SceneSource:
 
     records: tuple[ImageRecord, ...]
     categories: Mapping[int, str]
-    notes: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:

@@ -23,6 +23,7 @@ _WHAT_THEY_ARE = {
     "label-maps": "a folder of 8 or 16-bit PNGs, one id a pixel",
     "yolo-seg": "a folder of YOLO segmentation txt files",
     "labelme": "a folder of labelme JSON files",
+    "mask-image": "one PNG: a mask, or a map of ids; read: any image file",
 }
 
 
@@ -49,8 +50,6 @@ class _CommandWithFormats(Command):
 @shared("image_info")
 @shared("class_names")
 @shared("png_kind")
-@shared("fit_masks")
-@shared("background")
 @shared("max_image_pixels", help="Do not open mask images of more pixels.")
 @shared("overwrite")
 @flag("--strict", "Write nothing if a single record cannot be read.")

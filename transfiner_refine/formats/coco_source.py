@@ -7,7 +7,7 @@ had them) in the place of the old one; all other bytes of the file are written a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -137,8 +137,6 @@ def _check_record(record: Any, segmentation: Any, *, by_name: bool) -> None:
 class CocoSource(UnreadSource):
     """A COCO file and the images it speaks of. Of the file, offsets are held, not records."""
 
-    notes: Sequence[str] = ()
-
     def __init__(
         self,
         path: Path,
@@ -224,8 +222,10 @@ class CocoSource(UnreadSource):
         label = name or name_of(key)
         try:
             if self._folder is not None:
-                by_id = None if name or image_id is None else _with_id(self._folder, image_id)
-                path = by_id or self._folder.named(label)
+                path = self._folder.only if self.num_images == 1 else None  # one image, whatever its name
+                if path is None:
+                    by_id = None if name or image_id is None else _with_id(self._folder, image_id)
+                    path = by_id or self._folder.named(label)
                 name = name or path.relative_to(self._folder.root).as_posix()
         except InputError:
             if is_needed:

@@ -216,7 +216,8 @@ def _open(layout: Layout, path: Path, options: OpenOptions) -> CocoSource:
 
 def _format(name: str, layout: Layout) -> Format:
     opener, writer = partial(_open, layout), partial(_write, layout)
-    return Format(name, False, lambda path: layout_of(path) == layout, opener, writer)
+    suffixes = (".jsonl", ".json") if layout == "lines" else (".json",)
+    return Format(name, False, lambda path: layout_of(path) == layout, opener, writer, suffixes=suffixes)
 
 
 COCO_RESULTS = _format("coco-results", "results")

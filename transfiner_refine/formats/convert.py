@@ -9,7 +9,7 @@ from typing import Literal
 
 from transfiner_refine.errors import InputError, counted
 from transfiner_refine.formats.records import Format, PngKind, RecordFault, Source
-from transfiner_refine.formats.registry import format_named, open_source, recognise
+from transfiner_refine.formats.registry import format_for, open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.output import check_output_file, check_output_folder
 
@@ -24,7 +24,6 @@ class Converted:
     instances: int  # in the output
     instances_read: int  # of the input, those at fault included
     overlap_pixels: int  # that several instances claimed, in a format that holds one id a pixel
-    notes: tuple[str, ...]  # what to know of the input, though nothing is wrong with it
     errors: tuple[InputError, ...]  # what is not in the output, or is wrong and was copied as it was, and why
 
     @property
@@ -40,7 +39,7 @@ class Converted:
         ]
         if self.overlap_pixels:
             lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
-        return [*lines, *self.notes]
+        return lines
 
 
 def convert_masks(
@@ -53,8 +52,6 @@ def convert_masks(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
-    fit_masks: bool = False,
-    background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overwrite: bool = False,
     strict: bool = False,
@@ -73,7 +70,7 @@ def convert_masks(
     """
     masks, output = Path(masks), Path(output)
     entry = recognise(masks, format)
-    target = entry if to is None else format_named(to)
+    target = format_for(output, to, entry)
     source = open_source(
         masks,
         images,
@@ -81,8 +78,6 @@ def convert_masks(
         image_info=image_info,
         png_kind=png_kind,
         class_names=class_names,
-        fit_masks=fit_masks,
-        background=background,
         max_image_pixels=max_image_pixels,
     )
     inputs = [masks, *(Path(path) for path in (images, image_info, class_names) if path is not None)]
@@ -104,7 +99,6 @@ def convert_masks(
         source.num_instances - sum(fault.instances for fault in written.faults),
         source.num_instances,
         written.overlap_pixels,
-        tuple(source.notes),
         tuple(fault.error for fault in faults),
     )
 

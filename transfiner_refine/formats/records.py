@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -24,17 +24,6 @@ class EncodedMask(Protocol):
 
     def decode(self) -> MaskWindow:
         """The mask inside its bounding box; raises InputError where it is damaged."""
-
-
-@dataclass(frozen=True)
-class FittedMask:
-    """A mask of another size than its image, stretched over it."""
-
-    mask: EncodedMask
-    size: tuple[int, int]  # (height, width) of the image, pixels
-
-    def decode(self) -> MaskWindow:
-        return self.mask.decode().resized(self.size)
 
 
 @dataclass(frozen=True)
@@ -130,10 +119,6 @@ class Source(Protocol):
     def categories(self) -> Mapping[int, str]:
         """Category names by id; empty where the input does not name them."""
 
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a user should know of how the input was read, though nothing is wrong with it; a sentence each."""
-
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         """Images with their sound instances, and what is at fault, in the order of the input."""
 
@@ -172,8 +157,6 @@ class OpenOptions:
     png_kind: PngKind | Literal["auto"] = "auto"  # of plain PNG folders, where their pixels should not decide
     class_names: Path | None = None  # a text file with one class name a line, first line = class 0
     max_image_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width of a mask image that is decoded
-    fit_masks: bool = False  # masks of another size than their image are stretched over it
-    background: int | None = 0  # the value of label maps that is no instance; None where every value is one
 
 
 @dataclass(frozen=True)
@@ -192,3 +175,4 @@ class Format:
     write: Callable[[Path, Source, Mapping[int, Mask]], Written]
     beside: Callable[[Path], Path] | None = None  # the folder that ``write`` fills beside its file
     check: Callable[[Source], None] | None = None  # raises InputError where a source cannot be written at all
+    suffixes: tuple[str, ...] = (".json",)  # what the name of its file may end in, where it says something

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections import Counter
-from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from transfiner_refine.errors import InputError
@@ -15,15 +13,16 @@ from transfiner_refine.formats.folders import read_file
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
+from transfiner_refine.formats.mask_image import MASK_IMAGE
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Source
 from transfiner_refine.formats.yolo import YOLO_SEG
-from transfiner_refine.image_folders import files_in
 from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES
 from transfiner_refine.renamed import current
 
 # in the order in which they are tried: what looks for more comes before what takes nearly anything
 FORMATS: tuple[Format, ...] = (
+    MASK_IMAGE,
     COCO_RESULTS,
     COCO_LINES,
     COCO_PANOPTIC,
@@ -38,9 +37,6 @@ FORMATS: tuple[Format, ...] = (
     PNG_FOLDER,
 )
 
-
-_KINDS_LISTED = 5
-_NEAREST = {".json": "labelme", ".txt": "yolo-seg", ".png": "png", **dict.fromkeys(SUFFIXES, "png")}
 
 _RENAMED = {
     "id-map": "label-map",
@@ -70,32 +66,32 @@ def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  
     for entry in FORMATS:
         if path.is_dir() == entry.is_folder and entry.recognise(path):
             return entry
-    if path.is_dir():
-        raise _unknown_folder(path)
     remedy = "give --from if you know what it is"
+    if path.is_dir():
+        raise InputError("holds no masks of a known format", file=path, remedy=remedy)
     is_empty = not read_file(path, "check --masks", 1024).removeprefix(BOM_UTF8).strip()
     raise InputError("is empty" if is_empty else "is in no known format", file=path, remedy=remedy)
 
 
-def _unknown_folder(folder: Path) -> InputError:
-    """What there is in a folder of no known format, and what to do with it."""
-    names = files_in(folder, remedy="give the folder of the masks")
-    kinds = Counter(name.suffix.lower() or "without ending" for name in names).most_common()
-    if not kinds:
-        return InputError("is empty", file=folder, remedy="give the folder of the masks")
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:_KINDS_LISTED])
-    more = f" and {len(kinds) - _KINDS_LISTED} other kinds" if len(kinds) > _KINDS_LISTED else ""
-    remedy = "give COCO JSON or a folder of mask images"
-    for path in (
-        folder / name for name in names if name.suffix.lower() in (".json", ".gz", ".jsonl", ".xml")
-    ):
-        with suppress(InputError):
-            remedy = f"give the file itself, which is {recognise(path).name}: --masks {path}"
-            break
-    else:
-        if nearest := next((_NEAREST[kind] for kind, _ in kinds if kind in _NEAREST), None):
-            remedy = f"the nearest is {nearest}: give --from {nearest} if it is that"
-    return InputError(f"holds no masks of a known format ({listed}{more})", file=folder, remedy=remedy)
+def format_for(output: Path, to: str | None, read_as: Format) -> Format:
+    """The format an output is written in: ``to``; else what its name says; else that of the masks.
+
+    Raises InputError where the name of the output contradicts the format.
+    """
+    target = read_as if to is None else format_named(to)
+    named = {suffix: entry for entry in reversed(FORMATS) for suffix in entry.suffixes if not entry.is_folder}
+    known = (*named, *SUFFIXES, ".txt")
+    suffix = PurePath(output.name.lower().removesuffix(".gz")).suffix
+    suffix = suffix if suffix in known else ""
+    allowed = () if target.is_folder else target.suffixes
+    if to is None and suffix in named and suffix not in allowed:
+        return COCO_ANNOTATIONS if suffix == ".json" else named[suffix]
+    if (suffix and suffix not in allowed) or (target is MASK_IMAGE and not suffix):
+        kind = "a folder" if target.is_folder else f"a file whose name ends in {' or '.join(allowed)}"
+        raise InputError(
+            f"{target.name} is {kind}", file=output, remedy="give another --output, or another --to"
+        )
+    return target
 
 
 def open_source(
@@ -106,8 +102,6 @@ def open_source(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
-    fit_masks: bool = False,
-    background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Source:
     """Opens masks of any known format.
@@ -119,9 +113,6 @@ def open_source(
         image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
-        fit_masks: masks of image files and of NumPy arrays that have another size than their image are stretched
-            over it, if they have its shape.
-        background: the value of label maps that is no instance; "none" where every value is one.
         max_image_pixels: mask images with more pixels are not decoded.
 
     Raises:
@@ -134,7 +125,5 @@ def open_source(
         current(png_kind, _RENAMED),  # type: ignore[arg-type]
         None if class_names is None else Path(class_names),
         max_image_pixels,
-        fit_masks,
-        None if background == "none" else background,
     )
     return recognise(masks, format).open(Path(masks), options)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from transfiner_refine.errors import CheckpointError, short
+from transfiner_refine.errors import CheckpointError, InputError, short
 
 __all__ = ["ATTENTION_GRIDS", "Architecture", "RefineSettings", "RefinerConfig"]
 
@@ -131,6 +131,23 @@ class RefinerConfig(RefineSettings, Architecture):
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         return asdict(self)
+
+    def with_settings(self, settings: dict[str, Any]) -> RefinerConfig:
+        """The same with other refine settings; raises InputError where one is unknown or out of range."""
+        types = get_type_hints(RefineSettings, include_extras=True)
+        checked = {}
+        for name, value in settings.items():
+            if name not in types:
+                raise InputError(f"there is no setting {name!r}", remedy=f"give one of {', '.join(types)}")
+            try:
+                checked[name] = _checked(value, types[name])
+            except (ValueError, OverflowError) as error:
+                raise InputError(f"the setting {name} is {short(value)}; {error}") from None
+        if len(checked.get("node_budget", self.node_budget)) < self.max_depth:
+            raise InputError(
+                f"the setting node_budget is {checked['node_budget']}; expected {self.max_depth} numbers"
+            )
+        return replace(self, **checked)
 
     @classmethod
     def from_json(cls, values: Any, file: str = "") -> RefinerConfig:

@@ -11,7 +11,7 @@ from typing import Any
 from transfiner_refine.errors import InputError, MaskRefineError
 from transfiner_refine.formats.convert import check_destination
 from transfiner_refine.formats.records import Written
-from transfiner_refine.formats.registry import format_named, open_source, recognise
+from transfiner_refine.formats.registry import format_for, format_named, open_source, recognise
 from transfiner_refine.output import atomic_output, check_output_file, remove_drafts
 from transfiner_refine.pipeline.fingerprint import content_digest, file_entries, input_entries
 from transfiner_refine.pipeline.journal import Journal
@@ -66,7 +66,10 @@ class Job:
         self.read_as = recognise(masks, reading["format"])
         self.reading = {**reading, "format": self.read_as.name}
         self.source = open_source(masks, images, **self.reading)
-        self.target = self.read_as if to is None else format_named(to)
+        if shard is None:
+            self.target = format_for(output, to, self.read_as)
+        else:  # its name says nothing
+            self.target = self.read_as if to is None else format_named(to)
         self._images, self._masks, self._output = images, masks, output
         self._keep_boxes, self.shard = keep_boxes, shard
         named = ((f"--{name.replace('_', '-')}", reading[name]) for name in ("image_info", "class_names"))
@@ -91,8 +94,6 @@ class Job:
         reading = {
             "--from": self.read_as.name,
             "--png-kind": self.reading["png_kind"],
-            "--fit-masks": str(self.reading["fit_masks"]),
-            "--background": str(self.reading["background"]),
             "--max-image-pixels": str(self.reading["max_image_pixels"]),
         }
         reading |= {} if self.shard is None else {"--shard": str(self.shard)}

@@ -33,8 +33,6 @@ def refine_files(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
-    fit_masks: bool = False,
-    background: int | Literal["none"] = 0,
     weights: str | Path = "lite",
     device: str = "auto",
     engine: str = "auto",
@@ -63,16 +61,15 @@ def refine_files(
     byte for byte the same as without the interruption.
 
     Args:
-        images: folder of the images.
+        images: folder of the images, or one image.
         masks: a file or folder of masks in any format of ``transfiner_refine.formats.registry.FORMATS``.
         output: the file or folder to write.
         format: the format of ``masks``, "auto" to tell it by the content.
-        to: the format of ``output``, None for that of ``masks``.
+        to: the format of ``output``; None for what its name says (``.json``, ``.jsonl``, ``.png``), else for that of
+            ``masks``.
         image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for PNG folders: "binary" or "label-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
-        fit_masks: stretch masks of another size than their image over it.
-        background: the value of label maps that is no instance, "none" where every value is one.
         weights: name of shipped weights, or a path.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         engine: "auto", "torch" or "onnx".
@@ -113,7 +110,7 @@ def refine_files(
     images, masks, output = Path(images), Path(masks), Path(output)
     reading = {
         "format": format, "image_info": image_info, "png_kind": png_kind, "class_names": class_names,
-        "fit_masks": fit_masks, "background": background, "max_image_pixels": max_image_pixels,
+        "max_image_pixels": max_image_pixels,
     }  # fmt: skip
     job = Job(images, masks, output, reading, to, keep_boxes, None if shard is None else Shard.parse(shard))
     job.inputs += [Path(weights)] if Path(weights).is_file() else []

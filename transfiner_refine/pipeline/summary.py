@@ -27,9 +27,6 @@ class Summary:
     mean_changed_share: float = 0.0
     seconds: float = 0.0  # loading of the weights excluded, interrupted parts of the run included
     dry_run: bool = False  # nothing was refined or written
-    notes: list[str] = field(
-        default_factory=list
-    )  # what to know of the input, though nothing is wrong with it
 
     @property
     def instances(self) -> int:
@@ -67,4 +64,4 @@ class Summary:
             lines.append(f"Turned by their EXIF orientation, as the masks' size asks: {turned}.")
         if self.overlap_pixels:
             lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
-        return lines + self.notes
+        return lines

@@ -16,6 +16,18 @@ from transfiner_refine.errors import DeviceError
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 
 _ENGINES = ("auto", "torch", "onnx")
+#: Settings that exported programs hold; all others are of the code around the step.
+IN_PROGRAMS = frozenset(
+    (
+        "relabel_threshold",
+        "relabel_margin",
+        "root_threshold",
+        "child_threshold",
+        "trust",
+        "deep_trust",
+        "node_budget",
+    )
+) | {"repeat_trust"}
 
 
 class SizeClass(NamedTuple):
