@@ -76,7 +76,7 @@ class ImageFolder:
 
         Raises InputError where there is none; the text lists the names that were tried.
         """
-        paths = list(dict.fromkeys(path for name in file_names for path in _paths(name)))
+        paths = list(dict.fromkeys(path for name in file_names for path in paths_of(name)))
         for name in dict.fromkeys(name for path in paths for name in (str(path), path.name)):
             if name in self._names or ("/" in name and not self.only and _is_file(self.root / name)):
                 return self.root / name
@@ -128,7 +128,7 @@ def alike(stem: str) -> str:
     return _ADDED.sub("", stem) or stem
 
 
-def _paths(name: str) -> Iterator[PurePosixPath]:
+def paths_of(name: str) -> Iterator[PurePosixPath]:
     """Paths inside a folder that a name, a path of another machine or an address may mean, the most literal first."""
     texts = [name]
     if "%" in name or "?" in name or "://" in name:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from transfiner_refine.formats import Mask, RecordFault, Source, Written
-from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions
 from transfiner_refine.masks import MaskWindow
 
 CATEGORIES = {1: "person", 2: "a cup", 7: "Löffel"}
@@ -24,6 +24,7 @@ class SceneSource:
 
     records: tuple[ImageRecord, ...]
     categories: Mapping[int, str]
+    options: OpenOptions = field(default_factory=OpenOptions)
 
     @property
     def num_images(self) -> int:

@@ -60,9 +60,10 @@ def test_yolo_holds_every_mask_to_the_pixel_with_its_class_and_score(scene: Scen
     if scene.num_instances:
         photos = photos_of(scene, Path(tempfile.mkdtemp()))
         back, written = through(scene, YOLO_SEG, photos)
-        assert written == Written()
-        assert held(back, "category_id", "score") == held(scene, "category_id", "score")
-        assert {number: back.categories[number] for number in scene.categories} == scene.categories
+        assert replace(written, notes=()) == Written()
+        assert held(back, "score") == held(scene, "score")
+        assert class_names(back) == class_names(scene)
+        assert [*back.categories] == [0, 1, 2]
 
 
 @EXAMPLES
@@ -81,7 +82,7 @@ def class_names(source: Source) -> list[Any]:
     return sorted(
         (item.file_name, [source.categories[i.category_id] for i in item.instances])
         for item in source
-        if isinstance(item, ImageRecord)
+        if isinstance(item, ImageRecord) and item.instances
     )
 
 
@@ -174,7 +175,7 @@ def test_masks_survive_a_walk_through_all_formats(scene: SceneSource, entries: l
         back: Source = scene
         for entry in entries:
             back, written = through(back, entry, photos)
-            assert written == Written()
+            assert replace(written, notes=()) == Written()
         assert [(image, set(masks)) for image, masks in held(back)] == [
             (image, set(masks)) for image, masks in held(scene)
         ]

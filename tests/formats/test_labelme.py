@@ -145,7 +145,7 @@ def test_a_refined_instance_stands_in_its_place_and_all_else_stays(tmp_path: Pat
     assert np.array_equal(mask_of(other), box(1, 12, 21, 31))
 
 
-def test_holes_make_a_mask_shape_and_a_mask_without_any_a_polygon(tmp_path: Path) -> None:
+def test_a_polygon_stays_a_polygon_and_a_mask_a_mask(tmp_path: Path) -> None:
     folder = written(
         tmp_path,
         document(shape("polygon", BOX), shape("mask", [[0, 0], [1, 1]], mask=picture(np.ones((2, 2), bool)))),
@@ -153,11 +153,27 @@ def test_holes_make_a_mask_shape_and_a_mask_without_any_a_polygon(tmp_path: Path
     ring = box(4, 12, 5, 15) & ~box(6, 9, 7, 11)
     open_source(folder).write(tmp_path / "out", {0: full(ring), 1: full(box(0, 3, 0, 3))})
     first, second = json.loads((tmp_path / "out" / "0.json").read_text())["shapes"]
-    assert (first["shape_type"], first["points"]) == ("mask", [[5, 4], [14, 11]])
-    assert (second["shape_type"], second["mask"]) == ("polygon", None)
+    assert (first["shape_type"], len(first["points"])) == ("polygon", 10)  # with a bridge to the hole
+    assert (second["shape_type"], second["points"]) == ("mask", [[0, 0], [2, 2]])
     holed, whole = instances_of(open_source(tmp_path / "out"))
     assert np.array_equal(mask_of(holed), ring)
     assert np.array_equal(mask_of(whole), box(0, 3, 0, 3))
+
+
+def test_refined_polygons_have_points_that_people_can_move(tmp_path: Path) -> None:
+    size = (300, 400)
+    disc = np.hypot(*(np.indices(size) - np.array([[[140]], [[180]]]))) < 93
+    folder = written(tmp_path, document(shape("polygon", BOX), imageHeight=300, imageWidth=400))
+    found = {}
+    for tolerance in (0, 0.75):
+        out = tmp_path / f"out{tolerance}"
+        open_source(folder, polygon_tolerance=tolerance).write(out, {0: full(disc)})
+        (only,) = json.loads((out / "0.json").read_text())["shapes"]
+        (instance,) = instances_of(open_source(out))
+        found[tolerance] = len(only["points"]), np.count_nonzero(mask_of(instance) ^ disc) / disc.sum()
+    assert found[0][1] == 0
+    assert found[0.75][0] < 40 < found[0][0] / 10
+    assert found[0.75][1] < 0.01
 
 
 def test_pillow_paints_our_polygons_as_they_were_meant(tmp_path: Path) -> None:
@@ -269,9 +285,14 @@ def test_every_byte_but_the_mask_stays_as_it_is(tmp_path: Path) -> None:
     assert after.split("\r\n") == lines[:4] + lines[5:]
 
 
-@pytest.mark.parametrize("group_id", [1, "1", 1.0, "left cup"])
-def test_group_ids_may_be_of_any_type(tmp_path: Path, group_id: Any) -> None:
-    halves = [shape("rectangle", [[x, 0], [x + 3, 3]], group_id=group_id) for x in (0, 9)]
+@pytest.mark.parametrize(
+    "group_ids", [(1, 1), ("1", "1"), (1.0, 1.0), ("left cup", "left cup"), (1, "1"), (1.0, "1")]
+)
+def test_group_ids_may_be_of_any_type(tmp_path: Path, group_ids: tuple[Any, Any]) -> None:
+    halves = [
+        shape("rectangle", [[x, 0], [x + 3, 3]], group_id=group_id)
+        for x, group_id in zip((0, 9), group_ids, strict=True)
+    ]
     (instance,) = instances_of(open_source(written(tmp_path, document(*halves))))
     assert np.array_equal(mask_of(instance), box(0, 3, 0, 3) | box(0, 3, 9, 12))
 

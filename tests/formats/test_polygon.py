@@ -11,13 +11,21 @@ from hypothesis.extra.numpy import arrays
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.polygons import (
+    coco_polygons,
     fill_contour,
     fill_polygons,
     is_pixel_contour,
-    joined_outline,
+    joined,
     outlines,
+    polygons_of,
 )
-from transfiner_refine.masks import MaskWindow
+from transfiner_refine.formats.segmentation import mask_from_segmentation
+from transfiner_refine.masks import Mask, MaskWindow
+
+
+def joined_outline(mask: MaskWindow, tolerance: float = 0) -> np.ndarray:
+    return joined([ring for part in polygons_of(mask, tolerance) for ring in part])
+
 
 EXAMPLES = settings(max_examples=150, deadline=None)
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -33,8 +41,6 @@ def test_one_polygon_holds_any_mask_to_the_pixel(mask: np.ndarray, x: int, y: in
     placed = window(mask, x, y)
     points = joined_outline(placed)
     assert np.array_equal(fill_polygons([points], placed.image_size).paste(), placed.paste())
-    steps = np.diff(points, axis=0, append=points[:1])
-    assert (steps == 0).any(axis=1).all()  # horizontal or vertical, so never taken for a contour
     assert not is_pixel_contour(points.astype(float))
 
 
@@ -142,3 +148,36 @@ def test_the_empty_mask_and_the_whole_image() -> None:
     (whole,) = outlines(window(np.ones((4, 5), bool)))
     assert whole.points.tolist() == [[0, 0], [0, 4], [5, 4], [5, 0]]
     assert fill_polygons([], (4, 5)).area == 0
+
+
+@EXAMPLES
+@given(MASKS, st.sampled_from([0.5, 0.75, 2, 30]))
+def test_masks_of_few_pixels_lose_none_by_any_tolerance(mask: np.ndarray, tolerance: float) -> None:
+    placed = window(mask, 1, 2)
+    parts = polygons_of(placed, tolerance)
+    again = fill_polygons([ring for part in parts for ring in part], placed.image_size)
+    changed = np.count_nonzero(again.paste() ^ placed.paste())
+    assert changed <= 0.01 * placed.area
+    polygons = coco_polygons(Mask.from_window(placed), tolerance)
+    if placed.area:
+        drawn = mask_from_segmentation(polygons, lambda: placed.size)
+        assert np.count_nonzero(drawn.decode().paste() ^ placed.paste()) <= 0.01 * placed.area
+
+
+def test_a_rectangle_has_four_points_and_a_disc_a_few() -> None:
+    disc = np.hypot(*(np.indices((300, 300)) - 150.3)) < 100
+    (square,), (circle,) = polygons_of(window(np.ones((50, 70), bool)), 0.75), polygons_of(window(disc), 0.75)
+    assert len(square[0]) == 4
+    assert len(circle[0]) < 40 < len(joined_outline(window(disc))) / 10
+    again = fill_polygons(circle, disc.shape).paste()
+    assert (again & disc).sum() / (again | disc).sum() > 0.99
+    assert abs(int(again.sum()) - int(disc.sum())) < 0.002 * disc.sum()
+
+
+def test_holes_stay_holes_in_polygons_of_coco() -> None:
+    ring = np.hypot(*(np.indices((200, 200)) - 99.3)) < 80
+    ring &= np.hypot(*(np.indices((200, 200)) - 90.7)) > 30
+    for tolerance in (0, 0.75):
+        (polygon,) = coco_polygons(Mask.from_window(window(ring)), tolerance)
+        drawn = mask_from_segmentation([polygon], lambda: ring.shape).decode().paste()
+        assert (drawn & ring).sum() / (drawn | ring).sum() >= (0.99 if tolerance else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -199,7 +200,7 @@ def one_image(name: str) -> ImageRecord:
 def test_labels_never_take_the_name_of_the_file_of_classes(tmp_path: Path) -> None:
     written = YOLO_SEG.write(tmp_path / "out", SceneSource((one_image("a/classes.jpg"),), {1: "cup"}), {})
     assert "its labels would be in a/classes.txt, which is for class names" in str(written.faults[0].error)
-    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["classes.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["classes.txt", "data.yaml"]
 
 
 def test_a_name_that_no_text_file_holds_is_refused_before_the_work(tmp_path: Path, photos: Path) -> None:
@@ -219,20 +220,104 @@ def test_classes_may_be_called_by_numbers(tmp_path: Path, photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "names"),
     [
-        "nc: 2\nnames: [cup, spoon]\n",
-        "names:\n  0: cup\n  1: spoon\n",
-        '["cup", "spoon"]',
-        "0 cup\n1 spoon\n",
+        ("nc: 2\nnames: [cup, spoon]\n", {0: "cup", 1: "spoon"}),
+        ("path: ../data\nnames:\n  0: cup\n  7: no\n", {0: "cup", 7: "no"}),
+        ('["cup", "spoon"]', {0: "cup", 1: "spoon"}),
+        ('{\n\t"1": "cup"\n}', {1: "cup"}),
+        ('{"categories": [{"id": 3, "name": "cup"}]}', {3: "cup"}),
+        ("0 cup\n1 big spoon\n", {0: "cup", 1: "big spoon"}),
+        ("1: cup\n2: spoon\n", {1: "cup", 2: "spoon"}),
     ],
 )
-def test_a_file_that_is_no_list_of_names_is_refused(tmp_path: Path, photos: Path, text: str) -> None:
+def test_class_names_come_from_yaml_json_and_numbered_lines(
+    tmp_path: Path, photos: Path, text: str, names: dict[int, str]
+) -> None:
     (tmp_path / "names").write_text(text)
-    with pytest.raises(
-        InputError, match="is JSON or YAML, or numbers its lines; write one class name a line"
-    ):
+    source = open_source(labels(tmp_path, f"0 {SQUARE}"), photos, class_names=tmp_path / "names")
+    assert source.categories == names
+
+
+@pytest.mark.parametrize("text", ["names: 3\n", "names: [cup\n", '{"a": "b"}', "[[1]]", "names:\n  0: [x]\n"])
+def test_a_file_that_has_no_names_is_refused(tmp_path: Path, photos: Path, text: str) -> None:
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(InputError, match=r"names: (has no list of names|is no YAML or JSON)"):
         open_source(labels(tmp_path, f"0 {SQUARE}"), photos, class_names=tmp_path / "names")
+
+
+@pytest.mark.parametrize("as_root", [True, False])
+def test_names_of_a_data_set_are_found_beside_its_labels(tmp_path: Path, photos: Path, as_root: bool) -> None:
+    folder = labels(tmp_path, f"0 {SQUARE}")
+    (tmp_path / "data.yaml").write_text("names: [cup]\n")
+    assert open_source(tmp_path if as_root else folder, photos).categories == {0: "cup"}
+
+
+def test_classes_of_other_formats_are_numbered_from_0_and_it_is_said(tmp_path: Path, photos: Path) -> None:
+    mask = Mask.from_window(MaskWindow(REFINED, 0, 0, SIZE))
+    instances = tuple(Instance(at, mask, "", number) for at, number in enumerate((2, 1, 9, None)))
+    record = ImageRecord(None, "street.jpg", instances, SIZE, None, "train/street.jpg")
+    written = YOLO_SEG.write(tmp_path / "out", SceneSource((record,), {1: "cup", 2: "no", 5: "x"}), {})
+    lines = (tmp_path / "out" / "train" / "street.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "0", "3", "4"]
+    assert (tmp_path / "out" / "classes.txt").read_text() == "cup\nno\nx\nclass 9\nobject\n"
+    (note,) = written.notes
+    assert note.startswith(
+        "Classes numbered from 0, as YOLO has them: 1 -> 0 cup, 2 -> 1 no, 5 -> 2 x, 9 -> 3 "
+    )
+    (tmp_path / "out" / "classes.txt").unlink()
+    source = open_source(tmp_path / "out", photos)
+    assert source.categories == {0: "cup", 1: "no", 2: "x", 3: "class 9", 4: "object"}
+    same = YOLO_SEG.write(tmp_path / "again", SceneSource((record,), {}), {})
+    assert same.notes  # 1, 2 and 9 are no classes of YOLO
+    assert not YOLO_SEG.write(
+        tmp_path / "third", SceneSource((replace(record, instances=()),), {0: "a"}), {}
+    ).notes
+
+
+def test_what_trails_is_told_by_all_lines_together(tmp_path: Path, photos: Path) -> None:
+    """Ids of 0 and 1 could be points at the border, and a lone 1 a confidence."""
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    disc = " ".join(
+        f"{share:g}" for share in (0.3 + 0.1 * np.stack((np.cos(angles), np.sin(angles)), 1)).ravel()
+    )
+    for text, scores, ids in (
+        (f"0 {disc} 0.91 1\n", [0.91], [1]),
+        (f"0 {disc} 1\n", [None], [1]),
+        (f"0 {disc} 1\n0 {disc} 1\n", [1.0, 1.0], [None, None]),  # two objects have not one id
+        (f"0 {disc} 0.5\n0 {disc} 1\n", [0.5, 1.0], [None, None]),
+        (f"0 {SQUARE} 0.91 1\n", [None], [None]),  # a fifth point, as far as anybody can tell
+        (f"0 {disc} 0.91 1\n0 {SQUARE}\n", [None, None], [None, None]),
+        (f"0 {disc} 0.91 1\n0 {SQUARE} 0.5 7\n", [0.91, 0.5], [1, 7]),
+    ):
+        found = instances_of(open_source(labels(tmp_path, text), photos))
+        assert [instance.score for instance in found] == scores, text
+        assert [instance.instance_id for instance in found] == ids, text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["0 0.5 0.5 0.4 0.6 0.4 0.3 2 0.6 0.4 1 0 0 0"],
+        ["0 0.5 0.5 0.4 0.6 0.4 0.3 2.0 0.6 0.4 1.0 0 0 0 0.9 3"],
+        [
+            "0 0.5 0.5 0.4 0.6 " + "0.4 0.3 0.97 " * 5 + "0.9",
+            "0 0.3 0.6 0.3 0.3 " + "0.31 0.6 0.9 " * 5 + "0.8",
+        ],
+    ],
+)
+def test_poses_are_named_and_not_taken_for_polygons(tmp_path: Path, photos: Path, lines: list[str]) -> None:
+    source = open_source(labels(tmp_path, "\n".join(lines)), photos, format="yolo-seg")
+    assert {item.error.reason for item in source if isinstance(item, RecordFault)} == {
+        "is a box and key points of a pose, not a mask"
+    }
+    assert not instances_of(source)
+
+
+def test_key_points_that_data_yaml_states_are_no_masks(tmp_path: Path, photos: Path) -> None:
+    folder = labels(tmp_path, f"0 {SQUARE}")
+    (tmp_path / "data.yaml").write_text("kpt_shape: [2, 2]\nnames: [person]\n")
+    assert not instances_of(open_source(folder, photos))
 
 
 @pytest.mark.parametrize("option", ["masks", "class_names", "image_info"])

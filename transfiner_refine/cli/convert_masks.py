@@ -51,6 +51,7 @@ class _CommandWithFormats(Command):
 @shared("class_names")
 @shared("png_kind")
 @shared("max_image_pixels", help="Do not open mask images of more pixels.")
+@shared("polygon_tolerance", default=0)
 @shared("overwrite")
 @flag("--strict", "Write nothing if a single record cannot be read.")
 @shared("quiet")

@@ -119,6 +119,14 @@ _SHARED = {
         default=400_000_000,  # images.MAX_IMAGE_PIXELS, whose import would bring in Pillow
         help="Do not open images or mask images of more pixels; their masks stay as they are.",
     ),
+    "polygon_tolerance": _shared(
+        "--polygon-tolerance",
+        type=click.FloatRange(0, 100),
+        default=0.5,  # formats.records.POLYGON_TOLERANCE
+        metavar="PIXELS",
+        help="How far lines of polygons may be off, so that people can edit them; at least 0.99 IoU is kept. 0 "
+        "writes masks to the pixel, with a point for each step.",
+    ),
     "match": _shared(
         "--match",
         type=FILE,

@@ -85,6 +85,8 @@ __all__ = ["command"]
 )
 @shared("max_image_pixels")
 @flag("--keep-boxes", "Leave bbox and area as they are; otherwise they follow the new mask.")
+@shared("polygon_tolerance")
+@choice("--polygons", ["keep", "rle"], "What COCO polygons become: polygons again, or RLE.")
 @option(
     "--report",
     type=FOLDER,

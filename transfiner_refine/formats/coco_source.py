@@ -28,6 +28,7 @@ from transfiner_refine.formats.coco import (
     name_of,
 )
 from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parse, parts, whole
+from transfiner_refine.formats.polygons import coco_polygons
 from transfiner_refine.formats.records import (
     ImageRecord,
     Instance,
@@ -36,7 +37,7 @@ from transfiner_refine.formats.records import (
     UnreadSource,
     Written,
 )
-from transfiner_refine.formats.segmentation import masks_from_segmentations
+from transfiner_refine.formats.segmentation import mask_from_segmentation, masks_from_segmentations
 from transfiner_refine.formats.text_file import text_output
 from transfiner_refine.image_folders import ImageFolder
 from transfiner_refine.images import upright_size
@@ -151,7 +152,8 @@ class CocoSource(UnreadSource):
         Raises:
             InputError: invalid JSON, another layout, or an annotation file with ``image_info`` beside it.
         """
-        layout, options = layout or layout_of(path) or "annotations", options or OpenOptions()
+        layout, self.options = layout or layout_of(path) or "annotations", options or OpenOptions()
+        options = self.options
         self.file, self._inputs = CocoFile(path, layout), [path]
         # what names the images and categories: the file itself or that of ``--image-info``
         self.listing = listing or (self.file if layout in ("annotations", "panoptic") else None)
@@ -278,13 +280,18 @@ class CocoSource(UnreadSource):
 
     def _with_mask(self, index: int, mask: Mask, keep_boxes: bool) -> str:
         """The text of a sound record with another mask; what does not follow from the mask stays as it is."""
-        (x0, y0, x1, y1), text = mask.box, self.file.records.text(index)
-        new: dict[str, Any] = {"segmentation": mask_values(mask)}
-        if not keep_boxes:
-            new |= {"bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], "area": mask.area}
-        edits = []
+        text, edits = self.file.records.text(index), []
         try:
-            for key, old, start, end in parts(text):
+            found = list(parts(text))
+            is_polygons = any(key == "segmentation" and isinstance(old, list) for key, old, _, _ in found)
+            new: dict[str, Any] = {"segmentation": mask_values(mask)}
+            if is_polygons and self.options.polygons == "keep" and mask.area:
+                new["segmentation"] = polygons = coco_polygons(mask, self.options.polygon_tolerance)
+                mask = mask_from_segmentation(polygons, lambda: mask.size)
+            if not keep_boxes:
+                x0, y0, x1, y1 = mask.box
+                new |= {"bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], "area": mask.area}
+            for key, old, start, end in found:
                 if key in new:
                     value = float(mask.area) if key == "area" and isinstance(old, float) else new[key]
                     edits.append((start, end, compact(value)))

@@ -24,6 +24,7 @@ class Converted:
     instances: int  # in the output
     instances_read: int  # of the input, those at fault included
     overlap_pixels: int  # that several instances claimed, in a format that holds one id a pixel
+    notes: tuple[str, ...]  # of ``Written``
     errors: tuple[InputError, ...]  # what is not in the output, or is wrong and was copied as it was, and why
 
     @property
@@ -39,7 +40,7 @@ class Converted:
         ]
         if self.overlap_pixels:
             lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
-        return lines
+        return [*lines, *self.notes]
 
 
 def convert_masks(
@@ -53,6 +54,7 @@ def convert_masks(
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    polygon_tolerance: float = 0,
     overwrite: bool = False,
     strict: bool = False,
 ) -> Converted:
@@ -79,6 +81,7 @@ def convert_masks(
         png_kind=png_kind,
         class_names=class_names,
         max_image_pixels=max_image_pixels,
+        polygon_tolerance=polygon_tolerance,
     )
     inputs = [masks, *(Path(path) for path in (images, image_info, class_names) if path is not None)]
     if entry.beside is not None:
@@ -99,6 +102,7 @@ def convert_masks(
         source.num_instances - sum(fault.instances for fault in written.faults),
         source.num_instances,
         written.overlap_pixels,
+        written.notes,
         tuple(fault.error for fault in faults),
     )
 

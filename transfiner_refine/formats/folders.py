@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Written
+from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions, RecordFault, Written
 from transfiner_refine.image_folders import ImageTree, files_in
 from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
@@ -87,11 +87,17 @@ def write_file(path: Path, data: bytes) -> None:
 class Folder:
     """The files below a folder: read, noticed where they change in between, and copied."""
 
-    def __init__(self, folder: Path, *, remedy: str = "give the folder of the masks") -> None:
-        """Lists the folder; raises InputError where that cannot be done."""
+    def __init__(
+        self,
+        folder: Path,
+        files: Iterable[PurePosixPath] | None = None,
+        *,
+        remedy: str = "give the folder of the masks",
+    ) -> None:
+        """Lists the folder, or takes some of its files; raises InputError where that cannot be done."""
         self.folder = folder
         self._digests: dict[PurePosixPath, bytes] = {}  # of the files that were read
-        self.choose(files_in(folder, remedy=remedy))
+        self.choose(files_in(folder, remedy=remedy) if files is None else files)
 
     def choose(self, names: Iterable[PurePosixPath]) -> None:
         """Says which files are to be copied; the first choice is all."""
@@ -155,6 +161,7 @@ class FolderEntry:
     error: InputError | None = None  # why nothing of it can be used
     size: tuple[int, int] | None = None  # (height, width) that the format states for the image
     usual_name: str | None = None  # what the format calls the image, for sources without images
+    record: str | None = None  # how a person finds the image in a file of several
 
 
 class FolderSource(Folder, ABC):
@@ -163,10 +170,12 @@ class FolderSource(Folder, ABC):
     A reader lists ``entries`` and gives their instances; finding images, counting and writing are here.
     """
 
-    def __init__(self, folder: Path, images: Path | None) -> None:
-        """Lists the folder of the masks; raises InputError where that cannot be done."""
-        super().__init__(folder)
-        self._images = images
+    def __init__(
+        self, folder: Path, options: OpenOptions, files: Iterable[PurePosixPath] | None = None
+    ) -> None:
+        """Lists the folder of the masks, or takes some of its files; raises InputError where that cannot be done."""
+        super().__init__(folder, files)
+        self.options, images = options, options.images
         self.image_folder = images.parent if images is not None and images.is_file() else images
         self.entries: tuple[FolderEntry, ...] = ()
         self.categories: Mapping[int, str] = {}
@@ -231,7 +240,7 @@ class FolderSource(Folder, ABC):
         keep_boxes: bool = False,  # noqa: ARG002  none of these formats states boxes beside masks
         overwrite: bool = False,
     ) -> Written:
-        inputs = [self.folder] if self._images is None else [self.folder, self._images]
+        inputs = [self.folder, *([] if self.options.images is None else [self.options.images])]
         check_output_folder(output, inputs, overwrite=overwrite)
         overlap_pixels, covered, first = 0, list[int](), 0
         with atomic_folder(output) as draft:
@@ -245,14 +254,20 @@ class FolderSource(Folder, ABC):
             self.copy_rest(draft)
         return Written(overlap_pixels, tuple(covered))
 
+    def image_of(self, entry: FolderEntry, tree: ImageTree) -> PurePosixPath | None:
+        """The image of an entry, relative to the root of the tree; raises InputError where several fit."""
+        return tree.find(entry.stem)
+
     def find_images(self, tree: ImageTree | None) -> None:
         """Gives each entry its image, or the error that there is none; raises InputError where none can be used."""
         if tree is None:
             return
-        found = [entry if entry.error is not None else _with_image(entry, tree) for entry in self.entries]
+        found = [
+            entry if entry.error is not None else self._with_image(entry, tree) for entry in self.entries
+        ]
         owners: dict[PurePosixPath | None, list[str]] = {}
         for entry in found:
-            owners.setdefault(entry.image, []).append(entry.name.as_posix())
+            owners.setdefault(entry.image, []).append(entry.record or entry.name.as_posix())
         for position, entry in enumerate(found):
             if entry.image is not None and len(names := owners[entry.image]) > 1:
                 reason = f"{' and '.join(names[:3])} would belong to the same image {entry.image}"
@@ -295,12 +310,11 @@ class FolderSource(Folder, ABC):
             file_name=image or entry.usual_name,
         )
 
-
-def _with_image(entry: FolderEntry, tree: ImageTree) -> FolderEntry:
-    try:
-        image = tree.find(entry.stem)
-    except InputError as error:
-        return replace(entry, error=error)
-    reason = f"there is no image of that name in {tree.root}"
-    missing = InputError(reason, record=entry.name.as_posix(), remedy="check --images")
-    return replace(entry, image=image, error=None if image else missing)
+    def _with_image(self, entry: FolderEntry, tree: ImageTree) -> FolderEntry:
+        try:
+            image = self.image_of(entry, tree)
+        except InputError as error:
+            return replace(entry, error=error)
+        reason = f"there is no image of that name in {tree.root}"
+        missing = InputError(reason, record=entry.record or entry.name.as_posix(), remedy="check --images")
+        return replace(entry, image=image, error=None if image else missing)

@@ -109,7 +109,7 @@ class PngFolder(FolderSource):
 
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
         """Lists the folder; raises InputError where that cannot be done."""
-        super().__init__(folder, options.images)
+        super().__init__(folder, options)
         self.categories = row.labels
         self.row, self.options = row, options
         self.groups: list[list[MapFile]] = []

@@ -11,21 +11,31 @@ and column. ``is_pixel_contour`` knows them by their steps, and ``fill_contour``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.segmentation import MAX_OUTLINE
-from transfiner_refine.masks import MaskWindow, check_size, union
+from transfiner_refine.formats.segmentation import MAX_OUTLINE, mask_from_segmentation
+from transfiner_refine.masks import Mask, MaskWindow, check_size, union
 
 _INSET = 0.25  # pixels; under the half that decides, and far above what is lost in text of six digits
 # pixels; text of six digits is at most half of that away from a whole number in an image of 20,000
 _WHOLE = 0.02
 _MOST_BRIDGES = 0.25  # share of edges that may go askew, where several contours were joined to one
+_LEAST_IOU = (
+    0.99  # of a mask and its simplified polygons; masks of less than 100 pixels come back as they were
+)
+_CORNER = (
+    4  # pixels; two edges of that length meet in a corner that is meant, shorter ones in a step of a slope
+)
+_BRIDGE_WINDOW = 2048  # points that a bridge may lead to; bounds the time for masks of many thousand parts
+Ring: TypeAlias = NDArray[np.float64]
+"""A closed line: [points, xy], pixels."""
+Part: TypeAlias = list[Ring]
+"""One part of a mask: its outline, then its holes."""
 
 
 def fill_polygons(polygons: Sequence[NDArray[np.float64]], size: tuple[int, int]) -> MaskWindow:
@@ -120,6 +130,7 @@ class Loop(NamedTuple):
     """
 
     points: NDArray[np.int64]
+    part: int  # number of the part it belongs to, from 0
     is_hole: bool  # background lies inside
 
 
@@ -149,15 +160,17 @@ def outlines(mask: MaskWindow) -> list[Loop]:
         kept = goes.any(axis=1) if doubled else goes[:, 0] != came[:, 0]
         points, owner = points[kept], owner[kept]
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    parents = tree[0][:, 3]
+    parts = np.where(parents < 0, np.arange(len(parents)), parents).tolist()
     loops = [
-        Loop(np.concatenate((loop[:1], loop[:0:-1])) if hole else loop, hole)
-        for loop, hole in zip(np.split(points, starts[1:]), (tree[0][:, 3] >= 0).tolist(), strict=True)
+        Loop(loop if part == own else np.concatenate((loop[:1], loop[:0:-1])), part, part != own)
+        for own, (loop, part) in enumerate(zip(np.split(points, starts[1:]), parts, strict=True))
     ]
     return [loops[number] for number in np.lexsort(points[starts].T)]
 
 
-def inset_points(loop: Loop) -> list[tuple[float, float]]:
-    """The points of a loop, (x, y), with every line moved a quarter of a pixel to the side of the foreground.
+def inset_points(loop: Loop) -> Ring:
+    """The points of a loop, with every line moved a quarter of a pixel to the side of the foreground.
 
     Pixel centres are where they were. A reader that paints the outline too (``cv2.fillPoly`` after cutting coordinates
     to whole numbers, Pillow's ``ImageDraw.polygon``) would add a row and a column to a polygon along the very edges of
@@ -170,69 +183,120 @@ def inset_points(loop: Loop) -> list[tuple[float, float]]:
     inset = -_INSET if loop.is_hole else _INSET
     across = np.repeat(way[0::2, 1], 2) * inset  # the vertical line at a point is its own or the one before
     along = np.roll(np.repeat(way[1::2, 0], 2), 1) * -inset  # the horizontal one is the one before or its own
-    return [(x, y) for x, y in (points + np.stack((across, along), axis=1)).tolist()]
+    return points + np.stack((across, along), axis=1)
 
 
-def joined_outline(mask: MaskWindow) -> NDArray[np.float64]:
-    """[points, xy] of one polygon that holds all parts and holes of a mask; 0 points for an empty one.
+def polygons_of(
+    mask: MaskWindow, tolerance: float = 0, read: Callable[[list[Part]], MaskWindow] | None = None
+) -> list[Part]:
+    """The parts of a mask as polygons that people can edit, by their topmost, then leftmost point.
 
-    Its lines are those of ``inset_points``, all of them horizontal or vertical. Parts and holes hang together by
-    bridges that are walked there and back and so enclose nothing. A bridge leads from the top of a part or hole to
-    the left until it meets another outline; where there is none, it leads to the part before.
+    Args:
+        mask: the mask; soft values count from 0.5 on.
+        tolerance: pixels that a line may be off; 0 gives ``inset_points``, which hold the mask to the pixel. It is
+            halved as long as IoU with the mask falls below 0.99, down to the exact outline.
+        read: how the format that they are written in reads them again; None for ``fill_polygons``.
     """
     loops = outlines(mask)
-    if not loops:
-        return np.zeros((0, 2))
-    points: list[tuple[float, float]] = []
-    follows: list[int] = []  # the point that comes after each
-    starts = []
-    for loop in loops:
-        starts.append(len(points))
-        points += inset_points(loop)
-        follows += [*range(len(follows) + 1, len(points)), starts[-1]]
-    ends = [*starts[1:], len(points)]
-    bridges = []  # (how far along a line its bridge meets it, first point of the line, first and last of the loop)
-    for line, start, end in zip(_lines_met(mask, loops), starts[1:], ends[1:], strict=True):
-        down = points[line + 1][1] > points[line][1]
-        along = points[start][1] - points[line][1]
-        bridges.append((along if down else -along, line, start, end - 1))
-    bridges.sort(reverse=True)  # the nearest is put in last, and so comes first
-    for _, line, first, last in bridges:
-        foot, back = (points[line][0], points[first][1]), len(points)
-        points += [foot, points[first], foot]
-        follows += [first, back + 2, follows[line]]
-        follows[line], follows[last] = back, back + 1
-    walk = [0]
-    while at := follows[walk[-1]]:
-        walk.append(at)
-    return np.array([points[at] for at in walk])
+    while tolerance > 0.1:
+        parts = _parts(loops, [_simplified(loop, tolerance) for loop in loops])
+        found = read(parts) if read else fill_polygons([ring for part in parts for ring in part], mask.size)
+        if _iou(found, mask) >= _LEAST_IOU:
+            return parts
+        tolerance /= 2
+    return _parts(loops, [inset_points(loop) for loop in loops])
 
 
-def _lines_met(mask: MaskWindow, loops: list[Loop]) -> list[int]:
-    """For each loop but the first: where among the points of all loops the vertical line begins that its bridge meets.
+def joined(rings: Sequence[Ring]) -> Ring:
+    """One polygon that holds all rings, which hang together by bridges; 0 points for none.
 
-    The line is always of a loop before: one that reaches the row of a loop's first point, and lies to the left of it,
-    begins above or to the left.
+    A bridge is walked there and back and so encloses nothing. It leads from a ring to the nearest point of those
+    before.
     """
-    ends = np.concatenate([loop.points for loop in loops])
-    x, top = ends[0::2, 0], np.minimum(ends[0::2, 1], ends[1::2, 1])  # of each vertical line
-    order = np.lexsort((top, x))
-    scale = mask.image_size[0] + 1
-    keys = (x * scale + top)[order]
-    framed = np.pad(mask.foreground, 1)
-    edges = framed[:, :-1] != framed[:, 1:]  # [h + 2, w + 1]: pieces of vertical lines, by row of pixels
-    met: list[int] = []
-    row, columns, before = -1, np.zeros(0, np.int64), 0
-    for previous, loop in pairwise(loops):
-        here_x, here_y = loop.points[0].tolist()
-        if here_y != row:  # loops come by row
-            row, at = here_y, here_y - mask.y
-            columns = np.flatnonzero(edges[at] | edges[at + 1]) + mask.x
-        found = int(np.searchsorted(columns, here_x)) - 1
-        if found < 0:
-            met.append(before)  # the first line of the loop before
-        else:
-            line = int(np.searchsorted(keys, columns[found] * scale + here_y, side="right")) - 1
-            met.append(2 * int(order[line]))
-        before += len(previous.points)
-    return met
+    if len(rings) < 2:
+        return rings[0] if rings else np.zeros((0, 2))
+    points, starts = np.concatenate(rings), np.cumsum([0, *map(len, rings)])
+    follows = np.arange(1, len(points) + 1)
+    follows[starts[1:] - 1] = starts[:-1]
+    after, walked = (
+        follows.tolist(),
+        list(range(len(points))),
+    )  # the point that a place in the walk stands for
+    for start, end in zip(starts[1:-1].tolist(), starts[2:].tolist(), strict=True):
+        first = max(0, start - _BRIDGE_WINDOW)
+        foot = first + int(np.square(points[first:start] - points[start]).sum(axis=1).argmin())
+        near = start + int(np.square(points[start:end] - points[foot]).sum(axis=1).argmin())
+        before, here = near - 1 if near > start else end - 1, len(after)
+        walked += [near, foot]
+        after += [here + 1, after[foot]]  # back at the near point, then at the foot, then on
+        after[foot], after[before] = near, here
+    walk = [0]
+    while at := after[walk[-1]]:
+        walk.append(at)
+    return points[[walked[at] for at in walk]]
+
+
+def _parts(loops: Sequence[Loop], rings: Sequence[Ring]) -> list[Part]:
+    """Rings by the part they belong to; an outline comes before its holes, for its first point is above theirs."""
+    found: dict[int, Part] = {}
+    for loop, ring in zip(loops, rings, strict=True):
+        found.setdefault(loop.part, []).append(ring)
+    return list(found.values())
+
+
+def _simplified(loop: Loop, tolerance: float) -> Ring:
+    """A loop with fewer points, around the same area.
+
+    Steps are cut through the middle of their edges, which leaves every pixel centre on its side; Douglas and Peucker's
+    method takes points out of that line. Then it is moved as a whole so far that it has the area again.
+    """
+    import cv2  # here, because listing the formats must not wait for it
+
+    corners = loop.points.astype(np.float64)
+    steps = np.roll(corners, -1, axis=0) - corners
+    lengths = np.abs(steps).sum(axis=1)
+    ways = steps / lengths[:, None]
+    came = np.roll(ways, 1, axis=0)
+    turns = came[:, 0] * ways[:, 1] - came[:, 1] * ways[:, 0]  # 1 or -1 at each corner
+    # the middle of an edge; an edge whose ends turn one way is the end of a slope, and keeps its length
+    is_end = (turns == np.roll(turns, -1)) & (lengths > 1)
+    back = np.where(is_end, 0.5, lengths / 2)[:, None] * ways
+    halves = np.stack((corners + back, np.roll(corners, -1, axis=0) - back), axis=1)  # [edges, 2, xy]
+    meant = (lengths >= _CORNER) & (np.roll(lengths, 1) >= _CORNER)
+    halves[meant, 0] = corners[meant]
+    halves[np.roll(meant, -1), 1] = np.roll(corners, -1, axis=0)[np.roll(meant, -1)]
+    origin = corners.min(axis=0)
+    line = (halves.reshape(-1, 2) - origin).astype(np.float32)
+    ring = cv2.approxPolyDP(line, tolerance, True).reshape(-1, 2).astype(np.float64)
+    if len(ring) < 3:
+        return inset_points(loop)
+    edges = np.roll(ring, -1, axis=0) - ring
+    sides = np.hypot(*edges.T)
+    normals = np.stack((edges[:, 1], -edges[:, 0]), axis=1) / sides[:, None]
+    lacking = _signed_area(corners - origin) - _signed_area(ring)
+    before = np.roll(normals, 1, axis=0)
+    mitre = (before + normals) / np.maximum(1 + (before * normals).sum(axis=1), 0.5)[:, None]
+    return np.round(ring + mitre * (lacking / sides.sum()) + origin, 2)
+
+
+def _signed_area(ring: Ring) -> float:
+    """In pixels; positive where the inside is to the right of the way, with y downwards."""
+    after = np.roll(ring, -1, axis=0)
+    return float((ring[:, 0] * after[:, 1] - after[:, 0] * ring[:, 1]).sum() / 2)
+
+
+def _iou(found: MaskWindow, mask: MaskWindow) -> float:
+    either = union([found, mask.hard()], mask.size).area
+    return (found.area + mask.area - either) / either if either else 1.0
+
+
+def coco_polygons(mask: Mask, tolerance: float = 0) -> list[list[float]]:
+    """A mask as COCO's list of polygons, one a part, with its holes on bridges; [] for an empty mask."""
+
+    def values(parts: list[Part]) -> list[list[float]]:
+        return [joined(part).ravel().tolist() for part in parts]
+
+    def read(parts: list[Part]) -> MaskWindow:
+        return mask_from_segmentation(values(parts), lambda: mask.size).decode()
+
+    return values(polygons_of(mask.decode(), tolerance, read))

@@ -13,6 +13,8 @@ from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 
 PngKind: TypeAlias = Literal["binary", "label-map"]
+Polygons: TypeAlias = Literal["keep", "rle"]
+POLYGON_TOLERANCE = 0.5  # pixels; measured by benchmarks/polygon_tolerance.py
 
 
 class EncodedMask(Protocol):
@@ -94,6 +96,7 @@ class Written:
     overlap_pixels: int = 0  # that more than one instance claimed, in a format that holds one id a pixel
     covered: tuple[int, ...] = ()
     faults: tuple[RecordFault, ...] = ()  # what could not be read or held, so that it is not in the output
+    notes: tuple[str, ...] = ()  # sentences on what is another in the output, such as the numbers of classes
 
 
 class UnreadSource(ABC):
@@ -106,6 +109,10 @@ class UnreadSource(ABC):
 
 class Source(Protocol):
     """The masks of one input in its order: iterate for what there is to refine, then ``write`` it back."""
+
+    @property
+    def options(self) -> OpenOptions:
+        """What it was opened with."""
 
     @property
     def num_images(self) -> int:
@@ -155,8 +162,12 @@ class OpenOptions:
     images: Path | None = None  # the folder of the images
     image_info: Path | None = None  # a COCO file: which image id is which image, names of categories
     png_kind: PngKind | Literal["auto"] = "auto"  # of plain PNG folders, where their pixels should not decide
-    class_names: Path | None = None  # a text file with one class name a line, first line = class 0
+    class_names: Path | None = (
+        None  # a text file with one class name a line, first line = class 0, or data.yaml
+    )
     max_image_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width of a mask image that is decoded
+    polygon_tolerance: float = 0  # pixels that lines of written polygons may be off, 0 for none
+    polygons: Polygons = "keep"  # of COCO records: refined polygons stay polygons, or become RLE
 
 
 @dataclass(frozen=True)

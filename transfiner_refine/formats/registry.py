@@ -15,7 +15,7 @@ from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.mask_image import MASK_IMAGE
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
-from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Source
+from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Polygons, Source
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES
 from transfiner_refine.renamed import current
@@ -103,6 +103,8 @@ def open_source(
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    polygon_tolerance: float = 0,
+    polygons: Polygons = "keep",
 ) -> Source:
     """Opens masks of any known format.
 
@@ -114,6 +116,8 @@ def open_source(
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         max_image_pixels: mask images with more pixels are not decoded.
+        polygon_tolerance: pixels that lines of written polygons may be off; 0 writes masks to the pixel.
+        polygons: "keep" writes refined polygons of COCO records as polygons, "rle" as RLE.
 
     Raises:
         InputError: nothing there, an unknown format, or an input that cannot be used at all. Single bad
@@ -125,5 +129,7 @@ def open_source(
         current(png_kind, _RENAMED),  # type: ignore[arg-type]
         None if class_names is None else Path(class_names),
         max_image_pixels,
+        polygon_tolerance,
+        polygons,
     )
     return recognise(masks, format).open(Path(masks), options)

@@ -33,6 +33,7 @@ class Conversion:
         a folder of the other.
         """
         self._source, self._results, self._named, self._ending = source, results, named, ending
+        self.tolerance = source.options.polygon_tolerance  # pixels
         self._faults: list[RecordFault] = []
         self._overlap_pixels = 0
 

@@ -95,6 +95,8 @@ class Job:
             "--from": self.read_as.name,
             "--png-kind": self.reading["png_kind"],
             "--max-image-pixels": str(self.reading["max_image_pixels"]),
+            "--polygon-tolerance": f"{self.reading['polygon_tolerance']:g}",
+            "--polygons": self.reading["polygons"],
         }
         reading |= {} if self.shard is None else {"--shard": str(self.shard)}
         return input_entries(self._images, self.contents(), reading, selection)
@@ -169,7 +171,7 @@ def stamps_of(*outputs: Path) -> dict[str, Any]:
 def _account(outcome: Outcome, written: Written) -> None:
     """Takes what writing had to decide into the summary."""
     summary = outcome.summary
-    summary.overlap_pixels = written.overlap_pixels
+    summary.overlap_pixels, summary.notes = written.overlap_pixels, written.notes
     known = {str(error) for error in summary.errors}  # most of them have been met in refining already
     summary.errors += [fault.error for fault in written.faults if str(fault.error) not in known]
     summary.not_written = sum(fault.instances for fault in written.faults)

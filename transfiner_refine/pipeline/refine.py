@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from transfiner_refine.formats.records import PngKind
+from transfiner_refine.formats.records import POLYGON_TOLERANCE, PngKind, Polygons
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.fingerprint import refiner_entries
@@ -45,6 +45,8 @@ def refine_files(
     categories: Sequence[int | str] = (),
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     keep_boxes: bool = False,
+    polygon_tolerance: float = POLYGON_TOLERANCE,
+    polygons: Polygons = "keep",
     workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -84,6 +86,8 @@ def refine_files(
         max_image_pixels: images and mask images with more pixels are not decoded; their masks pass through as
             failed.
         keep_boxes: leave ``bbox`` and ``area`` as they are.
+        polygon_tolerance: pixels that lines of refined polygons may be off; 0 writes masks to the pixel.
+        polygons: "keep" writes refined polygons of COCO records as polygons, "rle" as RLE.
         workers: processes that decode images, 0 for threads of this process; None as
             ``transfiner_refine.pipeline.run.default_workers`` says.
         overwrite: an output that exists may be replaced, and a journal that is not resumed thrown away.
@@ -110,7 +114,7 @@ def refine_files(
     images, masks, output = Path(images), Path(masks), Path(output)
     reading = {
         "format": format, "image_info": image_info, "png_kind": png_kind, "class_names": class_names,
-        "max_image_pixels": max_image_pixels,
+        "max_image_pixels": max_image_pixels, "polygon_tolerance": polygon_tolerance, "polygons": polygons,
     }  # fmt: skip
     job = Job(images, masks, output, reading, to, keep_boxes, None if shard is None else Shard.parse(shard))
     job.inputs += [Path(weights)] if Path(weights).is_file() else []

@@ -22,6 +22,7 @@ class Summary:
     errors: list[InputError] = field(default_factory=list)
     not_written: int = 0  # instances that the output's format cannot hold or that could not be read for it
     overlap_pixels: int = 0  # pixels claimed by several instances in formats that hold one id a pixel
+    notes: tuple[str, ...] = ()  # what is another in the output, whose format differs
     # mean over the refined instances of: pixels whose label changed / pixels of the coarse mask's box; above 1 where
     # masks grew far beyond their boxes, 0 where nothing was refined
     mean_changed_share: float = 0.0
@@ -64,4 +65,4 @@ class Summary:
             lines.append(f"Turned by their EXIF orientation, as the masks' size asks: {turned}.")
         if self.overlap_pixels:
             lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
-        return lines
+        return [*lines, *self.notes]
