@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from coco_scenes import (
     NEW,
@@ -25,9 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats import RecordFault, json_stream, open_source, text_file
+from transfiner_refine.formats import Mask, RecordFault, json_stream, open_source, text_file
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.formats.registry import recognise
+from transfiner_refine.masks import MaskWindow
 
 UGLY = """ [
   {"image_id" : 1,"score":0.10,  "segmentation": {"counts":[10,5,33],"size":[6,8]}, "bbox":[1,2,3,4], "x": 1E5},
@@ -44,6 +46,39 @@ def test_bytes_that_are_not_a_refined_mask_or_its_box_are_never_touched(tmp_path
     expected = UGLY.replace('{"counts":[10,5,33],"size":[6,8]}', json.dumps(NEW_VALUE, separators=(",", ":")))
     expected = expected.replace("[1,2,3,4]", "[4.0,1.0,3.0,2.0]")
     assert (tmp_path / "out.json").read_bytes() == expected.encode()
+
+
+def test_polygons_stay_polygons_that_people_can_edit(tmp_path: Path) -> None:
+    size = (200, 300)
+    disc = np.hypot(*(np.indices(size) - np.array([[[90]], [[120]]]))) < 71
+    disc &= np.hypot(*(np.indices(size) - np.array([[[90]], [[120]]]))) > 30
+    disc[150:190, 250:290] = True
+    mask = Mask.from_window(MaskWindow(disc, 0, 0, size))
+    image = {"id": 1, "file_name": "a.jpg", "height": 200, "width": 300}
+    text = json.dumps({"images": [image], "annotations": [
+        {"id": 7, "image_id": 1, "segmentation": [[10.5, 10, 90, 10, 90, 90.25]], "area": 3.5, "bbox": [1, 2, 3, 4]},
+        {"id": 8, "image_id": 1, "segmentation": [[10.5, 10, 90, 10, 90, 90.25]]},
+        {"id": 9, "image_id": 1, "segmentation": {"size": [200, 300], "counts": [0, 600, 59400]}},
+    ]}, indent=1)  # fmt: skip
+    path = written(tmp_path, text)
+    for tolerance, points in ((0, 900), (0.5, 90)):
+        out = tmp_path / f"out{tolerance}.json"
+        source = open_source(path, polygon_tolerance=tolerance)
+        source.write(out, {0: mask, 2: mask})
+        after = json.loads(out.read_text())["annotations"]
+        assert [len(after[0]["segmentation"]), type(after[2]["segmentation"])] == [2, dict]  # two parts
+        assert sum(map(len, after[0]["segmentation"])) < 2 * points
+        assert after[1] == json.loads(text)["annotations"][1]
+        drawn, _, rle = (instance.mask for instance in instances_of(open_source(out)))
+        assert rle == mask
+        assert drawn.differing(mask) <= (0.01 * mask.area if tolerance else 0)
+        x0, y0, x1, y1 = drawn.box
+        assert (after[0]["area"], after[0]["bbox"]) == (drawn.area, [x0, y0, x1 - x0, y1 - y0])
+    open_source(path, polygons="rle").write(tmp_path / "rle.json", {0: mask})
+    assert json.loads((tmp_path / "rle.json").read_text())["annotations"][0]["segmentation"] == {
+        "size": [200, 300],
+        "counts": mask.counts,
+    }
 
 
 @pytest.fixture(scope="module")

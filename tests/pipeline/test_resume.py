@@ -161,6 +161,8 @@ def test_a_journal_without_resume_is_refused_with_both_ways_out(job: Any, quick_
         ({"score_threshold": 0.25}, "--score-threshold was none and is 0.25"),
         ({"categories": [1]}, "--category was all and is 1"),
         ({"max_image_pixels": 5000}, "--max-image-pixels was 400000000 and is 5000"),
+        ({"polygon_tolerance": 0}, "--polygon-tolerance was 0.5 and is 0"),
+        ({"polygons": "rle"}, "--polygons was keep and is rle"),
         ({"format": "coco-results"}, None),  # as it was recognised
         ({"keep_boxes": True, "strict": True, "workers": 1}, None),  # they change no mask
     ],

@@ -37,6 +37,7 @@ class MaskImage:
 
     path: Path
     image: Path | None
+    options: OpenOptions
     found: MaskFile
     pixels: MaskPixels | None  # of a PNG of one channel, to be written with all but the pixels as it was
 
@@ -109,7 +110,7 @@ def _open(path: Path, options: OpenOptions) -> MaskImage:
         pixels = read_pixels(path, options.max_image_pixels)
         if found.foreground is not None and found.foreground > pixels.white:
             pixels = None
-    return MaskImage(path, image, found, pixels)
+    return MaskImage(path, image, options, found, pixels)
 
 
 def _recognise(path: Path) -> bool:
