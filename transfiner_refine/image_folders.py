@@ -164,11 +164,13 @@ class ImageTree:
                 ``aachen_000000_000019_leftImg8bit``.
         """
         self.root = root.parent if root.is_file() else root
+        self.images: list[PurePosixPath] = []  # relative to the root, in the order of their names
         self._by_key: dict[str, list[PurePosixPath]] = {}
         barred = {os.path.realpath(path) for path in without}  # resolve() has no answer for a circle of links
         for name in files_in(root, remedy="give the folder of the images"):
             is_barred = bool(barred) and os.path.realpath(self.root / name) in barred
             if name.suffix.lower() in SUFFIXES and not is_barred:
+                self.images.append(name)
                 self._by_key.setdefault(key(name.stem), []).append(name)
 
     def find(self, stem: PurePosixPath, suffix: str = "") -> PurePosixPath | None:

@@ -74,7 +74,10 @@ def read_image(
         sizes += f" upright and {stored.shape[0]}×{stored.shape[1]} as stored"
     masks = " and ".join(f"{height}×{width}" for height, width in sorted(mask_sizes)[:3])
     reason = f"the image is {sizes} (height × width), its masks are {masks}"
-    raise InputError(reason, file=path, remedy="give the images the masks were made on")
+    remedy = (
+        "give the images the masks were made on; mask images and arrays may be stretched with --fit-masks"
+    )
+    raise InputError(reason, file=path, remedy=remedy)
 
 
 def pixels_of(image: Image.Image, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:

@@ -73,6 +73,21 @@ class MaskWindow:
         y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
         return MaskWindow(self.values[y0:y1, x0:x1], self.x + x0, self.y + y0, self.image_size)
 
+    def resized(self, size: tuple[int, int]) -> MaskWindow:
+        """The mask stretched over an image of another (height, width): bilinear, cut at 0.5; bool."""
+        soft, starts = self.values.astype(np.float32), []
+        for axis, start in enumerate((self.y, self.x)):
+            scale = size[axis] / self.image_size[axis]
+            first = max(0, int((start - 0.5) * scale))
+            last = min(size[axis], int((start + soft.shape[axis] + 0.5) * scale) + 1)
+            at = (np.arange(first, last) + 0.5) / scale + 0.5 - start  # of centres, in the framed values
+            low = np.clip(at.astype(np.int64), 0, soft.shape[axis])
+            share = np.clip(at - low, 0, 1, dtype=np.float32)
+            framed = np.pad(np.moveaxis(soft, axis, -1), ((0, 0), (1, 1)))
+            soft = np.moveaxis(framed[:, low] * (1 - share) + framed[:, low + 1] * share, -1, axis)
+            starts.append(first)
+        return MaskWindow(soft >= 0.5, starts[1], starts[0], size).tight()
+
     @property
     def box(self) -> Box:
         """(x0, y0, x1, y1) of the foreground in pixels, x1 and y1 exclusive."""

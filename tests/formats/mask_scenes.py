@@ -25,6 +25,7 @@ class SceneSource:
     records: tuple[ImageRecord, ...]
     categories: Mapping[int, str]
     options: OpenOptions = field(default_factory=OpenOptions)
+    notes: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:

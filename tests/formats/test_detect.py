@@ -74,6 +74,40 @@ def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path / "empty", tmp_path / "empty")
 
 
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({}, "is empty; give the folder of the masks"),
+        (
+            {"a.xml": "<annotation/>", "b.xml": "<annotation/>", "c.mat": "x", "photo.jpg": "x"},
+            r"holds no masks of a known format \(2 .xml, 1 .mat, 1 .jpg\); the nearest is png: give --from png",
+        ),
+        (
+            {"a.txt": "nothing", "README": ""},
+            r"\(1 without ending, 1 .txt\); the nearest is yolo-seg: give --from yolo",
+        ),
+        (
+            {"annotations/val.json": json.dumps(PANOPTIC)},
+            "give the file itself, which is coco-panoptic: --masks .*val.json",
+        ),
+        ({"a.json": "{"}, r"\(1 .json\); give the file itself|the nearest is labelme: give --from labelme"),
+        (
+            {f"a.{kind}": "x" for kind in "abcdefg"},
+            r"1 \.e and 2 other kinds\); give COCO JSON or a folder of mask",
+        ),
+    ],
+)
+def test_a_folder_of_no_known_format_is_listed_and_the_nearest_is_named(
+    tmp_path: Path, files: dict[str, str], text: str
+) -> None:
+    (tmp_path / "m").mkdir()
+    for name, content in files.items():
+        (tmp_path / "m" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "m" / name).write_text(content)
+    with pytest.raises(InputError, match=text):
+        open_source(tmp_path / "m", tmp_path)
+
+
 def test_a_format_that_is_given_is_not_questioned(tmp_path: Path) -> None:
     path = tmp_path / "masks.json"
     path.write_text(json.dumps([RECORD]))

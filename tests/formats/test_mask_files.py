@@ -154,11 +154,11 @@ def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     Image.fromarray(binary()).save(folder / "a_1.png", format="JPEG")
     source = open_source(folder, tmp_path / "images")
     faults = [str(item.error) for item in source if isinstance(item, RecordFault)]
-    assert len(faults) == 3
+    assert len(faults) == 2
     assert "nobody.png: no image in" in faults[0]
     assert "a.png: is no image" in faults[1]
-    assert "a_1.png: is a JPEG file; save masks as PNG" in faults[2]
-    assert labels_of(source) == {"a.jpg": ["a_0.png"], "a_1.jpg": []}
+    assert len(source.notes) == 1
+    assert labels_of(source) == {"a.jpg": ["a_0.png"], "a_1.jpg": ["a_1.png"]}
     source.write(tmp_path / "out", coarse_results(source))
     assert (tmp_path / "out" / "a.png").read_bytes() == b"no image"
 
@@ -167,8 +167,8 @@ def test_masks_of_no_photo_and_empty_folders_are_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"none of the 1 masks belongs to an image \(first: nobody\.png\)"):
         opened(tmp_path, {"nobody.png": binary()})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no PNG masks"):
-        open_source(tmp_path / "empty", tmp_path / "images")
+    with pytest.raises(InputError, match="holds no mask images"):
+        open_source(tmp_path / "empty", tmp_path / "images", format="png")
 
 
 def test_a_mask_in_colours_is_an_error_and_grey_rgb_is_not(tmp_path: Path) -> None:
@@ -196,11 +196,54 @@ def test_a_map_that_is_the_only_file_of_its_image_is_one_whatever_it_is_called(
     assert np.array_equal(read_pixels(tmp_path / "out" / name).values, IDS * 40)
 
 
-def test_masks_that_are_no_pngs_are_named_and_kept(tmp_path: Path) -> None:
+def test_masks_of_every_kind_are_read_and_written_without_loss(tmp_path: Path) -> None:
     folder = scene(
-        tmp_path, {"a_0.png": binary(), "a_1.jpg": binary(), "a_1/x.tif": binary(), "sheet.jpg": binary()}
+        tmp_path, {"a_0.png": binary(), "a_1.jpg": binary(), "a_1/x.tif": binary(), "a_2.bmp": DISC}
     )
+    Image.fromarray(IDS.astype(np.int32) * 70_000).save(
+        folder / "b.tiff", compression="tiff_lzw", description="x"
+    )
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "b.webp", lossless=True)
     source = open_source(folder, tmp_path / "images")
+    assert labels_of(source) == {
+        "a.jpg": ["a_0.png", "a_2.bmp"],
+        "a_1.jpg": ["a_1.jpg", "a_1/x.tif"],
+        "b.webp": [f"b.tiff id {value}" for value in (70_000, 140_000, 350_000)],
+    }
+    assert source.notes == [
+        "Cut at the middle, and written as PNG where refined: "
+        "1 mask of a kind that loses pixels, such as JPEG (first: a_1.jpg)."
+    ]
+    before = coarse_results(source)
+    assert len({before[number] for number in range(4)}) == 1
+    refined = Mask.from_window(MaskWindow(np.ones((4, 5), bool), 7, 8, SIZE))
+    source.write(tmp_path / "out", dict.fromkeys(range(5), refined))
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")]
+    assert sorted(names) == ["a_0.png", "a_1.png", "a_1/x.tif", "a_2.bmp", "b.tiff"]
+    again = open_source(tmp_path / "out", tmp_path / "images")
+    after = coarse_results(again)
+    assert {after[number] for number in range(5)} == {refined}
+    assert [after[number] for number in (5, 6)] == [before[number] for number in (5, 6)]
+    for name in ("a_1/x.tif", "a_2.bmp", "b.tiff"):
+        with Image.open(folder / name) as old, Image.open(tmp_path / "out" / name) as new:
+            assert (old.format, old.mode, old.info.get("compression")) == (
+                new.format,
+                new.mode,
+                new.info.get("compression"),
+            )
+            assert name != "b.tiff" or new.tag_v2[270] == "x"
+    source.write(tmp_path / "copy", {})
+    assert (tmp_path / "copy" / "a_1.jpg").read_bytes() == (folder / "a_1.jpg").read_bytes()
+
+
+def test_what_a_kind_cannot_hold_is_named(tmp_path: Path) -> None:
+    folder = scene(
+        tmp_path, {"a_0.jpg": IDS * 40, "a_1.png": binary(), "a_1.jpg": binary(), "a_3.jpg": binary()}
+    )
+    Image.fromarray(binary()).save(folder / "a_3.jpeg")
+    Image.fromarray(IDS).save(folder / "a_4.tif", save_all=True, append_images=[Image.fromarray(IDS)])
+    Image.fromarray(IDS.astype(np.float32) - 1).save(folder / "a_5.tif")
+    source = open_source(folder, tmp_path / "images", png_kind="binary")
     reasons = []
     for item in source:
         reasons += [str(item.error)] if isinstance(item, RecordFault) else []
@@ -210,11 +253,77 @@ def test_masks_that_are_no_pngs_are_named_and_kept(tmp_path: Path) -> None:
             except InputError as error:
                 reasons.append(str(error))
     assert [reason.partition("masks/")[2] for reason in sorted(reasons)] == [
-        "a_1.jpg: is a JPEG file; save masks as PNG, without loss",
-        "a_1/x.tif: is a TIFF file; save masks as PNG, without loss",
+        "a_0.jpg: has areas of greys between black and white, which JPEG does not keep apart; "
+        "save masks as PNG, without loss",
+        "a_1.jpg: its kind loses pixels, and a mask called a_1.png is there; rename one of them",
+        "a_3.jpg: its kind loses pixels, and a mask called a_3.png is there; rename one of them",
+        "a_4.tif: holds several images, and only one could be read; save each mask in a file of its own",
+        "a_5.tif: has values from -1 to 4; save ids from 0 on, or confidences from 0 to 1",
     ]
-    source.write(tmp_path / "out", {})
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a_0.png", "a_1.jpg", "x.tif"]
+
+
+@pytest.mark.parametrize("values", [IDS + 1, (IDS + 1) * 50, (IDS + 1).astype(np.uint16) * 900])
+def test_a_map_without_background_gets_none(tmp_path: Path, values: np.ndarray) -> None:
+    source = opened(tmp_path, {"a.png": values})
+    small = Mask.from_window(MaskWindow(np.ones((4, 5), bool), 7, 8, SIZE))
+    source.write(tmp_path / "out", dict.fromkeys(range(4), small))
+    assert set(np.unique(read_pixels(tmp_path / "out" / "a.png").values)) == set(np.unique(values))
+
+
+def test_the_background_of_a_map_may_be_any_value_or_none(tmp_path: Path) -> None:
+    values = np.choose(IDS % 4, [255, 0, 7, 9]).astype(np.uint8)  # three ids, of which one is 0, on 255
+    values[IDS == 5] = 9
+    source = opened(tmp_path, {"a.png": values}, background=255)  # type: ignore[arg-type]
+    found = {each.instance_id: Mask.from_window(each.mask.decode()) for each in instances_of(source)["a.jpg"]}
+    assert found == {
+        value: Mask.from_window(MaskWindow(values == value, 0, 0, SIZE)) for value in np.unique(values)[:-1]
+    }
+    grown = values == 0
+    grown[0] = True
+    zero = next(each for each in instances_of(source)["a.jpg"] if each.instance_id == 0)
+    assert zero.label == "a.png id 0"
+    source.write(tmp_path / "out", {zero.index: Mask.from_window(MaskWindow(grown, 0, 0, SIZE))})
+    expected = values.copy()
+    expected[0] = 0
+    assert np.array_equal(read_pixels(tmp_path / "out" / "a.png").values, expected)
+    every = open_source(tmp_path / "masks", tmp_path / "images", background="none")
+    assert sorted(each.instance_id for each in instances_of(every)["a.jpg"]) == [0, 7, 9, 255]
+    every.write(tmp_path / "every", {0: Mask.from_window(MaskWindow(np.zeros((1, 1), bool), 0, 0, SIZE))})
+    assert np.array_equal(read_pixels(tmp_path / "every" / "a.png").values, values)
+
+
+@pytest.mark.parametrize("size", [(30, 39), (15, 20), (60, 80)])
+@pytest.mark.parametrize("values", [binary(), IDS], ids=["mask", "map"])
+def test_masks_of_another_size_are_stretched_over_their_image(
+    tmp_path: Path, values: np.ndarray, size: tuple[int, int]
+) -> None:
+    small = np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
+    source = opened(tmp_path, {"a.png": small}, fit_masks=True)  # type: ignore[arg-type]
+    coarse = coarse_results(source)
+    for mask, value in zip(coarse.values(), np.unique(values)[1:], strict=True):
+        true = values == value
+        assert mask.size == SIZE
+        both = mask.decode().paste()
+        assert (both & true).sum() / (both | true).sum() > 0.8
+    refined = Mask.from_window(MaskWindow(np.ones((4, 5), bool), 7, 8, SIZE))
+    source.write(tmp_path / "out", {0: refined})
+    again = open_source(tmp_path / "out", tmp_path / "images")
+    assert coarse_results(again)[0].size == SIZE
+    assert coarse_results(again)[0] == refined
+
+
+def test_a_mask_of_another_shape_is_not_stretched(tmp_path: Path) -> None:
+    source = opened(tmp_path, {"a.png": binary()[:20]}, fit_masks=True)  # type: ignore[arg-type]
+    assert instances_of(source)["a.jpg"][0].mask.size == (20, 40)
+
+
+def test_images_without_masks_and_of_one_name_are_said(tmp_path: Path) -> None:
+    photos = ("a.jpg", "a.png", "a_1.jpg", "b.jpg")
+    source = open_source(scene(tmp_path, {"a.png": binary()}, photos), tmp_path / "images")
+    assert source.notes == [
+        "Images of one name and several kinds, of which one is taken: 1 (a.png is left aside for a.jpg).",
+        "Images without masks: 2 of 4 (first: a_1.jpg).",
+    ]
 
 
 def test_a_map_among_single_masks_is_named_and_left_as_it_is(tmp_path: Path) -> None:

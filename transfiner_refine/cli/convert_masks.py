@@ -50,6 +50,8 @@ class _CommandWithFormats(Command):
 @shared("image_info")
 @shared("class_names")
 @shared("png_kind")
+@shared("fit_masks")
+@shared("background")
 @shared("max_image_pixels", help="Do not open mask images of more pixels.")
 @shared("polygon_tolerance", default=0)
 @shared("overwrite")

@@ -75,6 +75,13 @@ def count(name: str, least: int, text: str, **settings: Any) -> Callable[[Any], 
     return option(name, type=click.IntRange(min=least), help=text, **settings)
 
 
+def id_or_none(text: str) -> int | str:
+    """A value of a label map, or "none"; ValueError where it is neither."""
+    if text != "none" and not 0 <= int(text) < 1 << 31:
+        raise ValueError
+    return text if text == "none" else int(text)
+
+
 def _shared(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, settings
 
@@ -112,6 +119,19 @@ _SHARED = {
         default="auto",
         help="What plain PNGs are: one mask each (0/255, 0/1 or soft), or maps of ids with 0 as background. auto looks "
         "into the pixels.",
+    ),
+    "fit_masks": _shared(
+        "--fit-masks",
+        is_flag=True,
+        help="Stretch masks of another size over their image (half the resolution, a pixel narrower). Only for mask "
+        "images and NumPy arrays.",
+    ),
+    "background": _shared(
+        "--background",
+        type=id_or_none,
+        metavar="N|none",
+        default="0",
+        help="The value of label maps that is no instance; none: every value is one.",
     ),
     "max_image_pixels": _shared(
         "--max-image-pixels",

@@ -51,6 +51,8 @@ __all__ = ["command"]
 @shared("image_info")
 @shared("class_names")
 @shared("png_kind")
+@shared("fit_masks")
+@shared("background")
 @shared("weights")
 @shared("device")
 @choice(
@@ -151,7 +153,15 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
             overwrite=options["overwrite"] or may_be_there,
         )
 
-    reading = ("image_info", "format", "png_kind", "class_names", "max_image_pixels")
+    reading = (
+        "image_info",
+        "format",
+        "png_kind",
+        "class_names",
+        "fit_masks",
+        "background",
+        "max_image_pixels",
+    )
     not_shown: list[Exception] = []
 
     def finish(summary: Summary, was_written: bool) -> None:

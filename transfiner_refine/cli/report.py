@@ -32,6 +32,8 @@ __all__ = ["command"]
 )
 @shared("from")
 @shared("png_kind")
+@shared("fit_masks")
+@shared("background")
 @shared("class_names")
 @shared("max_image_pixels", help="Leave images and mask images of more pixels out.")
 @option("--output", type=FOLDER, help="Folder for the page; open its index.html.")

@@ -23,9 +23,9 @@ import numpy as np
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.folders import first_files, first_lines
-from transfiner_refine.formats.label_map_folders import MapFile, PngFolder, label_of
+from transfiner_refine.formats.label_map_folders import MapFile, MaskFiles, label_of
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_MAPS, LABELS, base_of, image_key
-from transfiner_refine.formats.label_maps import PngFileMask
+from transfiner_refine.formats.label_maps import FileMask
 from transfiner_refine.formats.png import write_png
 from transfiner_refine.formats.records import Format, Instance, OpenOptions, Source, Written
 from transfiner_refine.formats.writing import Conversion, stem_of
@@ -37,7 +37,7 @@ _LINE = re.compile(r"\S+\.png [-+]?\d+(\.\d*)? [-+.\deE]+$", re.IGNORECASE)
 _FRAME = re.compile(r".+?_\d{6}_\d{6}(?=_|$)")  # CITY_SEQUENCE_FRAME
 
 
-class CityscapesResultsSource(PngFolder):
+class CityscapesResultsSource(MaskFiles):
     """The results of a folder and its subfolders."""
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
@@ -79,7 +79,7 @@ class CityscapesResultsSource(PngFolder):
             self.read(path)
         except InputError as error:
             return MapFile(path, error=error.at(record=label))
-        mask = PngFileMask(self.folder / path, self.options.max_image_pixels, "any")
+        mask = FileMask(self.folder / path, self.options.max_image_pixels, "any")
         return MapFile(path, Instance(0, mask, label, label_id, score))
 
 

@@ -7,7 +7,7 @@ had them) in the place of the old one; all other bytes of the file are written a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -137,6 +137,8 @@ def _check_record(record: Any, segmentation: Any, *, by_name: bool) -> None:
 
 class CocoSource(UnreadSource):
     """A COCO file and the images it speaks of. Of the file, offsets are held, not records."""
+
+    notes: Sequence[str] = ()
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class Converted:
     instances: int  # in the output
     instances_read: int  # of the input, those at fault included
     overlap_pixels: int  # that several instances claimed, in a format that holds one id a pixel
-    notes: tuple[str, ...]  # of ``Written``
+    notes: tuple[str, ...]  # sentences on the input and on what is another in the output
     errors: tuple[InputError, ...]  # what is not in the output, or is wrong and was copied as it was, and why
 
     @property
@@ -53,6 +53,8 @@ def convert_masks(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
+    fit_masks: bool = False,
+    background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     polygon_tolerance: float = 0,
     overwrite: bool = False,
@@ -80,6 +82,8 @@ def convert_masks(
         image_info=image_info,
         png_kind=png_kind,
         class_names=class_names,
+        fit_masks=fit_masks,
+        background=background,
         max_image_pixels=max_image_pixels,
         polygon_tolerance=polygon_tolerance,
     )
@@ -102,7 +106,7 @@ def convert_masks(
         source.num_instances - sum(fault.instances for fault in written.faults),
         source.num_instances,
         written.overlap_pixels,
-        written.notes,
+        (*source.notes, *written.notes),
         tuple(fault.error for fault in faults),
     )
 

@@ -14,12 +14,20 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.records import ImageRecord, Instance, OpenOptions, RecordFault, Written
+from transfiner_refine.formats.records import (
+    FittedMask,
+    ImageRecord,
+    Instance,
+    OpenOptions,
+    RecordFault,
+    Written,
+)
 from transfiner_refine.image_folders import ImageTree, files_in
 from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder
 
+_SLACK = 0.02  # of a mask's side, by which its shape may differ from that of the image it is fitted to
 _FOLDERS_LOOKED_INTO, _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 16, 5, 1 << 16
 
 
@@ -132,10 +140,10 @@ class Folder:
         mark = BOM_UTF8 if self.read(name).startswith(BOM_UTF8) else b""
         write_file(draft / name, mark + text.encode())
 
-    def copy_rest(self, draft: Path) -> None:
+    def copy_rest(self, draft: Path, without: Collection[PurePosixPath] = ()) -> None:
         """Copies all files that are not in ``draft``; raises InputError where one has changed since it was read."""
         for name in self.files:
-            if name in self.no_files or (draft / name).exists():
+            if name in self.no_files or name in without or (draft / name).exists():
                 continue
             if name in self._digests:
                 write_file(draft / name, self.read(name))
@@ -179,6 +187,9 @@ class FolderSource(Folder, ABC):
         self.image_folder = images.parent if images is not None and images.is_file() else images
         self.entries: tuple[FolderEntry, ...] = ()
         self.categories: Mapping[int, str] = {}
+        self.notes: list[str] = []
+        self.fit_masks = False  # masks of another size than their image are stretched over it
+        self.replaced = set[PurePosixPath]()  # files that are written under another name
 
     def parse_entries(
         self, names: Iterable[PurePosixPath], parse: Callable[[PurePosixPath], FolderEntry | None]
@@ -243,6 +254,7 @@ class FolderSource(Folder, ABC):
         inputs = [self.folder, *([] if self.options.images is None else [self.options.images])]
         check_output_folder(output, inputs, overwrite=overwrite)
         overlap_pixels, covered, first = 0, list[int](), 0
+        self.replaced.clear()
         with atomic_folder(output) as draft:
             for position, entry in enumerate(self.entries):
                 indexes = [index for index in range(first, first + entry.count) if index in results]
@@ -251,7 +263,7 @@ class FolderSource(Folder, ABC):
                     overlap_pixels += written.overlap_pixels
                     covered += [first + number for number in written.covered]
                 first += entry.count
-            self.copy_rest(draft)
+            self.copy_rest(draft, self.replaced)
         return Written(overlap_pixels, tuple(covered))
 
     def image_of(self, entry: FolderEntry, tree: ImageTree) -> PurePosixPath | None:
@@ -275,11 +287,40 @@ class FolderSource(Folder, ABC):
                 error = InputError(reason, file=tree.root, remedy=remedy)
                 found[position] = replace(entry, error=error, image=None)
         self.entries = tuple(found)
+        self.say_what_has_no_masks(tree, owners)
         errors = [entry.error for entry in found if entry.error is not None]
         if errors and len(errors) == len(found):
             first = errors[0]
             none = f"none of the {len(errors)} images can be used; the first: " if len(errors) > 1 else ""
             raise InputError(none + first.reason, file=first.file, record=first.record, remedy=first.remedy)
+
+    def say_what_has_no_masks(self, tree: ImageTree | None, found: Collection[PurePosixPath | None]) -> None:
+        """Notes which images have no masks, and which share a stem with others."""
+        if tree is None:
+            return
+        bare = [image for image in tree.images if image not in found]
+        twins = [image for image in bare if tree.find(image.with_suffix("")) in found]
+        if twins:
+            what = f"{twins[0]} is left aside for {tree.find(twins[0].with_suffix(''))}"
+            self.notes.append(
+                f"Images of one name and several kinds, of which one is taken: {len(twins)} ({what})."
+            )
+        if len(bare) > len(twins):
+            first = next(image for image in bare if image not in twins)
+            self.notes.append(
+                f"Images without masks: {len(bare) - len(twins)} of {len(tree.images)} (first: {first})."
+            )
+
+    def _fitted(self, instance: Instance, path: Path | None) -> Instance:
+        """The instance in the frame of its image; what is of another shape or turned stays, and is named later."""
+        with suppress(InputError):
+            if self.fit_masks and path is not None:
+                (h, w), (height, width) = instance.mask.size, upright_size(path)
+                is_other = (h, w) not in ((height, width), (width, height))
+                slack = max(2.0, _SLACK * max(h, w))
+                if is_other and min(abs(h - w * height / width), abs(w - h * width / height)) <= slack:
+                    return replace(instance, mask=FittedMask(instance.mask, (height, width)))
+        return instance
 
     def _record(self, position: int, entry: FolderEntry, first: int) -> Iterator[ImageRecord | RecordFault]:
         path = None if self.image_folder is None or entry.image is None else self.image_folder / entry.image
@@ -296,7 +337,7 @@ class FolderSource(Folder, ABC):
                 if isinstance(item, RecordFault):
                     yield item
                 else:
-                    instances.append(replace(item, index=first + item.index))
+                    instances.append(self._fitted(replace(item, index=first + item.index), path))
         except InputError as error:  # the image cannot be read: nothing of the entry can be used
             yield RecordFault(error, entry.count, whole_image=True)
             return

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.errors import InputError
+from transfiner_refine.errors import InputError, counted
 from transfiner_refine.formats.class_names import read_class_names
 from transfiner_refine.formats.folders import FolderEntry, FolderSource
 from transfiner_refine.formats.label_maps import (
+    FileMask,
     Freed,
     LabelMap,
     LabelMask,
     MergedMap,
-    PngFileMask,
     is_among,
     kind_of,
     merge,
@@ -28,7 +28,7 @@ from transfiner_refine.formats.label_maps import (
     places_of,
     update_map,
 )
-from transfiner_refine.formats.png import MaskPixels, read_pixels, write_png
+from transfiner_refine.formats.png import MaskPixels, is_kept_kind, read_pixels, write_png
 from transfiner_refine.formats.records import (
     Format,
     ImageRecord,
@@ -41,6 +41,7 @@ from transfiner_refine.formats.records import (
 )
 from transfiner_refine.formats.writing import Conversion, by_importance
 from transfiner_refine.image_folders import ImageTree
+from transfiner_refine.images import PNG_SIGNATURE
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -89,7 +90,7 @@ def format_of(row: LabelMapFormat) -> Format:
 
 @dataclass(frozen=True)
 class MapFile:
-    """One PNG: a map, or the mask of one instance."""
+    """One mask image: a map, or the mask of one instance."""
 
     name: PurePosixPath  # its path inside the folder
     instance: Instance | None = None  # what a file that is one mask holds; None for a map
@@ -97,6 +98,8 @@ class MapFile:
     crowd: int | None = None  # the id that is no single object
     size: tuple[int, int] | None = None  # (height, width) of a map, pixels
     error: InputError | None = None  # why the file cannot be used
+    zero: int | None = None  # the id that is 0 in the file, where its background is another value
+    written: PurePosixPath | None = None  # what it is called when it is refined, where its kind loses pixels
 
     @property
     def count(self) -> int:
@@ -104,13 +107,19 @@ class MapFile:
         return len(self.ids) if self.instance is None and self.error is None else 1
 
 
-class PngFolder(FolderSource):
-    """A folder of PNGs, one or several an image; a reader says which are whose in ``groups``."""
+class MaskFiles(FolderSource):
+    """A folder of mask images, one or several an image; a reader says which are whose in ``groups``."""
 
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
         """Lists the folder; raises InputError where that cannot be done."""
         super().__init__(folder, options)
         self.categories = row.labels
+        self.fit_masks = options.fit_masks
+        if options.background != 0:
+            if row.ids.start > 1:
+                reason = f"--background is for maps whose values are all ids, not for {row.name}"
+                raise InputError(reason, file=folder, remedy="leave it out")
+            row = replace(row, void=None if row.void == options.background else row.void)
         self.row, self.options = row, options
         self.groups: list[list[MapFile]] = []
         is_above = bool(row.map_folder) and (folder / row.map_folder).is_dir()
@@ -120,7 +129,7 @@ class PngFolder(FolderSource):
     def instances_of(
         self,
         position: int,
-        size: Callable[[], tuple[int, int]],  # noqa: ARG002  PNGs have sizes of their own
+        size: Callable[[], tuple[int, int]],  # noqa: ARG002  images have sizes of their own
     ) -> Iterator[Instance | RecordFault]:
         first = 0
         for file in self.groups[position]:
@@ -128,11 +137,15 @@ class PngFolder(FolderSource):
                 yield RecordFault(file.error)
             elif file.instance is not None:
                 yield replace(file.instance, index=first)
-            label_map = LabelMap(partial(read_pixels, self.folder / file.name, self.options.max_image_pixels))
+            path, options = self.folder / file.name, self.options
+            label_map = LabelMap(partial(_read_map, path, options.max_image_pixels, options.background))
             for number, (value, category_id) in enumerate(file.ids.items(), first):
-                mask = LabelMask(label_map, value, file.size or (0, 0))
-                label, is_crowd = f"{file.name} id {value}", value == file.crowd
-                yield Instance(number, mask, label, category_id, is_crowd=is_crowd, instance_id=value)
+                mask, stored = (
+                    LabelMask(label_map, value, file.size or (0, 0)),
+                    0 if value == file.zero else value,
+                )
+                label, is_crowd = f"{file.name} id {stored}", value == file.crowd
+                yield Instance(number, mask, label, category_id, is_crowd=is_crowd, instance_id=stored)
             first += file.count
 
     def files_of(self, position: int) -> Collection[PurePosixPath]:
@@ -143,15 +156,19 @@ class PngFolder(FolderSource):
         for file in self.groups[position]:
             own = {number: masks[first + number] for number in range(file.count) if first + number in masks}
             if own:
-                pixels = self.pixels_of(file.name)
-            if own and file.instance is not None and isinstance(file.instance.mask, PngFileMask):
+                pixels, size = self.pixels_of(file.name), next(iter(own.values())).size
+                target = draft / (file.written or file.name)
+                if file.written not in (None, file.name):
+                    self.replaced.add(file.name)
+            if own and file.instance is not None and isinstance(file.instance.mask, FileMask):
                 white = file.instance.mask.foreground_in(pixels)
-                pixels.write(np.where(own[0].decode().paste(), white, 0), draft / file.name)
+                pixels.write(np.where(own[0].decode().paste(), white, 0), target)
             elif own:
-                ids = list(file.ids)
-                merged = self.row.update(pixels.values, [(ids[n], mask) for n, mask in own.items()])
-                pixels.write(merged.values, draft / file.name)
-                self._update_classes(file, pixels.values, merged.values, draft)
+                ids, background = list(file.ids), self.options.background
+                before = _stretched(_exchanged(pixels.values, background), size)
+                merged = self.row.update(before, [(ids[n], mask) for n, mask in own.items()])
+                pixels.write(_exchanged(merged.values, background, file.zero), target)
+                self._update_classes(file, before, merged.values, draft)
                 overlap_pixels += merged.overlap_pixels
                 covered += [first + ids.index(value) for value in merged.covered]
             first += file.count
@@ -159,17 +176,22 @@ class PngFolder(FolderSource):
 
     def _look(self, name: PurePosixPath, kind: PngKind | Literal["auto"]) -> MapFile:
         try:
-            self.read(name)
+            path, background = self.folder / name, self.options.background
+            is_kept = self.read(name).startswith(PNG_SIGNATURE) or is_kept_kind(path)
+            written = None if is_kept else name.with_suffix(".png")
+            kind = "label-map" if background != 0 and kind == "auto" else kind
             pixels = None if kind == "binary" else self.pixels_of(name)
             if pixels is None or (kind == "auto" and kind_of(pixels) == "binary"):
                 reading: Literal["auto", "binary"] = "binary" if self.options.png_kind == "binary" else "auto"
-                mask = PngFileMask(self.folder / name, self.options.max_image_pixels, reading)
-                return MapFile(name, Instance(0, mask, str(name)))
-            values, row = pixels.values, self.row
+                mask = FileMask(path, self.options.max_image_pixels, reading)
+                return MapFile(name, Instance(0, mask, str(name)), written=written)
+            values, row = _exchanged(pixels.values, background), self.row
             ids = [value for value in places_of(values) if value >= row.ids.start and value != row.void]
-            crowd = VOID if pixels.palette and row.void is None else None  # by VOC's convention
+            # by VOC's convention
+            crowd = VOID if pixels.palette and row.void is None and background != VOID else None
+            size, zero = (values.shape[0], values.shape[1]), _zero(pixels.values, background)
             return MapFile(
-                name, None, self._classes_of(name, values, ids), crowd, (values.shape[0], values.shape[1])
+                name, None, self._classes_of(name, values, ids), crowd, size, zero=zero, written=written
             )
         except InputError as error:
             return MapFile(name, error=error)
@@ -210,19 +232,40 @@ class PngFolder(FolderSource):
         found = (int(np.bincount(each).argmax()) if len(each) else None for each in known)
         return dict(zip(ids, found, strict=True))
 
+    def say_what_is_replaced(self) -> None:
+        """Notes which masks lose pixels in their own kind, and names those whose place as PNGs is taken."""
+        taken = {str(name).lower() for name in self.files}
+        replaced = []
+        for group in self.groups:
+            for place, file in enumerate(group):
+                if file.written is None:
+                    continue
+                key = str(file.written).lower()
+                if file.written != file.name and key in taken:
+                    reason = f"its kind loses pixels, and a mask called {file.written.name} is there"
+                    error = InputError(reason, file=self.folder / file.name, remedy="rename one of them")
+                    group[place] = MapFile(file.name, error=error)
+                    continue
+                taken.add(key)
+                replaced.append(file.name)
+        if replaced:
+            what = f"{counted(len(replaced), 'mask')} of a kind that loses pixels, such as JPEG (first: {replaced[0]})"
+            self.notes.append(f"Cut at the middle, and written as PNG where refined: {what}.")
+
     def _update_classes(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
         """Lets the map of classes follow, if it is part of the folder."""
         name = PurePosixPath(self.row.class_folder) / file.name.relative_to(self._inside)
         if name == file.name or name not in self._digests or not self.row.class_folder:
             return
-        classes = self.pixels_of(name)
-        of_id = np.zeros(int(after.max()) + 1, classes.values.dtype)
+        pixels = self.pixels_of(name)
+        classes = _stretched(pixels.values, (before.shape[0], before.shape[1]))
+        of_id = np.zeros(int(after.max()) + 1, classes.dtype)
         for value, category_id in file.ids.items():
             of_id[value : value + 1] = category_id or 0
-        classes.write(np.where(after == before, classes.values, of_id[after]), draft / name)
+        pixels.write(np.where(after == before, classes, of_id[after]), draft / name)
 
 
-class LabelMapSource(PngFolder):
+class LabelMapSource(MaskFiles):
     """The maps of a folder, one an image, with the maps of classes beside them."""
 
     def __init__(self, row: LabelMapFormat, folder: Path, options: OpenOptions) -> None:
@@ -252,6 +295,35 @@ class LabelMapSource(PngFolder):
         if options.images is not None:
             maps = [folder / name for name in names]
             self.find_images(ImageTree(options.images, without=maps, key=row.image_key))
+
+
+def _read_map(path: Path, max_pixels: int, background: int | None) -> MaskPixels:
+    """A map with its background as 0."""
+    pixels = read_pixels(path, max_pixels)
+    return replace(pixels, values=_exchanged(pixels.values, background))
+
+
+def _zero(values: NDArray[Any], background: int | None) -> int | None:
+    """The id that takes the place of 0 in an [H, W] map: the value of its background, or the first free one."""
+    return int(values.max()) + 1 if background is None else background or None
+
+
+def _exchanged(values: NDArray[Any], background: int | None, zero: int | None = None) -> NDArray[Any]:
+    """[H, W]: a map with 0 and the value of its background exchanged, which undoes itself; ``zero`` if it is known."""
+    zero = _zero(values, background) if zero is None else zero
+    if zero is None:
+        return values
+    exchanged = values.astype(np.uint32)
+    exchanged[values == 0], exchanged[values == zero] = zero, 0
+    return exchanged
+
+
+def _stretched(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """[H, W] of (height, width): the nearest value of a map of another size."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)
+    )
+    return values if values.shape == size else values[rows[:, None], columns]
 
 
 def write_label_maps(

@@ -60,8 +60,8 @@ class LabelMask:
 
 
 @dataclass(frozen=True)
-class PngFileMask:
-    """A whole PNG file as the mask of one instance, read where its pixels are needed.
+class FileMask:
+    """A whole image file as the mask of one instance, read where its pixels are needed.
 
     "binary" takes several values for a confidence; "auto" does so where they cannot be ids; with "any" every pixel
     but 0 belongs to the mask, as Cityscapes has it.
@@ -109,23 +109,26 @@ def places_of(values: NDArray[Any]) -> dict[int, tuple[int, ...]]:
 
 
 def kind_of(pixels: MaskPixels) -> PngKind:
-    """Whether a mask PNG is a binary (or soft) mask of one instance, or a map of ids.
+    """Whether a mask image is a binary (or soft) mask of one instance, or a map of ids.
 
     * A palette means ids: nobody stores a confidence as palette indexes.
     * Nothing but 0 and one other value that is 1 or full white: binary. (One instance either way.)
     * Else ids are flat patches and soft masks are ramps: it is a label map where at least half of the values
       (other than 0) have a patch of 3×3 pixels, *and* there are at most 64 of them or they are 1, 2, 3 ...
       without a gap.
+    * A map also where it has no more values than that and none is half of full white: as a mask it would be empty.
     * Everything else is soft. That is the harmless side: a label map taken for a soft mask comes out as one
       empty or odd instance and is reported, a soft mask taken for a label map would be torn into hundreds.
     """
-    if pixels.palette:
-        return "label-map"
+    if pixels.palette or pixels.values.dtype == np.float32:
+        return "label-map" if pixels.palette else "binary"
     ids = list(places_of(pixels.values))
     if not ids or ids in ([1], [pixels.white]):
         return "binary"
     if len(ids) > _MOST_SCATTERED_IDS and ids[-1] != len(ids):
         return "binary"
+    if 2 * ids[-1] < pixels.white and 1 < len(ids) <= _MOST_SCATTERED_IDS:
+        return "label-map"
     return "label-map" if 2 * len(places_of(_patches(pixels.values))) >= len(ids) else "binary"
 
 
@@ -214,9 +217,9 @@ def update_map(
         coarse: [H, W] ids.
         refined: (id, mask) of the refined instances, the most important first.
         background: [H, W] pixels that refined masks may overwrite; pixels of id 0 are among them.
-        freed: what a pixel becomes that its instance gives up and no other claims: 0; the nearest background pixel
-            of the map as it was, 0 where there was none; or the nearest background pixel that is left, the
-            instance's own where none is.
+        freed: what a pixel becomes that its instance gives up and no other claims: 0, but in a map without background
+            its own id; the nearest background pixel of the map as it was, 0 where there was none; or the nearest
+            background pixel that is left, its own id where none is.
         kept: ids of background that must not vanish; one that would keeps all its pixels.
     """
     masks = {instance_id: mask.decode() for instance_id, mask in refined}
@@ -228,10 +231,12 @@ def update_map(
         unclaimed = values == 0
         given_up = unclaimed & ~claimable
         np.copyto(values, coarse, where=unclaimed & claimable)
-        if freed != "zero" and given_up.any():
-            near = claimable if freed == "nearest" else background & (values == coarse)
-            otherwise = np.zeros_like(coarse) if freed == "nearest" else coarse
-            values[given_up] = (_nearest(coarse, near) if near.any() else otherwise)[given_up]
+        if given_up.any():
+            near = background & (values == coarse) if freed == "nearest left" else claimable
+            if freed != "zero" and near.any():
+                values[given_up] = _nearest(coarse, near)[given_up]
+            elif freed == "nearest left" or (freed == "zero" and not background.any()):
+                np.copyto(values, coarse, where=given_up)
         lost = at_risk - places_of(values).keys() - protected if at_risk else set()
         if not lost:
             return merged

@@ -1,4 +1,4 @@
-"""Folders of mask PNGs. The same files, names and pixel types come out as went in.
+"""Folders of mask images. The same files, names and pixel types come out as went in.
 
 IMAGE_STEM is the name of an image without its suffix. Layouts may be mixed in one folder:
 
@@ -8,6 +8,9 @@ IMAGE_STEM is the name of an image without its suffix. Layouts may be mixed in o
 
 Images in subfolders have their masks in the same subfolders. Without images, folders and maps are called as their
 images are; ``a_1.png`` alone could be the mask of ``a_1`` or one of several of ``a``, and is refused.
+
+Masks may be PNG, TIFF, BMP, or of any kind that images may have. What loses pixels, such as JPEG, is cut at the middle
+and written as PNG where it is refined.
 
 One mask is binary (0 and one other value) or soft (0 ... 255 as confidence); ``kind_of`` tells it from a map, and the
 option ``png_kind`` overrules that. Of several files of an image none is taken for a map. In a map 0 is background; 255
@@ -28,41 +31,48 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.label_map_folders import PngFolder, format_of
+from transfiner_refine.formats.label_map_folders import MaskFiles, format_of
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
 from transfiner_refine.formats.label_maps import kind_of
 from transfiner_refine.formats.png import read_pixels, write_png
 from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.writing import Conversion
-from transfiner_refine.image_folders import ImageTree
+from transfiner_refine.image_folders import ImageTree, files_in
 from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
 _WHITE = 255
+_LOSSLESS = {".png", ".tif", ".tiff", ".bmp"}
 
 
-class MaskFolder(PngFolder):
-    """A folder of mask PNGs. Only they are written again, for images may lie between them."""
+class MaskFolder(MaskFiles):
+    """A folder of mask images. Only they are written again, for images may lie between them."""
 
     def __init__(self, folder: Path, options: OpenOptions) -> None:
         """Finds the masks and their images, and reads the files that may be maps, to know their ids.
 
         Raises:
-            InputError: no such folder, no PNG in it, or none of them belongs to an image.
+            InputError: no such folder, no picture in it, or none of them belongs to an image.
         """
         super().__init__(LABEL_MAPS, folder, options)
-        listed, pictures, images, self._tree = self.files, list[PurePosixPath](), options.images, None
-        self.files = [name for name in listed if name.suffix.lower() == ".png"]
-        if not self.files:
-            remedy = "give COCO JSON or a folder of PNG masks"
-            raise InputError("holds no PNG masks", file=folder, remedy=remedy)
-        if images is not None:
+        images, self._tree = options.images, None
+        listed = [name for name in self.files if name.suffix.lower() in SUFFIXES]
+        if images is None:
+            self.files = _without_photos(listed)
+        else:
             root, here = images.resolve(), folder.resolve()
             # where masks and images share a folder, its PNGs are the masks
+            inside = root == here or here in root.parents
+            self.files = [
+                name
+                for name in listed
+                if not inside or root not in (here / name).parents or (root == here and _is_png(name))
+            ]
             self._tree = ImageTree(images, without=[folder / name for name in self.files if root == here])
-            pictures = [name for name in listed if name.suffix.lower() in {*SUFFIXES} - {".png"}]
-            pictures = [name for name in pictures if root not in (here / name).parents]
+        if not self.files:
+            remedy = "give COCO JSON or a folder of mask images"
+            raise InputError("holds no mask images", file=folder, remedy=remedy)
         groups: dict[PurePosixPath, list[tuple[PurePosixPath, bool]]] = {}
         self._unowned: list[InputError] = []
         for name in self.files:
@@ -72,10 +82,6 @@ class MaskFolder(PngFolder):
             except InputError as error:
                 if name not in self.no_files:  # those are named anyway
                     self._unowned.append(error)
-        for name in pictures:
-            with suppress(InputError):  # a picture of no image
-                groups.setdefault(self._owner(name)[0], []).append((name, False))  # named when it is read
-                self.files.append(name)
         if not groups and images is None and self._unowned:
             raise self._unowned[0]
         if not groups:
@@ -92,12 +98,14 @@ class MaskFolder(PngFolder):
         }
         found = self.look_at_all(kinds)
         self.groups = [[found[name] for name, _ in files] for files in groups.values()]
+        self.say_what_is_replaced()
         self.entries = tuple(
             self.entry(files[0].name, image, files)
             if images is None
             else replace(self.entry(files[0].name, image.with_suffix(""), files), image=image)
             for image, files in zip(groups, self.groups, strict=True)
         )
+        self.say_what_has_no_masks(self._tree, groups)
 
     @property
     def num_instances(self) -> int:
@@ -134,9 +142,27 @@ class MaskFolder(PngFolder):
         raise InputError(f"no image in {self._tree.root} has that name", file=path, record=record)
 
 
+def _is_png(name: PurePosixPath) -> bool:
+    return name.suffix.lower() == ".png"
+
+
+def _without_photos(names: list[PurePosixPath]) -> list[PurePosixPath]:
+    """Without the images that masks lie among: what is no PNG and has a PNG of its stem, or of one that goes on."""
+    pngs = {name.with_suffix("") for name in names if _is_png(name)}
+    owners = {stem.with_name(stem.name[:end]) for stem in pngs for end in _ends(stem.name)} | {
+        stem.parent for stem in pngs
+    }
+    return [name for name in names if _is_png(name) or name.with_suffix("") not in owners]
+
+
+def _ends(stem: str) -> list[int]:
+    """How long a stem is, and what of it comes before each underscore."""
+    return [len(stem), *(at for at, letter in enumerate(stem) if letter == "_" and at)]
+
+
 def _open(path: Path, options: OpenOptions) -> MaskFolder:
     if options.image_info is not None:
-        raise InputError("PNG masks find their images by name", file=path, remedy="leave --image-info out")
+        raise InputError("mask images find their images by name", file=path, remedy="leave --image-info out")
     return MaskFolder(path, options)
 
 
@@ -151,8 +177,15 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
     return conversion.written()
 
 
-# any folder, so this format comes last; one without PNGs is then refused by the reader, which says why
+def _recognise(path: Path) -> bool:
+    """A folder with pictures that lose nothing, or with nothing but pictures; so this format comes last."""
+    with suppress(InputError):
+        kinds = {name.suffix.lower() for name in files_in(path, remedy="give the folder of the masks")}
+        return bool(kinds & _LOSSLESS) or (bool(kinds) and kinds <= {*SUFFIXES})
+    return False
+
+
 PLAIN_MAPS = replace(
     format_of(LABEL_MAPS), open=lambda path, options: _open(path, replace(options, png_kind="label-map"))
 )
-PNG_FOLDER = Format("png", True, Path.is_dir, _open, _write)
+PNG_FOLDER = Format("png", True, _recognise, _open, _write)

@@ -41,7 +41,7 @@ class MaskImage:
     found: MaskFile
     pixels: MaskPixels | None  # of a PNG of one channel, to be written with all but the pixels as it was
 
-    num_images = 1
+    num_images, notes = 1, ()
 
     @property
     def num_instances(self) -> int:

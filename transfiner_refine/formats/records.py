@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -26,6 +26,17 @@ class EncodedMask(Protocol):
 
     def decode(self) -> MaskWindow:
         """The mask inside its bounding box; raises InputError where it is damaged."""
+
+
+@dataclass(frozen=True)
+class FittedMask:
+    """A mask of another size than its image, stretched over it."""
+
+    mask: EncodedMask
+    size: tuple[int, int]  # (height, width) of the image, pixels
+
+    def decode(self) -> MaskWindow:
+        return self.mask.decode().resized(self.size)
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,10 @@ class Source(Protocol):
     def categories(self) -> Mapping[int, str]:
         """Category names by id; empty where the input does not name them."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how the input was read, though nothing is wrong with it; a sentence each."""
+
     def __iter__(self) -> Iterator[ImageRecord | RecordFault]:
         """Images with their sound instances, and what is at fault, in the order of the input."""
 
@@ -168,6 +183,8 @@ class OpenOptions:
     max_image_pixels: int = MAX_IMAGE_PIXELS  # the largest height × width of a mask image that is decoded
     polygon_tolerance: float = 0  # pixels that lines of written polygons may be off, 0 for none
     polygons: Polygons = "keep"  # of COCO records: refined polygons stay polygons, or become RLE
+    fit_masks: bool = False  # masks of another size than their image are stretched over it
+    background: int | None = 0  # the value of label maps that is no instance; None where every value is one
 
 
 @dataclass(frozen=True)

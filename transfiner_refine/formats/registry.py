@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -17,6 +19,7 @@ from transfiner_refine.formats.mask_image import MASK_IMAGE
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Polygons, Source
 from transfiner_refine.formats.yolo import YOLO_SEG
+from transfiner_refine.image_folders import files_in
 from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES
 from transfiner_refine.renamed import current
 
@@ -37,6 +40,9 @@ FORMATS: tuple[Format, ...] = (
     PNG_FOLDER,
 )
 
+
+_KINDS_LISTED = 5
+_NEAREST = {".json": "labelme", ".txt": "yolo-seg", ".png": "png", **dict.fromkeys(SUFFIXES, "png")}
 
 _RENAMED = {
     "id-map": "label-map",
@@ -66,9 +72,9 @@ def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  
     for entry in FORMATS:
         if path.is_dir() == entry.is_folder and entry.recognise(path):
             return entry
-    remedy = "give --from if you know what it is"
     if path.is_dir():
-        raise InputError("holds no masks of a known format", file=path, remedy=remedy)
+        raise _unknown_folder(path)
+    remedy = "give --from if you know what it is"
     is_empty = not read_file(path, "check --masks", 1024).removeprefix(BOM_UTF8).strip()
     raise InputError("is empty" if is_empty else "is in no known format", file=path, remedy=remedy)
 
@@ -94,6 +100,27 @@ def format_for(output: Path, to: str | None, read_as: Format) -> Format:
     return target
 
 
+def _unknown_folder(folder: Path) -> InputError:
+    """What there is in a folder of no known format, and what to do with it."""
+    names = files_in(folder, remedy="give the folder of the masks")
+    kinds = Counter(name.suffix.lower() or "without ending" for name in names).most_common()
+    if not kinds:
+        return InputError("is empty", file=folder, remedy="give the folder of the masks")
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:_KINDS_LISTED])
+    more = f" and {len(kinds) - _KINDS_LISTED} other kinds" if len(kinds) > _KINDS_LISTED else ""
+    remedy = "give COCO JSON or a folder of mask images"
+    for path in (
+        folder / name for name in names if name.suffix.lower() in (".json", ".gz", ".jsonl", ".xml")
+    ):
+        with suppress(InputError):
+            remedy = f"give the file itself, which is {recognise(path).name}: --masks {path}"
+            break
+    else:
+        if nearest := next((_NEAREST[kind] for kind, _ in kinds if kind in _NEAREST), None):
+            remedy = f"the nearest is {nearest}: give --from {nearest} if it is that"
+    return InputError(f"holds no masks of a known format ({listed}{more})", file=folder, remedy=remedy)
+
+
 def open_source(
     masks: str | Path,
     images: str | Path | None = None,
@@ -102,6 +129,8 @@ def open_source(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
+    fit_masks: bool = False,
+    background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     polygon_tolerance: float = 0,
     polygons: Polygons = "keep",
@@ -115,6 +144,9 @@ def open_source(
         image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for plain PNG folders: what the files are, where their pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
+        fit_masks: masks of image files and of NumPy arrays that have another size than their image are stretched
+            over it, if they have its shape.
+        background: the value of label maps that is no instance; "none" where every value is one.
         max_image_pixels: mask images with more pixels are not decoded.
         polygon_tolerance: pixels that lines of written polygons may be off; 0 writes masks to the pixel.
         polygons: "keep" writes refined polygons of COCO records as polygons, "rle" as RLE.
@@ -131,5 +163,7 @@ def open_source(
         max_image_pixels,
         polygon_tolerance,
         polygons,
+        fit_masks,
+        None if background == "none" else background,
     )
     return recognise(masks, format).open(Path(masks), options)

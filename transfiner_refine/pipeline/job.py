@@ -94,6 +94,8 @@ class Job:
         reading = {
             "--from": self.read_as.name,
             "--png-kind": self.reading["png_kind"],
+            "--fit-masks": str(self.reading["fit_masks"]),
+            "--background": str(self.reading["background"]),
             "--max-image-pixels": str(self.reading["max_image_pixels"]),
             "--polygon-tolerance": f"{self.reading['polygon_tolerance']:g}",
             "--polygons": self.reading["polygons"],
@@ -171,7 +173,7 @@ def stamps_of(*outputs: Path) -> dict[str, Any]:
 def _account(outcome: Outcome, written: Written) -> None:
     """Takes what writing had to decide into the summary."""
     summary = outcome.summary
-    summary.overlap_pixels, summary.notes = written.overlap_pixels, written.notes
+    summary.overlap_pixels, summary.notes = written.overlap_pixels, (*summary.notes, *written.notes)
     known = {str(error) for error in summary.errors}  # most of them have been met in refining already
     summary.errors += [fault.error for fault in written.faults if str(fault.error) not in known]
     summary.not_written = sum(fault.instances for fault in written.faults)

@@ -236,5 +236,5 @@ def _misfit(record: ImageRecord, label: str, mask: tuple[int, int], image: tuple
         f"like other masks of it, is {image[0]}×{image[1]}",
         file=record.path,
         record=label,
-        remedy="give masks of the image's size",
+        remedy="give masks of the image's size; mask images and arrays may be stretched with --fit-masks",
     )

@@ -33,6 +33,8 @@ def refine_files(
     image_info: str | Path | None = None,
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
+    fit_masks: bool = False,
+    background: int | Literal["none"] = 0,
     weights: str | Path = "lite",
     device: str = "auto",
     engine: str = "auto",
@@ -72,6 +74,8 @@ def refine_files(
         image_info: for COCO results: an annotation file that says which image id is which image.
         png_kind: for PNG folders: "binary" or "label-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
+        fit_masks: stretch masks of another size than their image over it.
+        background: the value of label maps that is no instance, "none" where every value is one.
         weights: name of shipped weights, or a path.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         engine: "auto", "torch" or "onnx".
@@ -114,7 +118,8 @@ def refine_files(
     images, masks, output = Path(images), Path(masks), Path(output)
     reading = {
         "format": format, "image_info": image_info, "png_kind": png_kind, "class_names": class_names,
-        "max_image_pixels": max_image_pixels, "polygon_tolerance": polygon_tolerance, "polygons": polygons,
+        "fit_masks": fit_masks, "background": background, "max_image_pixels": max_image_pixels,
+        "polygon_tolerance": polygon_tolerance, "polygons": polygons,
     }  # fmt: skip
     job = Job(images, masks, output, reading, to, keep_boxes, None if shard is None else Shard.parse(shard))
     job.inputs += [Path(weights)] if Path(weights).is_file() else []

@@ -230,7 +230,7 @@ class Run:
     ) -> None:
         self._strict, self._journal, self._behind = strict, journal, _Behind(journal)
         self._counts_images = shard is not None
-        self._summary = Summary(dry_run=is_dry)
+        self._summary = Summary(dry_run=is_dry, notes=() if source is None else tuple(source.notes))
         self._summary.images = 0 if source is None or shard is not None else source.num_images
         self._errors: list[tuple[int, int, InputError]] = []
         self._bar = tqdm(

@@ -22,7 +22,7 @@ class Summary:
     errors: list[InputError] = field(default_factory=list)
     not_written: int = 0  # instances that the output's format cannot hold or that could not be read for it
     overlap_pixels: int = 0  # pixels claimed by several instances in formats that hold one id a pixel
-    notes: tuple[str, ...] = ()  # what is another in the output, whose format differs
+    notes: tuple[str, ...] = ()  # sentences on the input, and on what is another in the output
     # mean over the refined instances of: pixels whose label changed / pixels of the coarse mask's box; above 1 where
     # masks grew far beyond their boxes, 0 where nothing was refined
     mean_changed_share: float = 0.0

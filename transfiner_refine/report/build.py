@@ -78,6 +78,8 @@ def build_report(
     format: str = "auto",  # noqa: A002  the option's name
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
+    fit_masks: bool = False,
+    background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overlay: str | Path | None = None,
     refiner: BaseRefiner | None = None,
@@ -100,7 +102,7 @@ def build_report(
         match: for JSON: which annotation each record belongs to (see ``evaluation.coco_files.load_match``).
         image_info: for COCO results: an annotation file that says which image id is which image; None takes
             ``annotations``.
-        format, png_kind, class_names: how masks are read, as for ``open_source``.
+        format, png_kind, class_names, fit_masks, background: how masks are read, as for ``open_source``.
         max_image_pixels: images and mask images of more pixels are left out, and named.
         refiner: a loaded refiner shows the quadtree of each instance; None leaves it out.
         limit: most images to show, 0 for all; see ``choose``.
@@ -130,6 +132,8 @@ def build_report(
         open_source,
         images=images,
         png_kind=png_kind,
+        fit_masks=fit_masks,
+        background=background,
         class_names=class_names,
         max_image_pixels=max_image_pixels,
     )
