@@ -173,6 +173,21 @@ def test_the_command_is_killed_in_its_last_second_and_resumed_to_the_end(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="its file systems keep no notes")
+def test_the_command_is_killed_between_removing_its_journal_and_its_exit(tmp_path: Path) -> None:
+    records = json.loads((EXAMPLES / "detections.json").read_text())[:1]
+    command = real_command(tmp_path, records, "--report", str(tmp_path / "report"))
+    killing = "import os; os._exit = lambda _: os.kill(os.getpid(), 9); " + command[2]
+    assert subprocess.run([*command[:2], killing, *command[3:]], check=False).returncode == -9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.json", "out.json", "report"]
+    output = (tmp_path / "out.json").read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == "Nothing to do: the run was complete.\n"
+    assert (tmp_path / "out.json").read_bytes() == output
+
+
+@pytest.mark.slow
 def test_the_command_is_killed_at_any_moment_and_resumed_byte_for_byte(tmp_path: Path) -> None:
     records = json.loads((EXAMPLES / "detections.json").read_text())
     records += [{**record, "score": record["score"] / 2} for record in records] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -311,6 +312,30 @@ def test_a_run_that_is_killed_when_its_output_is_there_can_be_resumed(
     assert (resumed.returncode, resumed.stderr) == (0, "was written before: True\n")
     assert job.summary_of(resumed) == job.summary_of(whole)
     assert job.contents() == wanted
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="its file systems keep no notes")
+@pytest.mark.parametrize("masks", ["masks.json", "masks"])
+def test_a_run_that_is_killed_when_its_journal_is_gone_is_known_to_be_complete(job: Any, masks: str) -> None:
+    try:
+        os.setxattr(job.folder, "user.test", b"")
+    except OSError:
+        pytest.skip("this file system keeps no notes beside a file")
+    job.as_folder()
+    options = {"masks": masks, "output": "out"}
+    assert job.run(**options).returncode == 0  # what a kill just before the exit leaves
+    wanted = job.contents()
+    again = job.run(**options, resume=True, delay=60)
+    assert (again.returncode, again.stdout.splitlines()[1:]) == (0, ["Nothing to do: the run was complete."])
+    assert job.contents() == wanted
+    for change in ({"min_area": 5}, {"to": "label-maps"}, {"resume": False}):
+        other = job.run(**{**options, "resume": True, **change})
+        assert (other.returncode, "exists already" in other.stderr) == (1, True)
+    output = job.folder / "out"
+    (output if output.is_file() else output / "1_0.png").write_bytes(b"mine")
+    edited = job.run(**options, resume=True)
+    assert (edited.returncode, "exists already" in edited.stderr) == (1, True)
+    assert ".out.journal" not in job.names()
 
 
 def test_ctrl_c_in_what_follows_the_output_can_be_resumed(job: Any, quick_run: Any) -> None:

@@ -146,7 +146,8 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
 
         # before the work: nobody wants to hear of it after an hour
         inputs = ("images", "masks", "output", "image_info", "class_names")
-        may_be_there = options["resume"] and journal_path(options["output"]).exists()
+        left = journal_path(options["output"]), options["output"]
+        may_be_there = options["resume"] and any(path.exists() for path in left)
         check_output_folder(
             report,
             [options[name] for name in inputs if options[name] is not None],
@@ -169,7 +170,7 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
         report_errors(summary.errors)
         if not quiet:
             click.echo("\n".join(summary.lines()))
-        if report is not None:
+        if report is not None and not (summary.was_complete and report.exists()):
             from transfiner_refine.report import build_report
 
             built = build_report(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from transfiner_refine.pipeline.run import Outcome, mean_share
 from transfiner_refine.pipeline.shards import Shard
 
 _COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
+_MARK = "user.transfiner-refine"
 _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs",
@@ -107,6 +111,25 @@ class Job:
         """The output, and what is written beside it."""
         beside = None if self.shard is not None or self.target.beside is None else self.target.beside(output)
         return [output] if beside is None else [output, beside]
+
+    def mark_done(self, fingerprint: Mapping[str, str]) -> None:
+        """Notes beside the output's bytes, where the file system can, which run is complete in it.
+
+        A run that is killed when its journal is gone is known by that.
+        """
+        with suppress(OSError, AttributeError):
+            os.setxattr(self._output, _MARK, self._mark(fingerprint))
+
+    def is_marked(self, fingerprint: Mapping[str, str] | None = None) -> bool:
+        """Whether the output is noted to be complete, of this very run if it is given."""
+        with suppress(OSError, AttributeError):
+            found = os.getxattr(self._output, _MARK)
+            return fingerprint is None or found == self._mark(fingerprint)
+        return False
+
+    def _mark(self, fingerprint: Mapping[str, str]) -> bytes:
+        said = [dict(fingerprint), self.target.name, self._keep_boxes, stamps_of(*self.outputs(self._output))]
+        return blake2b(json.dumps(said).encode(), digest_size=16).hexdigest().encode()
 
     def write(self, outcome: Outcome, journal: Journal, *, overwrite: bool) -> None:
         """Writes the output, and takes what that had to decide into the summary."""

@@ -123,7 +123,7 @@ def refine_files(
     }  # fmt: skip
     job = Job(images, masks, output, reading, to, keep_boxes, None if shard is None else Shard.parse(shard))
     job.inputs += [Path(weights)] if Path(weights).is_file() else []
-    job.check(overwrite=overwrite or (resume and journal_path(output).exists()))
+    job.check(overwrite=overwrite or (resume and (journal_path(output).exists() or job.is_marked())))
     selection = Selection(min_area, score_threshold, category_ids(categories, job.source.categories, masks))
     run = partial(
         refine_source, job.source, selection=selection, max_image_pixels=max_image_pixels, workers=workers,
@@ -155,12 +155,19 @@ def refine_files(
             if left_to_us and (reason := unused_card()) is not None:
                 print(f"transfiner-refine: {reason}", file=sys.stderr)
         fingerprint = job.fingerprint(selection) | refiner_entries(refiner, weights_file)
+        if resume and not journal.is_unfinished and job.is_marked(fingerprint):
+            summary = Summary(job.source.num_images, was_complete=True)
+            if then is not None:
+                then(summary, True)
+            return summary
         journal.begin(fingerprint, resume=resume)
         was_written = journal.has_written(stamps_of(*job.outputs(output)))
         if not (overwrite or was_written):
             job.check(overwrite=False)  # what is there is not of the run that is resumed
         outcome = run(refiner=refiner, journal=journal)
         job.write(outcome, journal, overwrite=overwrite or was_written)
+        if outcome.summary.exit_code == 0:
+            job.mark_done(fingerprint)
         if then is not None:
             then(outcome.summary, was_written)
     return outcome.summary

@@ -28,6 +28,7 @@ class Summary:
     mean_changed_share: float = 0.0
     seconds: float = 0.0  # loading of the weights excluded, interrupted parts of the run included
     dry_run: bool = False  # nothing was refined or written
+    was_complete: bool = False  # a run that was resumed had nothing left to do; nothing is counted
 
     @property
     def instances(self) -> int:
@@ -41,6 +42,8 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The closing words for a terminal."""
+        if self.was_complete:
+            return ["Nothing to do: the run was complete."]
         would = "Would refine" if self.dry_run else "Refined"
         pace = (
             ""
