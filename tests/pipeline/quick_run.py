@@ -73,4 +73,6 @@ def main(folder: Path, options: dict[str, object]) -> int:
 
 if __name__ == "__main__":
     print(f"pid {os.getpid()}", flush=True)
-    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    import quick_run  # so that other processes find its refiner
+
+    sys.exit(quick_run.main(Path(sys.argv[1]), json.loads(sys.argv[2])))

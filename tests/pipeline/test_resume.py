@@ -328,7 +328,7 @@ def test_a_run_that_is_killed_when_its_journal_is_gone_is_known_to_be_complete(j
     again = job.run(**options, resume=True, delay=60)
     assert (again.returncode, again.stdout.splitlines()[1:]) == (0, ["Nothing to do: the run was complete."])
     assert job.contents() == wanted
-    for change in ({"min_area": 5}, {"to": "label-maps"}, {"resume": False}):
+    for change in ({"min_area": 5}, {"keep_boxes": True}, {"resume": False}):
         other = job.run(**{**options, "resume": True, **change})
         assert (other.returncode, "exists already" in other.stderr) == (1, True)
     output = job.folder / "out"

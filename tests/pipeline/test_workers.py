@@ -24,7 +24,7 @@ from transfiner_refine.formats import RecordFault, open_source
 from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import Selection, refine_files, refine_source
-from transfiner_refine.pipeline.prepare import PreparedImage
+from transfiner_refine.pipeline.prepare import PreparedImage, Preparing
 from transfiner_refine.pipeline.workers import WorkerPool
 
 CRASHING = '''
@@ -119,7 +119,7 @@ def test_a_worker_that_is_killed_by_chance_costs_no_image(
 def test_a_worker_that_is_killed_while_idle_is_replaced(job: Any, crashing: Any) -> None:
     del crashing  # brings the module search path, which workers take over
     records = list(open_source(job.folder / "masks.json", job.folder / "images"))
-    with WorkerPool(1, Selection(), 10**6) as pool:
+    with WorkerPool(1, Preparing(Selection(), 10**6)) as pool:
         first = pool.submit(records[0]).result()  # type: ignore[arg-type]
         (worker,) = pool.processes
         os.kill(worker, signal.SIGKILL)
@@ -195,7 +195,7 @@ def test_images_that_are_held_on_to_stay_what_they_are_and_the_others_take_no_me
     soft: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transfiner_refine.pipeline.workers._MOST_MAPPED", 20)  # the others are copied
-    with WorkerPool(2, Selection(), 10**6) as pool:
+    with WorkerPool(2, Preparing(Selection(), 10**6)) as pool:
         held = [pool.submit(image).result() for image in soft]
         assert 40 <= memory_files("self") < 50  # two descriptors each, and some for later
         for worker in pool.processes:
@@ -212,7 +212,7 @@ def test_images_that_are_held_on_to_stay_what_they_are_and_the_others_take_no_me
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is Linux's")
 def test_where_memory_is_refused_arrays_come_with_the_answer(soft: list[ImageRecord]) -> None:
-    with WorkerPool(1, Selection(), 10**6) as pool:
+    with WorkerPool(1, Preparing(Selection(), 10**6)) as pool:
         check(soft[0], pool.submit(soft[0]).result())
         (worker,) = pool.processes
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (1000, 1000))
@@ -225,7 +225,7 @@ def test_where_memory_is_refused_arrays_come_with_the_answer(soft: list[ImageRec
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_load_neither_pytorch_nor_opencv(job: Any) -> None:
     images = list(open_source(job.folder / "masks.json", job.folder / "images").unread())  # type: ignore[attr-defined]
-    with WorkerPool(1, Selection(), 10**6) as pool:
+    with WorkerPool(1, Preparing(Selection(), 10**6)) as pool:
         assert len(pool.submit(images[0]).result().chosen) == 3
         (worker,) = pool.processes
         loaded = Path(f"/proc/{worker}/maps").read_text()
@@ -237,7 +237,7 @@ def test_an_image_with_very_many_masks_goes_to_a_worker_and_comes_back(make_job:
     job = make_job(tmp_path / "job", images=1)
     (job.folder / "masks.json").write_text(json.dumps(job.records * 2000))
     (image,) = open_source(job.folder / "masks.json", job.folder / "images").unread()  # type: ignore[attr-defined]
-    with WorkerPool(1, Selection(), 10**6) as pool:
+    with WorkerPool(1, Preparing(Selection(), 10**6)) as pool:
         waiting = [pool.submit(image) for _ in range(3)]
         assert [len(each.result().chosen) for each in waiting] == [6000] * 3
 

@@ -100,6 +100,12 @@ __all__ = ["command"]
     "Processes that decode images ahead; 0 decodes in threads of this one. Changes speed and "
     "memory, never a mask.  [default: what suits the device]",
 )
+@option(
+    "--gpus",
+    metavar="all|N",
+    help="Refine in N processes, each on a GPU of its own, or on a CPU each on a share of the cores.  "
+    "[default: one, in this process]",
+)
 @shared("overwrite", help="Replace the output if it exists; start anew.")
 @flag(
     "--resume",

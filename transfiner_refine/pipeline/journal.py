@@ -54,13 +54,22 @@ class Journal(Mapping[int, Mask]):
         is_unfinished: an interrupted run has left it, and ``begin`` has not decided to start anew.
     """
 
-    def __init__(self, num_instances: int, output: Path | None = None) -> None:
+    def __init__(
+        self,
+        num_instances: int,
+        output: Path | None = None,
+        *,
+        identities: Mapping[int, int] | None = None,
+    ) -> None:
         """Opens or makes the file, and reads what an interrupted run has left in it.
+
+        With ``identities``, it is the journal of a part of a run, which another run's journal absorbs: those of its
+        images by their first instance.
 
         Raises:
             OutputError: another run has the file open, it is some other file, or the disk refuses it.
         """
-        self._output, self._file = output, JournalFile(output)
+        self._output, self._file, self._identities = output, JournalFile(output), identities
         self.is_unfinished = self._has_begun = False
         self._fingerprint: dict[str, str] = {}
         self._reset(num_instances)
@@ -162,7 +171,9 @@ class Journal(Mapping[int, Mask]):
 
     def recall(self, image: ImageRecord, identity: int | None = None) -> Recalled:
         """What is done of an image, as far as it still counts; ``identity`` is what it was met with before."""
-        identity = _identity(image) if identity is None else identity
+        if identity is None:
+            known = None if self._identities is None else self._identities.get(image.indexes[0])
+            identity = _identity(image) if known is None else known
         if not self._recalls:
             return Recalled(identity)
         done = [
@@ -196,9 +207,9 @@ class Journal(Mapping[int, Mask]):
             self.commit()
             self._old = self._file.committed
 
-    def records(self) -> list[bytes]:
+    def records(self) -> bytes:
         """The lines of a journal in memory, for another one to absorb."""
-        return self._file.records().splitlines(keepends=True)
+        return self._file.records()
 
     def note_others(
         self,
@@ -296,7 +307,9 @@ class Journal(Mapping[int, Mask]):
 
     def _append(self, kind: str, record: Any) -> int:
         """Adds a record that only a later run reads; returns its place."""
-        return 0 if self._file.path is None else self._file.append(kind, json.dumps(record))
+        if self._file.path is None and self._identities is None:
+            return 0
+        return self._file.append(kind, json.dumps(record))
 
     def _take_record(self, place: int, kind: str, record: Any) -> None:
         if kind == _MASK:

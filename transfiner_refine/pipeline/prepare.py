@@ -15,6 +15,7 @@ from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
 from transfiner_refine.images import check_pixels, read_image
 from transfiner_refine.masks import Mask, MaskWindow
 
+CRASHED = "replace the file, or leave out its records"  # remedy of an image that crashes a process
 _MASK_BYTES = 1 << 26  # of one image's soft masks; what is beyond is decoded again when its turn comes
 _SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EDQUOT}
 
@@ -109,6 +110,28 @@ class PreparedImage:
     chosen: tuple[ChosenInstance, ...] = ()  # what is to refine
     kept: tuple[tuple[int, str], ...] = ()  # (index, reason) of the instances that are left alone
     faults: tuple[InstanceFault, ...] = ()  # instances that cannot be refined
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """``prepare`` as what the processes of a ``WorkerPool`` do."""
+
+    selection: Selection
+    max_image_pixels: int
+    in_threads = True
+
+    def begin(self, number: int) -> None:
+        """Nothing is to be set up in a process."""
+
+    def __call__(self, image: ImageRecord) -> PreparedImage:
+        return prepare(image, self.selection, self.max_image_pixels)
+
+    def crashed(self, image: ImageRecord, how: str | None) -> PreparedImage:
+        """The image with all its instances at fault; ``how`` its process ended, None for lack of memory."""
+        if how is None:
+            return failed(image, no_memory(image))
+        reason = f"decoding it crashed the decoder process ({how})"
+        return failed(image, InputError(reason, file=image.path, remedy=CRASHED))
 
 
 def prepare(image: ImageRecord, selection: Selection, max_image_pixels: int) -> PreparedImage:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transfiner_refine.formats.records import POLYGON_TOLERANCE, PngKind, Polygons
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.fingerprint import refiner_entries
+from transfiner_refine.pipeline.groups import ProcessGroups, Refining, given, group_count, refine_apart
 from transfiner_refine.pipeline.job import Job, resumable, stamps_of, system_faults
 from transfiner_refine.pipeline.journal_file import journal_path
 from transfiner_refine.pipeline.prepare import Selection, category_ids
@@ -50,6 +52,7 @@ def refine_files(
     polygon_tolerance: float = POLYGON_TOLERANCE,
     polygons: Polygons = "keep",
     workers: int | None = None,
+    gpus: int | str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     strict: bool = False,
@@ -94,6 +97,9 @@ def refine_files(
         polygons: "keep" writes refined polygons of COCO records as polygons, "rle" as RLE.
         workers: processes that decode images, 0 for threads of this process; None as
             ``transfiner_refine.pipeline.run.default_workers`` says.
+        gpus: "all" or a number: refine in as many processes, each on a CUDA device of its own; where there is none,
+            each on a share of the cores, "all" being one for eight. ``workers`` is then that of each process, and
+            ``refiner`` is pickled.
         overwrite: an output that exists may be replaced, and a journal that is not resumed thrown away.
         resume: go on where an interrupted run with the same inputs and options has stopped; a new run if there
             was none.
@@ -125,36 +131,54 @@ def refine_files(
     job.inputs += [Path(weights)] if Path(weights).is_file() else []
     job.check(overwrite=overwrite or (resume and (journal_path(output).exists() or job.is_marked())))
     selection = Selection(min_area, score_threshold, category_ids(categories, job.source.categories, masks))
-    run = partial(
-        refine_source, job.source, selection=selection, max_image_pixels=max_image_pixels, workers=workers,
-        strict=strict, progress=progress, shard=job.shard,
-    )  # fmt: skip
+    how: dict[str, Any] = {"strict": strict, "progress": progress, "shard": job.shard}
+    here = partial(
+        refine_source,
+        job.source,
+        selection=selection,
+        max_image_pixels=max_image_pixels,
+        workers=workers,
+        **how,
+    )
     if dry_run:
-        summary = run(refiner=None).summary
+        summary = here(refiner=None).summary
         if then is not None:
             then(summary, False)
         return summary
-    with resumable(output, job.source.num_instances) as journal:
+    with resumable(output, job.source.num_instances) as journal, ExitStack() as processes:
         journal.refuse_unfinished(resume=resume, overwrite=overwrite)
-        weights_file = None
-        if refiner is None:
+        load: Callable[[], AnyRefiner]
+        if refiner is not None:
+            load, weights_file = partial(given, refiner), None
+        else:
             from transfiner_refine.model.weights import find_weights
-            from transfiner_refine.refine.engine import unused_card
             from transfiner_refine.refiner import load_refiner  # here, so that a dry run does not load it
 
             weights_file = find_weights(weights)
-            refiner = load_refiner(
-                weights_file,
-                device=device,
-                engine=engine,
-                precision=precision,
-                batch_size=batch_size,
-                tiles=tiles,
-            )
-            left_to_us = (device, engine, precision) == ("auto",) * 3 and refiner.device == "cpu"
-            if left_to_us and (reason := unused_card()) is not None:
+            load = partial(
+                load_refiner, weights_file, device=device, engine=engine, precision=precision,
+                batch_size=batch_size, tiles=tiles,
+            )  # fmt: skip
+        if gpus is None:
+            refiner = load()
+            run = partial(here, refiner=refiner)
+            entries: Mapping[str, str] = refiner_entries(refiner, weights_file)
+        else:
+            size, cards = group_count(gpus, device)
+            task = Refining(load, weights_file, selection, max_image_pixels, workers, size, cards)
+            executor = processes.enter_context(ProcessGroups(task))
+            entries = executor.facts.fingerprint
+            run = partial(refine_apart, job.source, executor, **how)
+        if (
+            weights_file is not None
+            and (device, engine, precision) == ("auto",) * 3
+            and entries["--device"] == "cpu"
+        ):
+            from transfiner_refine.refine.engine import unused_card
+
+            if (reason := unused_card()) is not None:
                 print(f"transfiner-refine: {reason}", file=sys.stderr)
-        fingerprint = job.fingerprint(selection) | refiner_entries(refiner, weights_file)
+        fingerprint = {**job.fingerprint(selection), **entries}
         if resume and not journal.is_unfinished and job.is_marked(fingerprint):
             summary = Summary(job.source.num_images, was_complete=True)
             if then is not None:
@@ -164,7 +188,7 @@ def refine_files(
         was_written = journal.has_written(stamps_of(*job.outputs(output)))
         if not (overwrite or was_written):
             job.check(overwrite=False)  # what is there is not of the run that is resumed
-        outcome = run(refiner=refiner, journal=journal)
+        outcome = run(journal=journal)
         job.write(outcome, journal, overwrite=overwrite or was_written)
         if outcome.summary.exit_code == 0:
             job.mark_done(fingerprint)

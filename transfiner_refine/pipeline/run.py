@@ -26,7 +26,13 @@ from transfiner_refine.pipeline.batches import (
     batches,
 )
 from transfiner_refine.pipeline.journal import Journal, Recalled
-from transfiner_refine.pipeline.prepare import InstanceFault, PreparedImage, Selection, system_fault
+from transfiner_refine.pipeline.prepare import (
+    InstanceFault,
+    PreparedImage,
+    Preparing,
+    Selection,
+    system_fault,
+)
 from transfiner_refine.pipeline.shards import Shard, items_of
 from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.workers import Pending, WorkerPool
@@ -85,7 +91,7 @@ def refine_source(
     journal = Journal(source.num_instances) if journal is None else journal
     workers = default_workers(refiner) if workers is None else workers
     run = Run(journal, source, is_dry=refiner is None, strict=strict, progress=progress, shard=shard)
-    with run, WorkerPool(workers, selection or Selection(), max_image_pixels) as pool:
+    with run, WorkerPool(workers, Preparing(selection or Selection(), max_image_pixels)) as pool:
         run.refine(items_of(source, shard), pool, refiner)
     return run.outcome()
 
@@ -121,7 +127,7 @@ class Ahead(NamedTuple):
     position: int
     item: ImageRecord | RecordFault
     recalled: Recalled
-    pending: Pending | None = None  # the part of an image that an interrupted run has not done
+    pending: Pending[PreparedImage] | None = None  # the part of an image that an interrupted run has not done
     pixels: int = 0
     instances: int = 0
 
@@ -129,7 +135,7 @@ class Ahead(NamedTuple):
 def read_ahead(
     items: Iterable[tuple[int, ImageRecord | RecordFault]],
     journal: Journal,
-    pool: WorkerPool,
+    pool: WorkerPool[PreparedImage],
     batch_size: Callable[[], int],
 ) -> Iterator[Ahead]:
     """Has prepared what is not done yet, and gives everything in the order of the source.
@@ -253,7 +259,7 @@ class Run:
     def refine(
         self,
         items: Iterable[tuple[int, ImageRecord | RecordFault]],
-        pool: WorkerPool,
+        pool: WorkerPool[PreparedImage],
         refiner: AnyRefiner | None,
     ) -> None:
         """Refines what is not done yet, batch by batch; without a refiner only reads it."""
@@ -317,7 +323,8 @@ class Run:
             for fault in (*recalled.faults, *found.faults):
                 self._fail(position, fault)
             others = (recalled.identity, found.turned, found.kept, found.faults)
-            self._behind.note(partial(self._journal.note_others, *others))
+            if found.kept or found.faults:
+                self._behind.note(partial(self._journal.note_others, *others))
             if found.chosen:
                 assert found.pixels is not None
                 yield ImageToRefine(

@@ -146,6 +146,15 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
+def cuda_devices() -> int:
+    """CUDA devices that PyTorch reaches, counted without starting on any."""
+    if not _has_nvidia_card() or find_spec("torch") is None:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _has_nvidia_card() -> bool:
     """Whether Linux shows an NVIDIA driver."""
     places = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
