@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".tif", ".tiff",
     ".bmp", ".gif", ".ppm", ".pgm", ".pnm",
 )  # fmt: skip
+Orientation = Literal["auto", "upright", "stored"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Pillow's other formats stay shut: some start other programs (EPS runs Ghostscript), none is used for photos
@@ -47,7 +48,10 @@ _lifted_from: list[int | None] = []  # Pillow's limit before it was lifted, whil
 
 
 def read_image(
-    path: Path, mask_sizes: Collection[tuple[int, int]] = (), max_pixels: int = MAX_IMAGE_PIXELS
+    path: Path,
+    mask_sizes: Collection[tuple[int, int]] = (),
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    orientation: Orientation = "auto",
 ) -> tuple[NDArray[np.uint8], bool]:
     """An image as its masks see it: [H, W, 3] RGB, contiguous, and whether its EXIF orientation was applied.
 
@@ -60,14 +64,17 @@ def read_image(
         path: the file.
         mask_sizes: (height, width) of its masks, pixels; empty for upright.
         max_pixels: the largest height × width that is decoded; more is refused on the file's header.
+        orientation: "upright" or "stored" where the masks should not decide.
 
     Raises:
         InputError: the file is missing, damaged, no image, larger than ``max_pixels``, or of a size that no mask has.
     """
-    stored, upright, orientation = _decoded(path, max_pixels)
+    stored, upright, exif = _decoded(path, max_pixels)
+    if orientation == "stored":
+        upright, exif = stored, 1
     if not mask_sizes or upright.shape[:2] in mask_sizes:
-        return np.ascontiguousarray(upright), orientation in _UPRIGHT
-    if stored.shape[:2] in mask_sizes:
+        return np.ascontiguousarray(upright), exif in _UPRIGHT
+    if orientation == "auto" and stored.shape[:2] in mask_sizes:
         return np.ascontiguousarray(stored), False
     sizes = f"{upright.shape[0]}×{upright.shape[1]}"
     if stored.shape != upright.shape:
@@ -93,20 +100,27 @@ def pixels_of(image: Image.Image, size: tuple[int, int] | None = None) -> NDArra
     return np.ascontiguousarray(pixels)
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image, its EXIF orientation applied, without decoding its pixels; of any size.
+def image_sizes(path: Path, orientation: Orientation = "auto") -> tuple[tuple[int, int], ...]:
+    """(height, width) that an image may have, without decoding its pixels: upright, then as stored if that differs.
 
-    Raises InputError where the file is missing, damaged or no image.
+    One of the two with an ``orientation``. Raises InputError where the file is missing, damaged or no image.
     """
     with opened(path, None) as image:
-        width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             # it may come after the pixels, and Pillow would decode them to see
             late = [data for name, data in read_chunks(path) if name == b"eXIf"]
             image.info["exif"] = bytes(late[-1]) if late else b""
-        # Pillow states TIFF sizes upright already; of HEIF nobody sees other pixels than the upright ones
-        sideways = image.format != "TIFF" and _orientation(image) >= 5
-        return (width, height) if sideways else (height, width)
+        stated = image.height, image.width
+        turned = stated[::-1] if _orientation(image) >= 5 else stated
+        # of TIFF Pillow states the upright size
+        upright, stored = (stated, turned) if image.format == "TIFF" else (turned, stated)
+    found = {"auto": (upright, stored), "upright": (upright,), "stored": (stored,)}[orientation]
+    return tuple(dict.fromkeys(found))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image, its EXIF orientation applied; raises InputError as ``image_sizes`` does."""
+    return image_sizes(path, "upright")[0]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from coco_scenes import (
     NEW,
+    NEW_VALUE,
     RLE,
     SIZE,
     faults_of,
@@ -228,3 +229,73 @@ def test_the_output_is_never_an_input_nor_an_existing_file_unasked(tmp_path: Pat
     assert (tmp_path / "out.json").read_text() == "mine"
     source.write(tmp_path / "out.json", {}, overwrite=True)
     assert json.loads((tmp_path / "out.json").read_text()) == [result()]
+
+
+def test_pieces_without_area_are_dropped_and_counted(tmp_path: Path) -> None:
+    sound = [1, 1, 5, 1, 5, 4]
+    pieces = [[0, 0, 1, 1], [2, 2, 4, 4, 6, 6], [3, 3, 3, 3, 3, 3, 3, 3]]
+    source = opened(tmp_path, [result(segmentation=[sound]), result(segmentation=[sound, *pieces])])
+    first, second = instances_of(source)
+    assert first.mask == second.mask
+    assert source.notes == [
+        "Dropped, for they hold no pixel: 3 polygon pieces of fewer than three points or without area."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [(0, False), ("0", False), (False, False), ("", False), (1, True), ("1", True), (1.0, True)],
+)
+def test_whether_a_record_is_a_crowd_is_read_however_json_has_it(
+    tmp_path: Path, value: Any, crowd: bool
+) -> None:
+    (instance,) = instances_of(opened(tmp_path, [result(iscrowd=value)]))
+    assert instance.is_crowd == crowd
+    (instance,) = instances_of(opened(tmp_path, [result(iscrowd=value)], refine_crowds=True))
+    assert not instance.is_crowd
+
+
+@pytest.mark.parametrize(
+    "keys", [{"iscrowd": "no"}, {"iscrowd": 2}, {"category_id": "cup"}, {"category_id": 1.5}]
+)
+def test_what_is_no_number_is_named_and_never_taken_for_another(tmp_path: Path, keys: dict[str, Any]) -> None:
+    (fault,) = faults_of(opened(tmp_path, [result(**keys), result()]))
+    ((key, value),) = keys.items()
+    assert f"record 0: {key} is {value!r}" in fault
+
+
+def test_masks_of_another_size_are_fitted_to_their_image(tmp_path: Path) -> None:
+    half = {"size": [3, 4], "counts": [4, 1, 7]}
+    record = result(segmentation=half)
+    (plain,) = instances_of(opened(tmp_path, [record]))
+    (fitted,) = instances_of(opened(tmp_path, [record], fit_masks=True))
+    assert (plain.mask.size, fitted.mask.size) == ((3, 4), SIZE)
+    assert fitted.mask.box == (2, 2, 4, 4)
+
+
+def test_an_image_is_found_by_its_address_where_its_name_is_not_there(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "a.jpg", "coco_url": "http://images.cocodataset.org/val2017/1.jpg"}
+    document = {"images": [image], "annotations": [result(1)], "categories": []}
+    (record,) = records_of(opened(tmp_path, document))
+    assert record.path is not None
+    assert record.path.name == "1.jpg"
+
+
+def test_a_refined_crowd_keeps_its_runs_as_a_list(tmp_path: Path) -> None:
+    source = opened(tmp_path, [result(iscrowd=1), result()], refine_crowds=True)
+    source.write(tmp_path / "out.json", {0: NEW, 1: NEW})
+    crowd, other = json.loads((tmp_path / "out.json").read_text())
+    assert (crowd["iscrowd"], crowd["segmentation"]["counts"]) == (1, NEW.runs.tolist())
+    assert other["segmentation"]["counts"] == NEW.counts
+
+
+def test_polygons_of_another_size_than_their_image_become_runs_of_its_size(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "1.jpg", "height": 3, "width": 4}
+    polygon = result(1, segmentation=[[1, 1, 3, 1, 3, 2, 1, 2]])
+    document = {"images": [image], "annotations": [polygon], "categories": []}
+    source = opened(tmp_path, document, fit_masks=True)
+    (instance,) = instances_of(source)
+    assert instance.mask.size == SIZE
+    source.write(tmp_path / "out.json", {0: NEW})
+    (annotation,) = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert annotation["segmentation"] == NEW_VALUE

@@ -340,7 +340,7 @@ def test_png_masks_covered_by_others_in_an_label_map_stay_coarse_and_are_counted
 
 
 def test_a_mask_that_comes_back_as_it_was_leaves_its_record_byte_for_byte(tmp_path: Path) -> None:
-    square = [[10, 10, 30, 10, 30, 20, 10, 20]]  # a polygon, with a box and an area that do not fit
+    square = [[10, 10, 30, 10, 30, 20, 10, 20]]  # with a box and an area that are not quite its
     corner = [[40, 30, 50, 30, 40, 38]]
     text = json.dumps(
         [
@@ -349,7 +349,7 @@ def test_a_mask_that_comes_back_as_it_was_leaves_its_record_byte_for_byte(tmp_pa
                 "category_id": 1,
                 "score": 0.5,
                 "segmentation": each,
-                "bbox": [1, 2, 3, 4],
+                "bbox": [9, 8, 45, 31],
                 "area": 5,
             }
             for each in (square, corner)

@@ -51,6 +51,8 @@ class _CommandWithFormats(Command):
 @shared("class_names")
 @shared("png_kind")
 @shared("fit_masks")
+@shared("orientation")
+@shared("refine_crowds")
 @shared("background")
 @shared("max_image_pixels", help="Do not open mask images of more pixels.")
 @shared("polygon_tolerance", default=0)

@@ -123,8 +123,20 @@ _SHARED = {
     "fit_masks": _shared(
         "--fit-masks",
         is_flag=True,
-        help="Stretch masks of another size over their image (half the resolution, a pixel narrower). Only for mask "
-        "images and NumPy arrays.",
+        help="Stretch masks of another size over their image (half the resolution, a pixel narrower). For mask images, "
+        "NumPy arrays and COCO.",
+    ),
+    "orientation": _shared(
+        "--orientation",
+        type=click.Choice(["auto", "upright", "stored"]),
+        default="auto",
+        help="How images lie under their masks: turned upright by their EXIF orientation, or as stored. auto: as the "
+        "size of the masks says.",
+    ),
+    "refine_crowds": _shared(
+        "--refine-crowds",
+        is_flag=True,
+        help="Treat COCO's crowd regions as instances like all others; CVAT marks every brush mask as one.",
     ),
     "background": _shared(
         "--background",

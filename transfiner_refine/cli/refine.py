@@ -52,6 +52,8 @@ __all__ = ["command"]
 @shared("class_names")
 @shared("png_kind")
 @shared("fit_masks")
+@shared("orientation")
+@shared("refine_crowds")
 @shared("background")
 @shared("weights")
 @shared("device")
@@ -166,6 +168,8 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
         "png_kind",
         "class_names",
         "fit_masks",
+        "orientation",
+        "refine_crowds",
         "background",
         "max_image_pixels",
     )
@@ -177,22 +181,29 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
         if not quiet:
             click.echo("\n".join(summary.lines()))
         if report is not None and not (summary.was_complete and report.exists()):
+            from transfiner_refine.errors import InputError
             from transfiner_refine.report import build_report
 
-            built = build_report(
-                options["images"],
-                options["masks"],
-                options["output"],
-                report,
-                **{name: options[name] for name in reading},
-                overwrite=options["overwrite"] or was_written,
-                progress=not quiet,
-            )
-            said = {str(error) for error in summary.errors}
-            not_shown.extend(fault for fault in built.faults if str(fault) not in said)
+            try:
+                built = build_report(
+                    options["images"],
+                    options["masks"],
+                    options["output"],
+                    report,
+                    **{name: options[name] for name in reading},
+                    overwrite=options["overwrite"] or was_written,
+                    progress=not quiet,
+                )
+            except InputError as error:
+                if summary.refined:
+                    raise
+                not_shown.append(error)  # nothing was refined, so that there is nothing to show
+            else:
+                said = {str(error) for error in summary.errors}
+                not_shown.extend(fault for fault in built.faults if str(fault) not in said)
+                if not quiet:
+                    click.echo("\n".join(built.lines()))
             report_errors(not_shown)
-            if not quiet:
-                click.echo("\n".join(built.lines()))
         if not options["dry_run"]:
             end_program(exit_code(summary), journal_path(options["output"]))
 

@@ -33,6 +33,8 @@ __all__ = ["command"]
 @shared("from")
 @shared("png_kind")
 @shared("fit_masks")
+@shared("orientation")
+@shared("refine_crowds")
 @shared("background")
 @shared("class_names")
 @shared("max_image_pixels", help="Leave images and mask images of more pixels out.")

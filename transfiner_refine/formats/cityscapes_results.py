@@ -143,7 +143,11 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
             for number, instance in enumerate(image.instances):
                 label = label_of(LABELS, instance.category_id, source.categories)
                 if label is None or instance.is_crowd:
-                    what = "it is a crowd" if instance.is_crowd else f"its category is {instance.category_id}"
+                    what = (
+                        "it is a crowd (see --refine-crowds)"
+                        if instance.is_crowd
+                        else f"its category is {instance.category_id}"
+                    )
                     remedy = "write another format; Cityscapes' results are single objects of its classes"
                     conversion.leave_out(image, instance, what, remedy)
                     continue

@@ -23,6 +23,7 @@ from transfiner_refine.formats.json_stream import (
     sections,
     whole,
 )
+from transfiner_refine.formats.segmentation import with_area
 from transfiner_refine.formats.text_file import TextFile, is_wide, look_into
 
 ImageId = int | str
@@ -94,6 +95,7 @@ class CocoFile:
         self.stuff = set[int]()  # ids of categories that are no things (``isthing`` 0)
         self.frequencies: dict[int, str] = {}  # LVIS's "r", "c" or "f" by category id
         self.faults: list[InputError] = []  # listed images and categories without an id; they are passed over
+        self.dropped_pieces = 0  # of polygons that have others beside them
         self._repeated, self._raw_ids = set[ImageId](), dict[int, ImageId]()
         self._line_numbers, self._image_of = array("q"), array("q")
         self._order: NDArray[np.int64] | None = None
@@ -124,6 +126,8 @@ class CocoFile:
 
     def _take_record(self, record: Any, start: int, end: int) -> None:
         self.records.add(start, end)
+        if isinstance(record, dict) and isinstance(pieces := record.get("segmentation"), list):
+            self.dropped_pieces += len(pieces) - len(with_area(pieces))
         by_name = self.layout in ("results", "lines")
         key = key_of(record, by_name=by_name)
         if key is None:
@@ -183,7 +187,7 @@ class CocoFile:
         found: dict[str, ImageId | None] = {}
         for image_id in self.listed:
             with suppress(InputError):
-                name = name_in(self.entry(image_id)) or ""
+                name = next(iter(names_in(self.entry(image_id))), "")
                 last = PurePosixPath(name).name
                 found[last] = image_id if last not in found else None
                 found[name] = image_id
@@ -277,8 +281,19 @@ def name_of(key: ImageKey) -> str:
 
 
 def is_crowd(record: Mapping[str, Any]) -> bool:
-    value = record.get("iscrowd")
-    return bool(value) and whole(value) != 0
+    """Whether a record is of a crowd; raises InputError where ``iscrowd`` is neither yes nor no."""
+    value = record.get("iscrowd") or 0
+    if (number := int(value) if type(value) is bool else whole(value)) not in (0, 1):
+        raise InputError(f"iscrowd is {short(value)}", remedy="write 0 or 1")
+    return number == 1
+
+
+def category_of(record: Mapping[str, Any]) -> int | None:
+    """The category of a record, None where it has none; raises InputError where it is no number."""
+    value = record.get("category_id")
+    if (number := whole(value)) is None and value is not None:
+        raise InputError(f"category_id is {short(value)}", remedy="write the number of its category")
+    return number
 
 
 def finite(record: Mapping[str, Any], key: str) -> float | None:
@@ -290,9 +305,8 @@ def finite(record: Mapping[str, Any], key: str) -> float | None:
     raise InputError(f"{key} is {short(value)}", remedy="write a finite number")
 
 
-def name_in(entry: Mapping[str, Any]) -> str | None:
-    """An image's name; LVIS v1 has ``coco_url`` instead, whose last parts are COCO's folder and file."""
-    file_name, url = entry.get("file_name"), entry.get("coco_url")
-    if isinstance(file_name, str) and file_name:
-        return file_name
-    return "/".join(PurePosixPath(url).parts[-2:]) if isinstance(url, str) and url else None
+def names_in(entry: Mapping[str, Any]) -> list[str]:
+    """An image's names, its own first; LVIS v1 has ``coco_url`` alone, whose last parts are COCO's folder and file."""
+    file_name, url, path = (entry.get(key) for key in ("file_name", "coco_url", "path"))
+    last_parts = "/".join(PurePosixPath(url).parts[-2:]) if isinstance(url, str) else None
+    return [name for name in (file_name, last_parts, path) if isinstance(name, str) and name]

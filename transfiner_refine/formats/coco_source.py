@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transfiner_refine.errors import InputError, short
+import numpy as np
+
+from transfiner_refine.errors import InputError, counted, short
 from transfiner_refine.formats.coco import (
     CocoFile,
     ImageId,
     ImageKey,
     Layout,
     RawRecord,
+    category_of,
     finite,
     is_crowd,
     key_of,
     layout_of,
-    name_in,
     name_of,
+    names_in,
 )
 from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parse, parts, whole
 from transfiner_refine.formats.polygons import coco_polygons
@@ -36,11 +40,18 @@ from transfiner_refine.formats.records import (
     RecordFault,
     UnreadSource,
     Written,
+    fitted,
 )
-from transfiner_refine.formats.segmentation import mask_from_segmentation, masks_from_segmentations
+from transfiner_refine.formats.segmentation import (
+    SLACK,
+    contradiction,
+    mask_from_segmentation,
+    masks_from_segmentations,
+    with_area,
+)
 from transfiner_refine.formats.text_file import text_output
 from transfiner_refine.image_folders import ImageFolder
-from transfiner_refine.images import upright_size
+from transfiner_refine.images import image_sizes
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file
 
@@ -63,6 +74,8 @@ class CocoImage(ImageRecord):
     file: Path = Path()  # the COCO file
     records: tuple[RawRecord, ...] = ()  # of its instances
     stuff: Collection[int] = ()  # ids of categories that are no things
+    fit_masks: bool = False  # as in ``OpenOptions``
+    refine_crowds: bool = False
 
     @property
     def indexes(self) -> tuple[int, ...]:
@@ -84,7 +97,9 @@ class CocoImage(ImageRecord):
         parsed = [_parsed(text) for _, _, text in self.records]
         segmentations = [each.get("segmentation") if isinstance(each, dict) else None for each in parsed]
         # an image without a stated size is opened for it, once
-        masks = masks_from_segmentations(segmentations, cache(self._image_size))
+        size = cache(self._image_size)
+        masks = masks_from_segmentations(segmentations, size)
+        turned = self._turned(segmentations, masks)
         both = zip(parsed, segmentations, masks, strict=True)
         for (index, label, _), (record, segmentation, mask) in zip(self.records, both, strict=True):
             is_annotation = label.startswith("annotation")
@@ -94,25 +109,59 @@ class CocoImage(ImageRecord):
                 _check_record(record, segmentation, by_name=not is_annotation)
                 if isinstance(mask, InputError):
                     raise mask
-                category_id, score = whole(record.get("category_id")), finite(record, "score")
+                category_id, score = category_of(record), finite(record, "score")
+                crowd = is_crowd(record) and not self.refine_crowds
+                if turned and isinstance(segmentation, list):
+                    raise InputError(turned, remedy="say with --orientation how the images were turned")
+                if reason := contradiction(record, mask, size, is_exact=is_annotation):
+                    raise InputError(reason, remedy="correct it, or leave out what is wrong")
+                if self.fit_masks and self.path is not None:
+                    fit = fitted(mask, self.path, self.orientation)
+                    mask = mask if fit is mask else Mask.from_window(fit.decode())
                 instances.append(
                     CocoInstance(
-                        index, mask, label, category_id, score, is_crowd(record), whole(record.get("id")),
+                        index, mask, label, category_id, score, crowd, whole(record.get("id")),
                         category_id in self.stuff, record.get("area"), record.get("annotation_id"),
                     )
                 )  # fmt: skip
             except InputError as error:
                 faults.append((index, error.at(error.file or self.file, error.record or label)))
-        image = ImageRecord(self.path, self.name, tuple(instances), self.size, self.image_id, self.file_name)
+        image = ImageRecord(
+            self.path, self.name, tuple(instances), self.size, self.image_id, self.file_name, self.orientation
+        )
         return image, faults
 
     def _image_size(self) -> tuple[int, int]:
+        if self.path is not None and (self.size is None or self.orientation != "auto"):
+            size = image_sizes(self.path, self.orientation)[0]
+            if self.size in (None, size, size[::-1]):
+                return size
         if self.size is not None:
             return self.size
-        if self.path is not None:
-            return upright_size(self.path)
         remedy = "give the photos with --images, or sizes with --image-info"
         raise InputError("its polygons do not say how large the image is", remedy=remedy)
+
+    def _turned(self, segmentations: Sequence[Any], masks: Sequence[Mask | InputError]) -> str | None:
+        """Why the polygons are not in the frame of the stated size, but in that of the image turned by 90°."""
+        if self.size is None or self.path is None or self.orientation != "auto":
+            return None
+        height, width = self.size
+        frame = np.array((width, height)) + SLACK
+        for segmentation, mask in zip(segmentations, masks, strict=True):
+            if not isinstance(segmentation, list) or not isinstance(mask, Mask):
+                continue
+            reach = np.max(
+                [(0, 0), *((max(each[::2]), max(each[1::2])) for each in with_area(segmentation))], 0
+            )
+            if (reach > frame).any() and (reach <= frame[::-1]).all():
+                with suppress(InputError):  # said when the image is read
+                    if self.size in (sizes := image_sizes(self.path)) and len(sizes) == 2:
+                        where = (
+                            f"{height}×{width} (width × height), which is how its EXIF orientation turns it"
+                        )
+                        return f"the image has a polygon that fits it as {where}"
+                return None
+        return None
 
 
 def _parsed(text: str | InputError) -> Any:
@@ -137,8 +186,6 @@ def _check_record(record: Any, segmentation: Any, *, by_name: bool) -> None:
 
 class CocoSource(UnreadSource):
     """A COCO file and the images it speaks of. Of the file, offsets are held, not records."""
-
-    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -181,6 +228,12 @@ class CocoSource(UnreadSource):
         return {} if self.listing is None else self.listing.categories
 
     @property
+    def notes(self) -> Sequence[str]:
+        pieces = counted(self.file.dropped_pieces, "polygon piece")
+        what = f"Dropped, for they hold no pixel: {pieces} of fewer than three points or without area."
+        return [what] * bool(self.file.dropped_pieces)
+
+    @property
     def stuff(self) -> Collection[int]:
         """Ids of categories that are no things; empty where the input does not say."""
         return () if self.listing is None else self.listing.stuff
@@ -206,7 +259,8 @@ class CocoSource(UnreadSource):
                 error = error if error.file else error.at(self.file.path, where)
                 yield RecordFault(error, len(raw), whole_image=True)
                 continue
-            yield CocoImage(**vars(image), file=self.file.path, records=raw, stuff=self.stuff)
+            options = {key: getattr(self.options, key) for key in ("fit_masks", "refine_crowds")}
+            yield CocoImage(**vars(image), **options, file=self.file.path, records=raw, stuff=self.stuff)
         self.file.text.check_unchanged()
 
     def find(self, key: ImageKey, *, is_needed: bool = True) -> ImageRecord:
@@ -216,25 +270,26 @@ class CocoSource(UnreadSource):
             InputError: it is not listed, or its file is not there though it is needed: there is something to refine.
         """
         image_id, name = (None, key[0]) if isinstance(key, tuple) else (key, self.file.own_names.get(key))
+        names = [name] if name else []
         size, path = None, None
         listing = self.listing  # a panoptic file may name categories only
         if listing and image_id is not None and (listing.listed or self.file.layout != "panoptic"):
             entry = listing.entry(image_id)
-            name = name_in(entry)
+            names = names_in(entry)
             height, width = whole(entry.get("height")) or 0, whole(entry.get("width")) or 0
             size = (height, width) if height > 0 and width > 0 else None
-        label = name or name_of(key)
+        name, label = next(iter(names), None), next(iter(names), name_of(key))
         try:
             if self._folder is not None:
                 path = self._folder.only if self.num_images == 1 else None  # one image, whatever its name
                 if path is None:
-                    by_id = None if name or image_id is None else _with_id(self._folder, image_id)
-                    path = by_id or self._folder.named(label)
+                    by_id = None if names or image_id is None else _with_id(self._folder, image_id)
+                    path = by_id or self._folder.named(*names or [label])
                 name = name or path.relative_to(self._folder.root).as_posix()
         except InputError:
             if is_needed:
                 raise
-        return ImageRecord(path, label, (), size, image_id, name)
+        return ImageRecord(path, label, (), size, image_id, name, self.options.orientation)
 
     def check_usable(self) -> None:
         """Raises InputError where there is nothing to refine, or none of the images is found."""
@@ -280,14 +335,26 @@ class CocoSource(UnreadSource):
             text = self.file.records.text(index) if mask is None else self._with_mask(index, mask, False)
             yield text.replace("\n", " ").replace("\r", " ")  # in JSON these stand between values only
 
+    def _fits(self, record: Mapping[str, Any], mask: Mask) -> bool:
+        """Whether a mask can be polygons in the frame of its record; one that was fitted to its image cannot."""
+        key = key_of(record) if self.options.fit_masks else None
+        stated = None if key is None or self.listing is None else self.find(self.listing.meant(key)).size
+        return mask.area > 0 and stated in (None, mask.size)
+
     def _with_mask(self, index: int, mask: Mask, keep_boxes: bool) -> str:
         """The text of a sound record with another mask; what does not follow from the mask stays as it is."""
         text, edits = self.file.records.text(index), []
         try:
             found = list(parts(text))
-            is_polygons = any(key == "segmentation" and isinstance(old, list) for key, old, _, _ in found)
-            new: dict[str, Any] = {"segmentation": mask_values(mask)}
-            if is_polygons and self.options.polygons == "keep" and mask.area:
+            record = {key: old for key, old, _, _ in found}
+            segmentation = record.get("segmentation")
+            as_runs = isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list)
+            new: dict[str, Any] = {"segmentation": mask_values(mask, as_runs=as_runs and is_crowd(record))}
+            if (
+                isinstance(segmentation, list)
+                and self.options.polygons == "keep"
+                and self._fits(record, mask)
+            ):
                 new["segmentation"] = polygons = coco_polygons(mask, self.options.polygon_tolerance)
                 mask = mask_from_segmentation(polygons, lambda: mask.size)
             if not keep_boxes:
@@ -325,9 +392,9 @@ def sound_images(
             yield item, [each for each in found if each.mask.size == item.size]
 
 
-def mask_values(mask: Mask) -> dict[str, Any]:
-    """A mask as the ``segmentation`` that COCO's tools take."""
-    return {"size": list(mask.size), "counts": mask.counts}
+def mask_values(mask: Mask, *, as_runs: bool = False) -> dict[str, Any]:
+    """A mask as the ``segmentation`` that COCO's tools take; by convention crowds have their runs as a list."""
+    return {"size": list(mask.size), "counts": mask.runs.tolist() if as_runs else mask.counts}
 
 
 def _with_id(folder: ImageFolder, image_id: ImageId) -> Path:

@@ -146,13 +146,11 @@ def _annotations(
     converted = _converted(source, results, ids, faults)
     for position, (image_id, _, instance, mask) in enumerate(converted):
         x0, y0, x1, y1 = mask.box
-        # by COCO's convention crowds have their runs as a list
-        crowd = {"size": list(mask.size), "counts": mask.runs.tolist()} if instance.is_crowd else None
         entry: dict[str, Any] = {
             "id": ids.instance_id(instance, position),
             "image_id": image_id,
             "category_id": ids.category_id(instance),
-            "segmentation": crowd or mask_values(mask),
+            "segmentation": mask_values(mask, as_runs=instance.is_crowd),
             "area": mask.area,
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "iscrowd": int(instance.is_crowd),

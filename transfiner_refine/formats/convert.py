@@ -10,7 +10,7 @@ from typing import Literal
 from transfiner_refine.errors import InputError, counted
 from transfiner_refine.formats.records import Format, PngKind, RecordFault, Source
 from transfiner_refine.formats.registry import format_for, open_source, recognise
-from transfiner_refine.images import MAX_IMAGE_PIXELS
+from transfiner_refine.images import MAX_IMAGE_PIXELS, Orientation
 from transfiner_refine.output import check_output_file, check_output_folder
 
 
@@ -54,6 +54,8 @@ def convert_masks(
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
     fit_masks: bool = False,
+    orientation: Orientation = "auto",
+    refine_crowds: bool = False,
     background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     polygon_tolerance: float = 0,
@@ -83,6 +85,8 @@ def convert_masks(
         png_kind=png_kind,
         class_names=class_names,
         fit_masks=fit_masks,
+        orientation=orientation,
+        refine_crowds=refine_crowds,
         background=background,
         max_image_pixels=max_image_pixels,
         polygon_tolerance=polygon_tolerance,

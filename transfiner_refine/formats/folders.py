@@ -15,19 +15,18 @@ from pathlib import Path, PurePosixPath
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import (
-    FittedMask,
     ImageRecord,
     Instance,
     OpenOptions,
     RecordFault,
     Written,
+    fitted,
 )
 from transfiner_refine.image_folders import ImageTree, files_in
 from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, check_output_folder
 
-_SLACK = 0.02  # of a mask's side, by which its shape may differ from that of the image it is fitted to
 _FOLDERS_LOOKED_INTO, _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 16, 5, 1 << 16
 
 
@@ -311,17 +310,6 @@ class FolderSource(Folder, ABC):
                 f"Images without masks: {len(bare) - len(twins)} of {len(tree.images)} (first: {first})."
             )
 
-    def _fitted(self, instance: Instance, path: Path | None) -> Instance:
-        """The instance in the frame of its image; what is of another shape or turned stays, and is named later."""
-        with suppress(InputError):
-            if self.fit_masks and path is not None:
-                (h, w), (height, width) = instance.mask.size, upright_size(path)
-                is_other = (h, w) not in ((height, width), (width, height))
-                slack = max(2.0, _SLACK * max(h, w))
-                if is_other and min(abs(h - w * height / width), abs(w - h * width / height)) <= slack:
-                    return replace(instance, mask=FittedMask(instance.mask, (height, width)))
-        return instance
-
     def _record(self, position: int, entry: FolderEntry, first: int) -> Iterator[ImageRecord | RecordFault]:
         path = None if self.image_folder is None or entry.image is None else self.image_folder / entry.image
 
@@ -337,7 +325,10 @@ class FolderSource(Folder, ABC):
                 if isinstance(item, RecordFault):
                     yield item
                 else:
-                    instances.append(self._fitted(replace(item, index=first + item.index), path))
+                    mask = item.mask
+                    with suppress(InputError):  # named when it is decoded
+                        mask = fitted(mask, path) if self.fit_masks and path is not None else mask
+                    instances.append(replace(item, index=first + item.index, mask=mask))
         except InputError as error:  # the image cannot be read: nothing of the entry can be used
             yield RecordFault(error, entry.count, whole_image=True)
             return

@@ -154,9 +154,10 @@ class PanopticSource(CocoSource):
                 if segment_id in found:
                     raise InputError(f"id {segment_id} is that of another segment of the image")
                 mask, label = LabelMask(label_map, segment_id, size), f"{image.name} id {segment_id}"
+                crowd = is_crowd(entry) and not self.options.refine_crowds
                 score, is_stuff = finite(entry, "score"), category_id in self.stuff
                 found[segment_id] = Instance(
-                    first + place, mask, label, category_id, score, is_crowd(entry), segment_id, is_stuff
+                    first + place, mask, label, category_id, score, crowd, segment_id, is_stuff
                 )
             except InputError as error:
                 yield RecordFault(self._blame(error, f"{image.name}, segment {place}"))

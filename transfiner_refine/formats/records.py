@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.images import MAX_IMAGE_PIXELS
+from transfiner_refine.images import MAX_IMAGE_PIXELS, Orientation, image_sizes
 from transfiner_refine.masks import Mask, MaskWindow
 
+_SHAPE_SLACK = 0.02  # of a mask's side, by which its shape may differ from that of the image it is fitted to
 PngKind: TypeAlias = Literal["binary", "label-map"]
 Polygons: TypeAlias = Literal["keep", "rle"]
 POLYGON_TOLERANCE = 0.5  # pixels; measured by benchmarks/polygon_tolerance.py
@@ -39,6 +40,19 @@ class FittedMask:
         return self.mask.decode().resized(self.size)
 
 
+def fitted(mask: EncodedMask, image: Path, orientation: Orientation = "auto") -> EncodedMask:
+    """A mask in the frame of its image; what is of another shape or turned stays, and is named later.
+
+    Raises InputError where the image or the mask cannot be read.
+    """
+    (h, w), sizes = mask.size, image_sizes(image, orientation)
+    slack = max(2.0, _SHAPE_SLACK * max(h, w))
+    for height, width in sizes if (h, w) not in sizes else ():
+        if min(abs(h - w * height / width), abs(w - h * width / height)) <= slack:
+            return FittedMask(mask, (height, width))
+    return mask
+
+
 @dataclass(frozen=True)
 class Instance:
     """One detection: its coarse mask and what the detector said of it. Crowds and stuff are never refined."""
@@ -63,6 +77,7 @@ class ImageRecord:
     size: tuple[int, int] | None = None  # (height, width) as the source states it
     image_id: int | str | None = None  # the source's own
     file_name: str | None = None  # path inside the folder of images, with "/"; None where only an id is known
+    orientation: Orientation = "auto"  # how the image is turned, if the size of its masks should not decide
 
     @property
     def indexes(self) -> tuple[int, ...]:
@@ -185,6 +200,8 @@ class OpenOptions:
     polygons: Polygons = "keep"  # of COCO records: refined polygons stay polygons, or become RLE
     fit_masks: bool = False  # masks of another size than their image are stretched over it
     background: int | None = 0  # the value of label maps that is no instance; None where every value is one
+    orientation: Orientation = "auto"  # how images are turned, if the size of their masks should not decide
+    refine_crowds: bool = False  # COCO's crowd regions are instances like all others
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Polygons, Source
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.image_folders import files_in
-from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES
+from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES, Orientation
 from transfiner_refine.renamed import current
 
 # in the order in which they are tried: what looks for more comes before what takes nearly anything
@@ -134,6 +134,8 @@ def open_source(
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     polygon_tolerance: float = 0,
     polygons: Polygons = "keep",
+    orientation: Orientation = "auto",
+    refine_crowds: bool = False,
 ) -> Source:
     """Opens masks of any known format.
 
@@ -150,6 +152,8 @@ def open_source(
         max_image_pixels: mask images with more pixels are not decoded.
         polygon_tolerance: pixels that lines of written polygons may be off; 0 writes masks to the pixel.
         polygons: "keep" writes refined polygons of COCO records as polygons, "rle" as RLE.
+        orientation: "upright" (by EXIF) or "stored": how images are turned, where the size of their masks misleads.
+        refine_crowds: take COCO's crowd regions for instances.
 
     Raises:
         InputError: nothing there, an unknown format, or an input that cannot be used at all. Single bad
@@ -165,5 +169,7 @@ def open_source(
         polygons,
         fit_masks,
         None if background == "none" else background,
+        orientation=orientation,
+        refine_crowds=refine_crowds,
     )
     return recognise(masks, format).open(Path(masks), options)

@@ -205,7 +205,7 @@ def write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
             for instance in image.instances:
                 mask = instance.mask.decode().hard()
                 if instance.is_crowd or mask.area == 0:
-                    what = "it is a crowd" if mask.area else "its mask is empty"
+                    what = "it is a crowd (see --refine-crowds)" if mask.area else "its mask is empty"
                     remedy = "write another format, for YOLO has no such thing"
                     conversion.leave_out(image, instance, what, remedy)
                     continue

@@ -99,6 +99,8 @@ class Job:
             "--from": self.read_as.name,
             "--png-kind": self.reading["png_kind"],
             "--fit-masks": str(self.reading["fit_masks"]),
+            "--orientation": self.reading["orientation"],
+            "--refine-crowds": str(self.reading["refine_crowds"]),
             "--background": str(self.reading["background"]),
             "--max-image-pixels": str(self.reading["max_image_pixels"]),
             "--polygon-tolerance": f"{self.reading['polygon_tolerance']:g}",

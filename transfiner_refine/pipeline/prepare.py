@@ -14,6 +14,7 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import EncodedMask, ImageRecord, Instance
 from transfiner_refine.images import check_pixels, read_image
 from transfiner_refine.masks import Mask, MaskWindow
+from transfiner_refine.pipeline.summary import CROWD
 
 CRASHED = "replace the file, or leave out its records"  # remedy of an image that crashes a process
 _MASK_BYTES = 1 << 26  # of one image's soft masks; what is beyond is decoded again when its turn comes
@@ -32,7 +33,7 @@ class Selection:
         """Why an instance passes through by what is said of it, None if nothing speaks against it."""
         threshold, score = self.score_threshold, instance.score
         if instance.is_crowd:
-            return "crowd or void region"
+            return CROWD
         if instance.is_stuff:
             return "stuff region"
         if threshold is not None and score is not None and score < threshold:
@@ -178,7 +179,7 @@ def prepare(image: ImageRecord, selection: Selection, max_image_pixels: int) -> 
         return PreparedImage(kept=tuple(kept), faults=tuple(faults))
     try:
         assert record.path is not None  # refining opens its sources with the images
-        found, turned = read_image(record.path, set(sizes), max_image_pixels)
+        found, turned = read_image(record.path, set(sizes), max_image_pixels, record.orientation)
     except Exception as error:
         indexes = tuple(each.index for each in chosen)
         faults.append(InstanceFault(_named(error, record), indexes, whole_image=True))
@@ -259,5 +260,5 @@ def _misfit(record: ImageRecord, label: str, mask: tuple[int, int], image: tuple
         f"like other masks of it, is {image[0]}×{image[1]}",
         file=record.path,
         record=label,
-        remedy="give masks of the image's size; mask images and arrays may be stretched with --fit-masks",
+        remedy="give masks of the image's size; --fit-masks stretches those of mask images, arrays and COCO",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfiner_refine.formats.records import POLYGON_TOLERANCE, PngKind, Polygons
-from transfiner_refine.images import MAX_IMAGE_PIXELS
+from transfiner_refine.images import MAX_IMAGE_PIXELS, Orientation
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.fingerprint import refiner_entries
 from transfiner_refine.pipeline.groups import ProcessGroups, Refining, given, group_count, refine_apart
@@ -36,6 +36,8 @@ def refine_files(
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
     fit_masks: bool = False,
+    orientation: Orientation = "auto",
+    refine_crowds: bool = False,
     background: int | Literal["none"] = 0,
     weights: str | Path = "lite",
     device: str = "auto",
@@ -78,6 +80,8 @@ def refine_files(
         png_kind: for PNG folders: "binary" or "label-map" where the pixels should not decide.
         class_names: a text file with one class name a line, for formats that number their classes.
         fit_masks: stretch masks of another size than their image over it.
+        orientation: "upright" or "stored": how images lie under their masks, if the masks' size should not decide.
+        refine_crowds: treat COCO's crowd regions as instances.
         background: the value of label maps that is no instance, "none" where every value is one.
         weights: name of shipped weights, or a path.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -124,7 +128,8 @@ def refine_files(
     images, masks, output = Path(images), Path(masks), Path(output)
     reading = {
         "format": format, "image_info": image_info, "png_kind": png_kind, "class_names": class_names,
-        "fit_masks": fit_masks, "background": background, "max_image_pixels": max_image_pixels,
+        "fit_masks": fit_masks, "orientation": orientation, "refine_crowds": refine_crowds,
+        "background": background, "max_image_pixels": max_image_pixels,
         "polygon_tolerance": polygon_tolerance, "polygons": polygons,
     }  # fmt: skip
     job = Job(images, masks, output, reading, to, keep_boxes, None if shard is None else Shard.parse(shard))

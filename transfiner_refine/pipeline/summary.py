@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from transfiner_refine.errors import InputError, counted
 
+CROWD = "crowd or void region"  # the reason to pass such an instance through
+
 
 @dataclass
 class Summary:
@@ -68,4 +70,6 @@ class Summary:
             lines.append(f"Turned by their EXIF orientation, as the masks' size asks: {turned}.")
         if self.overlap_pixels:
             lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
+        if self.instances and self.passed_through[CROWD] == self.instances:
+            lines.append("All instances are crowd regions (iscrowd 1); --refine-crowds refines them.")
         return [*lines, *self.notes]

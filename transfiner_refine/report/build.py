@@ -25,7 +25,7 @@ from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD
 from transfiner_refine.formats.polygons import outlines
 from transfiner_refine.formats.records import Instance, PngKind, Source
 from transfiner_refine.formats.registry import open_source, recognise
-from transfiner_refine.images import MAX_IMAGE_PIXELS, read_image
+from transfiner_refine.images import MAX_IMAGE_PIXELS, Orientation, read_image
 from transfiner_refine.masks import MaskWindow, union
 from transfiner_refine.output import atomic_folder, check_output_folder
 from transfiner_refine.refine.roi import focus
@@ -79,6 +79,8 @@ def build_report(
     png_kind: PngKind | Literal["auto"] = "auto",
     class_names: str | Path | None = None,
     fit_masks: bool = False,
+    orientation: Orientation = "auto",
+    refine_crowds: bool = False,
     background: int | Literal["none"] = 0,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overlay: str | Path | None = None,
@@ -102,7 +104,8 @@ def build_report(
         match: for JSON: which annotation each record belongs to (see ``evaluation.coco_files.load_match``).
         image_info: for COCO results: an annotation file that says which image id is which image; None takes
             ``annotations``.
-        format, png_kind, class_names, fit_masks, background: how masks are read, as for ``open_source``.
+        format, png_kind, class_names, fit_masks, orientation, refine_crowds, background: how masks are read, as for
+            ``open_source``.
         max_image_pixels: images and mask images of more pixels are left out, and named.
         refiner: a loaded refiner shows the quadtree of each instance; None leaves it out.
         limit: most images to show, 0 for all; see ``choose``.
@@ -133,6 +136,8 @@ def build_report(
         images=images,
         png_kind=png_kind,
         fit_masks=fit_masks,
+        orientation=orientation,
+        refine_crowds=refine_crowds,
         background=background,
         class_names=class_names,
         max_image_pixels=max_image_pixels,
@@ -151,7 +156,9 @@ def build_report(
         if page is not None:
             _copy_assets(page)
         overlays = None if overlay is None else drafts[-1]
-        artist = _Artist(found, Path(images), page, overlays, refiner, image_side, max_image_pixels)
+        artist = _Artist(
+            found, Path(images), page, overlays, refiner, image_side, max_image_pixels, orientation
+        )
         disable = None if progress else True
         drawn = list(tqdm(artist.all(scenes), "drawing", len(scenes), unit=" images", disable=disable))
         faults = found.faults + [entry for entry in drawn if isinstance(entry, InputError)]
@@ -201,6 +208,7 @@ class _Artist(NamedTuple):
     refiner: BaseRefiner | None
     image_side: int
     max_image_pixels: int
+    orientation: Orientation
 
     def all(self, scenes: Sequence[Scene]) -> Iterator[dict[str, Any] | InputError]:
         """The index entry of each image, or why it cannot be shown."""
@@ -221,7 +229,7 @@ class _Artist(NamedTuple):
     ) -> dict[str, Any] | InputError:
         """Writes what belongs to one image."""
         try:
-            image, _ = read_image(scene.path, {scene.size}, self.max_image_pixels)
+            image, _ = read_image(scene.path, {scene.size}, self.max_image_pixels, self.orientation)
             pairs = [(window_of(before), window_of(after)) for before, after in instances]
         except InputError as error:
             return error
@@ -306,7 +314,8 @@ def _nothing_to_show(before: str | Path, faults: Sequence[InputError], passed_ov
     if passed_over:
         reasons.append(counted(passed_over, "crowd region or empty mask", "crowd regions or empty masks"))
     reason = f"no image is left to show ({'; '.join(reasons) or 'there are no instances'})"
-    return InputError(reason, file=before)
+    remedy = "give --refine-crowds where crowds should be shown" if passed_over else None
+    return InputError(reason, file=before, remedy=remedy)
 
 
 def _save_image(image: NDArray[np.uint8], path: Path, side: int, *, quality: int) -> float:
