@@ -27,9 +27,14 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from transfiner_refine.official import Architecture, OfficialNetwork
-from transfiner_refine.official.features import CONTEXT_GRID, ImageFeatures, box_level
+from transfiner_refine.official.features import (
+    CONTEXT_GRID,
+    ImageFeatures,
+    axis_embedding,
+    box_level,
+    tokens_of,
+)
 from transfiner_refine.official.nodes import NODE_GRIDS, select_nodes
-from transfiner_refine.official.transformer import axis_embedding, tokens_of
 
 HEIGHT, WIDTH = 800, 1066
 STRIDES = (4, 8, 16, 32)

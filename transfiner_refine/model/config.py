@@ -8,8 +8,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from transfiner_refine.errors import CheckpointError, InputError, short
 
-__all__ = ["ATTENTION_GRIDS", "Architecture", "RefineSettings", "RefinerConfig"]
-
 #: Grids of the three levels that share one sequence, as in Ke et al. 2022, §3.2. Deeper levels double the last.
 ATTENTION_GRIDS = (28, 56, 112)
 
@@ -27,89 +25,68 @@ _FORMER = {"passes": Annotated[int, (1, 100)], "repeat_share": _Share}  # of ver
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the tensors of a weights file fit, and nothing else does.
-
-    Attributes:
-        backbone: name of the feature extractor (see ``backbone.py``).
-        crop_side: side of the square the RoI is resized to for the backbone, pixels. 224 puts the backbone's
-            strides 8, 4 and 2 exactly on the 28, 56 and 112 grids of the paper.
-        detail_side: side of the resized RoI that levels beyond 112 read their pixels from.
-        pyramid_width: channels of the top-down features at stride 8.
-        incoherence_width: channels of the incoherence detector.
-        dense_widths: channels of the dense decoder on the 56, 112 and 224 levels.
-        width: channels of the node queries (256 in the paper, narrower here for CPUs).
-        heads: attention heads of the sequence encoder.
-        layers: transformer layers of the sequence encoder (3 in the paper; docs/experiments/ablation.md).
-        feedforward: hidden channels of the transformer's feed-forward part.
-        max_depth: most quadtree levels (3 = 28/56/112, 4 adds 224, 5 adds 448).
-    """
+    """What the tensors of a weights file fit, and nothing else does."""
 
     backbone: Annotated[str, ("lite0", "lite1", "lite2", "lite3", "lite4")] = "lite2"
+    # side of the square the RoI is resized to for the backbone, pixels: its strides 8, 4 and 2 are then exactly the 28,
+    # 56 and 112 grids of the paper
     crop_side: Annotated[int, (224, 224)] = 224
-    detail_side: Annotated[int, (448, 448)] = 448
-    pyramid_width: _Channels = 96
-    incoherence_width: _Channels = 64
+    detail_side: Annotated[int, (448, 448)] = 448  # of the RoI that levels beyond 112 read their pixels from
+    pyramid_width: _Channels = 96  # channels of the top-down features at stride 8
+    incoherence_width: _Channels = 64  # channels of the incoherence detector
+    # channels of the dense decoder on the 56, 112 and 224 levels
     dense_widths: tuple[_Channels, _Channels, _Channels] = (64, 32, 16)
-    width: _Channels = 128
-    heads: _Channels = 4
-    layers: Annotated[int, (1, 64)] = 1
-    feedforward: Annotated[int, (1, 65536)] = 256
-    max_depth: Annotated[int, (3, 5)] = 5
+    width: _Channels = 128  # channels of the node queries (256 in the paper, narrower here for CPUs)
+    heads: _Channels = 4  # attention heads of the sequence encoder
+    layers: Annotated[int, (1, 64)] = 1  # of the same (3 in the paper; docs/experiments/ablation.md)
+    feedforward: Annotated[int, (1, 65536)] = 256  # hidden channels of the transformer's feed-forward part
+    max_depth: Annotated[int, (3, 5)] = 5  # most quadtree levels (3 = 28/56/112, 4 adds 224, 5 adds 448)
 
 
 @dataclass(frozen=True)
 class RefineSettings:
-    """How a network is used: may be changed without training it again.
+    """How a network is used: may be changed without training it again."""
 
-    Attributes:
-        roi_margin: width and height added to the coarse mask's box, as a share of its side (both edges together).
-        roi_context: the same around a small object, which an RoI up to ``crop_side`` pixels may show with more of its
-            surroundings at no cost in detail. Training sees margins up to this and a little more.
-        roi_min_margin: the least margin on each edge, pixels; keeps context around tiny boxes.
-        roi_max_aspect: the short side of an RoI is widened to at least the long one over this.
-        finest_cell: levels beyond 112 are added while a cell of the last level is longer than this, pixels.
-        relabel_threshold: a 28-level cell is relabelled where the detector's probability that the coarse mask is
-            wrong in it reaches this.
-        relabel_margin: a 28-level cell is relabelled, too, where the new label of some pixel differs from the given
-            mask by this much; otherwise specks too small or too many for the detector would stay.
-        root_threshold: a cell that the detector says is wrong becomes a root where the probability that it is
-            incoherent reaches this; the other relabelled cells take the dense decoder's labels.
-        child_threshold: same for the cells of the finer levels.
-        trust: bias of relabelled cells towards the coarse label, in logits.
-        deep_trust: the same, added for every hundredth of the RoI's side between a cell and the coarse outline.
-            Which parts belong to an object the coarse mask knows better than where they end.
-        node_budget: most nodes of each level, 28 to 448; of more the most probable are taken. The cost of a pass
-            depends on it and not on how many nodes there are.
-        repeat_overlap: a second pass is made where the RoI around the new mask overlaps that of the given one by less
-            than this (intersection over union), to look at what the first pass could not see.
-        repeat_trust: ``trust`` in second passes and tiles, whose given mask comes from the first pass.
-        tiles_from: side of an RoI, pixels, from which on the object gets tiles (``refine/instance.py``).
-        keep_shift: an instance whose outline moved by no more than this on average, as a share of the side of its
-            box, keeps the given mask: the two are then as close as this refiner comes to the truth, so the refined
-            one is no better evidence.
-        keep_patch: but for patches that changed and hold a disc of more than this radius, as a share of the same side:
-            an island or a hole is wrong also in a mask that is right elsewhere.
-        keep_rest: an instance whose outline moved by more than ``keep_shift``, but without such patches by no more than
-            this, keeps the given mask beside them.
-    """
-
+    # width and height added to the coarse mask's box, as a share of its side (both edges together); the same around a
+    # small object, which an RoI up to ``crop_side`` pixels may show with more of its surroundings at no cost in detail
+    # (training sees margins up to this and a little more); the least margin on each edge, pixels
     roi_margin: _Share = 0.25
     roi_context: _Share = 0.4
     roi_min_margin: _Pixels = 4
+    # the short side of an RoI is widened to at least the long one over this
     roi_max_aspect: Annotated[float, (1.0, inf)] = 2.0
+    # levels beyond 112 are added while a cell of the last level is longer than this, pixels
     finest_cell: Annotated[float, (0.01, inf)] = 1.5
+    # a 28-level cell is relabelled where the detector's probability that the coarse mask is wrong in it reaches the
+    # threshold, or where the new label of some pixel differs from the given mask by the margin: otherwise specks too
+    # small or too many for the detector would stay
     relabel_threshold: _Threshold = 0.15
     relabel_margin: Annotated[float, (0.0, inf)] = 0.25
+    # a cell that the detector says is wrong becomes a root where the probability that it is incoherent reaches this;
+    # the other relabelled cells take the dense decoder's labels. Then the same for the cells of the finer levels
     root_threshold: _Threshold = 0.15
     child_threshold: _Threshold = 0.5
+    # bias of relabelled cells towards the coarse label, in logits, and what is added to it for every hundredth of the
+    # RoI's side between a cell and the coarse outline: which parts belong to an object the coarse mask knows better
+    # than where they end
     trust: _Logit = 0.1
     deep_trust: _Logit = 0.05
+    # most nodes of each level, 28 to 448; of more the most probable are taken. The cost of a pass depends on it and not
+    # on how many nodes there are
     node_budget: tuple[_Budget, ...] = (224, 352, 576, 640, 768)
+    # a second pass is made where the RoI around the new mask overlaps that of the given one by less than this
+    # (intersection over union), to look at what the first pass could not see
     repeat_overlap: _Threshold = 0.7
-    repeat_trust: _Logit = 0.5
-    tiles_from: _Pixels = 200
+    repeat_trust: _Logit = 0.5  # in place of ``trust`` where the given mask comes from the first pass
+    tiles_from: _Pixels = 200  # side of an RoI from which on the object gets tiles (``refine/instance.py``)
+    # an instance whose outline moved by no more than this on average, as a share of the side of its box, keeps the
+    # given mask: both are then as close as this refiner comes to the truth, so the refined one is no better evidence
     keep_shift: _Share = 0.005
+    # but for patches that changed and hold a disc of more than this radius, as a share of the same side: an island or a
+    # hole is wrong also in a mask that is right elsewhere
     keep_patch: _Share = 0.02
+    # an instance whose outline moved by more than ``keep_shift``, but without such patches by no more than this, keeps
+    # the given mask beside them
     keep_rest: _Share = 0.003
 
 
@@ -158,33 +135,27 @@ class RefinerConfig(RefineSettings, Architecture):
         """
 
         def wrong(what: str, remedy: str = "the file is damaged or was edited") -> CheckpointError:
-            return CheckpointError(what, file=file or None, remedy=remedy)
+            return CheckpointError(f"configuration: {what}", file=file or None, remedy=remedy)
 
         if not isinstance(values, dict):
-            raise wrong(f"configuration: {type(values).__name__} instead of named fields")
+            raise wrong(f"{type(values).__name__} instead of named fields")
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
-        types = get_type_hints(cls, include_extras=True)
-        if unknown := sorted(set(values) - set(types) - set(_FORMER)):
-            raise wrong(
-                f"unknown configuration fields {', '.join(map(short, unknown))}",
-                "the checkpoint was made by a newer version; update transfiner-refine",
-            )
+        types = {**_FORMER, **get_type_hints(cls, include_extras=True)}
+        if unknown := sorted(set(values) - set(types)):
+            newer = "the checkpoint was made by a newer version; update transfiner-refine"
+            raise wrong(f"unknown configuration fields {', '.join(map(short, unknown))}", newer)
         # files from before there was trust were made without it
         known: dict[str, Any] = {"trust": 0.0, "deep_trust": 0.0}
-        for name in values:
+        for name, value in values.items():
             try:
-                known[name] = _checked(values[name], {**_FORMER, **types}[name])
+                known[name] = _checked(value, types[name])
             except (ValueError, OverflowError) as error:
-                raise wrong(f"configuration: {name} is {short(values[name])}; {error}") from None
-        config = cls(**{name: known[name] for name in known if name not in _FORMER})
+                raise wrong(f"{name} is {short(value)}; {error}") from None
+        config = cls(**{name: value for name, value in known.items() if name not in _FORMER})
         if config.width % config.heads or config.width % 4:
-            raise wrong(
-                f"configuration: width is {config.width}; expected a multiple of 4 and {config.heads} heads"
-            )
+            raise wrong(f"width is {config.width}; expected a multiple of 4 and {config.heads} heads")
         if len(config.node_budget) < config.max_depth:
-            raise wrong(
-                f"configuration: node_budget is {config.node_budget}; expected {config.max_depth} numbers"
-            )
+            raise wrong(f"node_budget is {config.node_budget}; expected {config.max_depth} numbers")
         return config
 
 

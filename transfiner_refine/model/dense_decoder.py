@@ -62,10 +62,7 @@ class DenseDecoder(nn.Module):
 
 
 class _Residual(nn.Module):
-    """A 3×3 convolution beside a shortcut.
-
-    Without a norm: two of them are stable as they are, and a norm on maps this large costs as much as they do.
-    """
+    """A 3×3 convolution beside a shortcut; a norm on maps this large would cost as much as they do."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -7,15 +7,14 @@ Post hoc it also learns where the given mask is *wrong*: a foreign mask errs in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
-class RootMaps:
+class RootMaps(NamedTuple):
     """The detector's output on the 28 level; logits, [B, 28, 28] each."""
 
     incoherent: Tensor  # the truth changes inside the cell
@@ -43,13 +42,10 @@ class IncoherenceDetector(nn.Module):
 
     def __init__(self, pyramid_width: int, width: int, finer_channels: tuple[int, ...]) -> None:
         super().__init__()
-        inputs = pyramid_width + 1
-        self.trunk = nn.ModuleList()
-        for _ in range(4):
-            self.trunk.append(
-                nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
-            )
-            inputs = width
+        self.trunk = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
+            for inputs in (pyramid_width + 1, width, width, width)
+        )
         self.classify_root = nn.Conv2d(width, 3, 1)
         # 9 values of the coarse mask around the cell join the finer features
         self.join = nn.ModuleList(nn.Linear(width + c + 9, width) for c in finer_channels)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfiner_refine.model.backbone import build_backbone
+from transfiner_refine.model.backbone import EfficientNetLite
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.dense_decoder import DenseDecoder
 from transfiner_refine.model.incoherence import IncoherenceDetector, RootMaps
@@ -56,7 +56,7 @@ class MaskTransfiner(nn.Module):
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = EfficientNetLite(config.backbone)
         c2, c4, c8, c16, c32 = self.backbone.channels
         base = config.pyramid_width + config.incoherence_width  # channels of the 28 level's features
         self.top_down = TopDown((c8, c16, c32), config.pyramid_width)
@@ -67,12 +67,11 @@ class MaskTransfiner(nn.Module):
         # channels of each level's own map, its dense label included; beyond 224 these are the pixels
         own = (base + 1, *(width + 1 for width in config.dense_widths), 3)
         coarser = (0, *own[:-1])  # of the levels above a node reads the next one
-        self.encoders = nn.ModuleList(
-            NodeEncoder(o + c, o, config.width) for o, c in zip(own, coarser, strict=True)
-        )
+        channels = zip(own, coarser, strict=True)
+        self.encoders = nn.ModuleList(NodeEncoder(o + c, o, config.width) for o, c in channels)
         self.level_embedding = nn.Embedding(config.max_depth + 1, config.width)  # last: context tokens
         self.sequence = SequenceEncoder(config.width, config.heads, config.feedforward, config.layers)
-        self.inherit = Inheritance(config.width, config.width)
+        self.inherit = Inheritance(config.width)
         self.decoder = PixelDecoder(config.width)
 
     def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector | None, depth: int) -> TreeOutput:
@@ -85,22 +84,21 @@ class MaskTransfiner(nn.Module):
             selector: chooses the nodes; None for dense labels alone.
             depth: levels of the quadtree.
         """
-        pixels = area_pyramid(image, self.config.crop_side)  # side → [B, 3, side, side]
+        config = self.config
+        pixels = area_pyramid(image, config.crop_side)  # side → [B, 3, side, side]
         masks = area_pyramid(coarse, _CONTEXT_GRID)
-        maps = self.backbone(pixels[self.config.crop_side], masks[self.config.crop_side])
+        maps = self.backbone(pixels[config.crop_side], masks[config.crop_side])
         base = self.top_down(maps[2:])  # [B, C, 28, 28]
         roots = self.detector.roots(base, masks[base.shape[-1]])
         base = F.dropout2d(torch.cat((base, roots.hidden), 1), _DROPOUT, self.training)
-        detail = _normalised(pixels[self.config.detail_side]) if depth > len(ATTENTION_GRIDS) else None
+        detail = _normalised(pixels[config.detail_side]) if depth > len(ATTENTION_GRIDS) else None
         decoded = self.dense(base, (maps[1], maps[0]), detail, masks)
         dense = [roots.mask, *(logit for _, logit in decoded)]
         output = TreeOutput([], [], {logit.shape[-1]: logit for logit in dense}, roots, [], [])
         if selector is None:
             return output
-        tables = [
-            _table(each, logit, masks)
-            for each, logit in zip((base, *(features for features, _ in decoded)), dense, strict=True)
-        ]
+        features = (base, *(features for features, _ in decoded))
+        tables = [_table(each, logit, masks) for each, logit in zip(features, dense, strict=True)]
         for level in range(len(tables), depth):  # beyond the dense labels there are the pixels
             grid = ATTENTION_GRIDS[0] << level
             tables.append(FeatureMap.of(torch.cat((_normalised(pixels[grid]), masks[grid]), 1)))
@@ -110,11 +108,15 @@ class MaskTransfiner(nn.Module):
         levels.append(selector.roots(wrong, incoherent))
         around = levels[0].around()
         encoded = [self._encode(0, levels[0], around, tables)]
-        above = None
+        above: Tensor | None = None
         for level in range(1, depth):
             children = children_of(levels[-1])
             around = children.around()
-            logit, hidden = self._detect(level, children, around, tables, masks, above)
+            if above is None:  # below the 28 level: its dense output, upsampled
+                inherited = tables[0].sample(children.y, children.x)[:, :, config.pyramid_width : -_LABELS]
+            else:
+                inherited = _rows_at(above, children.parent)
+            logit, hidden = self._detect(level, around, inherited, tables[level], masks[children.grid])
             index, valid = selector.keep(children, torch.sigmoid(logit.detach().float()))
             output.candidates.append(children)
             output.candidate_logits.append(logit)
@@ -127,10 +129,8 @@ class MaskTransfiner(nn.Module):
         attended = self._attend(queries[:count], levels[:count], base, masks[_CONTEXT_GRID])
         for level in range(count, depth):
             attended.append(self.inherit(queries[level], _rows_at(attended[-1], levels[level].parent)))
-        # the decoder adds to the dense label
-        output.logits.extend(
-            label + self.decoder(query) for query, (_, label) in zip(attended, encoded, strict=True)
-        )
+        for query, (_, label) in zip(attended, encoded, strict=True):
+            output.logits.append(label + self.decoder(query))
         return output
 
     def maps(self, output: TreeOutput, coarse: Tensor, config: RefinerConfig) -> list[LevelMap]:
@@ -149,27 +149,15 @@ class MaskTransfiner(nn.Module):
         )
 
     def _detect(
-        self,
-        level: int,
-        nodes: QuadtreeNodes,
-        around: Tensor,
-        tables: list[FeatureMap],
-        masks: dict[int, Tensor],
-        above: Tensor | None,
+        self, level: int, around: Tensor, inherited: Tensor, table: FeatureMap, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One step of the detector's cascade at the children of the level above; ``around`` are their cells."""
-        if above is None:  # below the 28 level: its dense output, upsampled
-            sampled = tables[0].sample(nodes.y, nodes.x)
-            inherited = sampled[:, :, self.config.pyramid_width : -_LABELS]
-        else:
-            inherited = _rows_at(above, nodes.parent)
         if level >= _PIXEL_LEVEL:
-            features = tables[level].read(around)[..., :3].flatten(2)
+            features = table.read(around)[..., :3].flatten(2)
         else:
-            features = tables[level].read(around[:, :, _CENTRE])[:, :, :-_LABELS]
-        coarse = FeatureMap.of(masks[nodes.grid]).read(around).squeeze(3)
-        judged: tuple[Tensor, Tensor] = self.detector.finer(level, inherited, features, coarse)
-        return judged
+            features = table.read(around[:, :, _CENTRE])[:, :, :-_LABELS]
+        coarse = FeatureMap.of(mask).read(around).squeeze(3)
+        return self.detector.finer(level, inherited, features, coarse)
 
     def _encode(
         self, level: int, nodes: QuadtreeNodes, around: Tensor, tables: list[FeatureMap]
@@ -231,15 +219,11 @@ class RefineStep(nn.Module):
 
     def __init__(self, network: MaskTransfiner, depth: int, *, nodes: bool) -> None:
         super().__init__()
-        config = network.config
         self.network, self.depth = network, depth
-        self.side = (
-            config.crop_side if depth == len(ATTENTION_GRIDS) else config.detail_side
-        )  # of the RoI, pixels
-        self.selector = BudgetSelector(config) if nodes else None
+        self.selector = BudgetSelector(network.config) if nodes else None
 
     def forward(self, pixels: Tensor, coarse: Tensor) -> StepOutput:
-        """pixels [B, 3, S, S] uint8 RGB, coarse [B, 1, S, S] float32 in [0, 1]; S is ``side``."""
+        """pixels [B, 3, S, S] uint8 RGB, coarse [B, 1, S, S] float32 in [0, 1]; S as in ``MaskTransfiner.forward``."""
         output = self.network(pixels.float(), coarse, self.selector, self.depth)
         maps = self.network.maps(output, coarse, self.network.config)
         if output.levels:

@@ -81,13 +81,7 @@ class SequenceEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, queries: Tensor, keys: int, valid: Tensor | None = None) -> Tensor:
-        """Attends within each instance: [B, T, width].
-
-        Args:
-            queries: [B, T, width].
-            keys: only the first ``keys`` tokens of each sequence are attended to.
-            valid: [B, keys] bool, the keys that exist; None if all do.
-        """
+        """[B, T, width] → the same; of the first ``keys`` tokens, the keys, ``valid`` [B, keys] bool exist."""
         mask = None if valid is None else valid[:, None, None, :]
         for layer in self.layers:
             queries = layer(queries, keys, mask)
@@ -142,10 +136,10 @@ class Inheritance(nn.Module):
     Attention over the nodes of a 448 grid would cost more than all the rest together; this is linear in their number.
     """
 
-    def __init__(self, width: int, feedforward: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.widen, self.narrow = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.widen, self.narrow = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, own: Tensor, parent: Tensor) -> Tensor:
         """own, parent [..., width] → [..., width]."""

@@ -87,9 +87,7 @@ def propagate_corrections(
         coarse: grid → [B, 1, grid, grid] coarse mask, from ``area_pyramid``.
         labels: [B, grid, grid] foreground logits of each level, from ``corrected_labels``.
         relabelled: [B, 28, 28] bool, cells that are relabelled; all others keep the coarse mask.
-        trust: logit that the coarse mask adds to its own side.
-        deep_trust: what it adds besides for every hundredth of the RoI's side between a cell and its outline.
-        margin: a 28-level cell is relabelled, too, where its new labels differ from the coarse mask by this much.
+        trust, deep_trust, margin: see ``RefineSettings``; ``margin`` is its ``relabel_margin``.
     """
     depth = 100 / _DEPTH_GRID * signed_depth(coarse[_DEPTH_GRID], _DEEPEST)
     new, given = [], []
@@ -98,22 +96,17 @@ def propagate_corrections(
         deep = F.interpolate(depth, mask.shape[-2:], mode="bilinear").squeeze(1)
         new.append(torch.sigmoid(label + trust * (2 * mask - 1) + deep_trust * deep))
         given.append(mask)
-    finest_shared, finest_mask = new[:_SHARED_LEVELS][-1], coarse[max(coarse)]
-    relabelled = relabelled | _contradicted(finest_shared, finest_mask, margin, relabelled.shape[-1])
+    grid, side = relabelled.shape[-1], max(coarse)
+    shared = F.interpolate(new[:_SHARED_LEVELS][-1][:, None], (side, side), mode="bilinear")
+    apart = (shared - coarse[side]).abs()
+    relabelled = relabelled | (F.max_pool2d(apart, side // grid).squeeze(1) >= margin)
     maps = []
-    for labels_here, mask in zip(new, given, strict=True):
-        cells, times = relabelled, mask.shape[-1] // relabelled.shape[-1]
+    for label, mask in zip(new, given, strict=True):
+        cells, times = relabelled, mask.shape[-1] // grid
         if times > 1:
             cells = relabelled[:, :, None, :, None].expand(-1, -1, times, -1, times).flatten(3).flatten(1, 2)
-        maps.append(LevelMap(torch.where(cells, labels_here, mask), cells))
+        maps.append(LevelMap(torch.where(cells, label, mask), cells))
     return maps
-
-
-def _contradicted(labels: Tensor, mask: Tensor, margin: float, grid: int) -> Tensor:
-    """The cells in which labels differ somewhere from a finer mask: [B, g, g], [B, 1, S, S] → [B, grid, grid] bool."""
-    side = mask.shape[-1]
-    apart = (F.interpolate(labels[:, None], (side, side), mode="bilinear") - mask).abs()
-    return F.max_pool2d(apart, side // grid).squeeze(1) >= margin
 
 
 def signed_depth(mask: Tensor, most: int) -> Tensor:
@@ -123,8 +116,7 @@ def signed_depth(mask: Tensor, most: int) -> Tensor:
     """
     background = (mask < 0.5).float()
     # both sides' complements grow, and what they have not reached yet lies deeper
-    grown = torch.cat((background, 1 - background), 1)
-    reached = grown
+    reached = grown = torch.cat((background, 1 - background), 1)
     for _ in range(most - 1):
         grown = F.max_pool2d(grown, 3, 1, 1)
         reached = reached + grown

@@ -13,21 +13,11 @@ from safetensors import SafetensorError, safe_open
 from transfiner_refine.errors import CheckpointError, short
 from transfiner_refine.model.config import RefinerConfig
 
-__all__ = [
-    "DEFAULT_WEIGHTS",
-    "KIND",
-    "built_in_weights",
-    "find_weights",
-    "is_native",
-    "read_config",
-    "read_safetensors",
-    "weights_digest",
-]
-
 #: Written to every checkpoint of this package; tells a native refiner from any other safetensors file.
 KIND = "transfiner-refine/native"
 
 DEFAULT_WEIGHTS = "lite"
+AGAIN = "download or export it again"  # what to do with a damaged weights file
 _PREFIX = "transfiner-"
 
 
@@ -61,12 +51,8 @@ def find_weights(weights: str | Path) -> Path:
     path = Path(weights).expanduser()
     if path.is_file():
         return path
-    names = ", ".join(known) or "none: the installation is incomplete"
-    raise CheckpointError(
-        "neither a file nor a built-in model",
-        file=weights,
-        remedy=f"built-in models: {names}",
-    )
+    remedy = f"built-in models: {', '.join(known) or 'none: the installation is incomplete'}"
+    raise CheckpointError("neither a file nor a built-in model", file=weights, remedy=remedy)
 
 
 def is_native(path: Path) -> bool:
@@ -86,17 +72,13 @@ def read_config(path: Path) -> RefinerConfig:
     metadata, _ = read_safetensors(path, tensors=False)
     if metadata.get("kind") != KIND:
         stated = short(metadata["kind"]) if "kind" in metadata else "no kind is stated"
-        raise CheckpointError(
-            f"a checkpoint of another kind ({stated})",
-            file=path,
-            remedy=f"expected a file written by transfiner-refine ({KIND})",
-        )
+        remedy = f"expected a file written by transfiner-refine ({KIND})"
+        raise CheckpointError(f"a checkpoint of another kind ({stated})", file=path, remedy=remedy)
     try:
         values = json.loads(metadata["config"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"no readable configuration ({short(error)})", file=path, remedy="download or export it again"
-        ) from error
+        reason = f"no readable configuration ({short(error)})"
+        raise CheckpointError(reason, file=path, remedy=AGAIN) from error
     return RefinerConfig.from_json(values, str(path))
 
 
@@ -113,9 +95,8 @@ def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str
             names = file.keys() if tensors else ()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"not a readable safetensors file ({error})", file=path, remedy="download or export it again"
-        ) from error
+        reason = f"not a readable safetensors file ({error})"
+        raise CheckpointError(reason, file=path, remedy=AGAIN) from error
 
 
 def weights_digest(path: Path) -> str:

@@ -10,9 +10,7 @@ from typing import Literal
 
 from transfiner_refine.errors import CheckpointError
 
-__all__ = ["Architecture", "recognise"]
-
-_NAMED_DEPTHS: dict[tuple[object, ...], str] = {
+_NAMED: dict[tuple[object, ...], str] = {
     ("resnet", (3, 4, 6, 3)): "R50",
     ("resnet", (3, 4, 23, 3)): "R101",
     ("resnet", (3, 8, 36, 3)): "R152",
@@ -25,27 +23,16 @@ _NAMED_DEPTHS: dict[tuple[object, ...], str] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of an official network.
-
-    Attributes:
-        backbone: family of the feature extractor.
-        depths: blocks of its four stages.
-        width: channels of a ResNet's stem (64) or of a Swin's patch embedding (96 tiny, 128 base).
-        deformable: which ResNet stages have deformable 3×3 convolutions.
-        classes: number of object classes K.
-        fpn_width: channels of the feature pyramid and of the transformer.
-        feedforward: hidden channels of the transformer's feed-forward part.
-        layers: transformer layers.
-    """
+    """The shape of an official network."""
 
     backbone: Literal["resnet", "swin"] = "resnet"
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-    deformable: tuple[bool, ...] = (False, False, False, False)
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks of the backbone's four stages
+    width: int = 64  # channels of a ResNet's stem (64) or of a Swin's patch embedding (96 tiny, 128 base)
+    deformable: tuple[bool, ...] = (False,) * 4  # which ResNet stages have deformable 3×3 convolutions
     classes: int = 80
-    fpn_width: int = 256
-    feedforward: int = 2048
-    layers: int = 3
+    fpn_width: int = 256  # channels of the feature pyramid and of the transformer
+    feedforward: int = 2048  # hidden channels of the transformer's feed-forward part
+    layers: int = 3  # of the transformer
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -56,13 +43,9 @@ class Architecture:
     @property
     def name(self) -> str:
         """As people call it: R50-FPN, R101-FPN-DCN, Swin-B-FPN."""
-        key = (
-            (self.backbone, self.depths)
-            if self.backbone == "resnet"
-            else (self.backbone, self.depths, self.width)
-        )
+        key = (self.backbone, self.depths, self.width)[: 2 if self.backbone == "resnet" else 3]
         blocks = "-".join(map(str, self.depths))
-        named = _NAMED_DEPTHS.get(key, f"{self.backbone} {blocks} of width {self.width}")
+        named = _NAMED.get(key, f"{self.backbone} {blocks} of width {self.width}")
         return f"{named}-FPN{'-DCN' if any(self.deformable) else ''}"
 
 
@@ -71,31 +54,23 @@ _HEAD = "roi_heads.mask_head."
 #: What only Mask Transfiner has.
 _MARKS = (f"{_HEAD}encoder.", f"{_HEAD}mask_fcn_uncertain")
 _EXPECTED = "expected a checkpoint of the official Mask Transfiner (SysCV/transfiner)"
-#: (a name's beginning, what a file with such names is), the first that fits.
-_OTHERS = (
-    (
-        f"{_HEAD}mask_fcn1.",
-        "a Mask R-CNN checkpoint of detectron2, without Transfiner's incoherence head and encoder",
-    ),
-    (_HEAD, "a Mask R-CNN checkpoint of torchvision or a relative"),
-    ("roi_heads.box_head.", "a detector without masks"),
-    ("roi_head.", "an MMDetection checkpoint"),
-    ("backbone.", "a detector of another kind"),
-    ("layer1.0.", "the weights of a ResNet backbone alone"),
-    ("res2.0.", "the weights of a ResNet backbone alone"),
-    ("stem.conv1.", "the weights of a ResNet backbone alone"),
-    ("patch_embed.", "the weights of a Swin backbone alone"),
-    ("layers.0.blocks.", "the weights of a Swin backbone alone"),
-)
+_RESNET, _SWIN = ("the weights of a ResNet backbone alone", "the weights of a Swin backbone alone")
+_PLAIN_MASK_RCNN = "a Mask R-CNN checkpoint of detectron2, without Transfiner's incoherence head and encoder"
+#: A name's beginning → what a file with such names is; the first that fits.
+_OTHERS = {
+    f"{_HEAD}mask_fcn1.": _PLAIN_MASK_RCNN,
+    _HEAD: "a Mask R-CNN checkpoint of torchvision or a relative",
+    "roi_heads.box_head.": "a detector without masks",
+    "roi_head.": "an MMDetection checkpoint",
+    "backbone.": "a detector of another kind",
+    **dict.fromkeys(("layer1.0.", "res2.0.", "stem.conv1."), _RESNET),
+    **dict.fromkeys(("patch_embed.", "layers.0.blocks."), _SWIN),
+}
 _MOST_CHANNELS, _MOST_BLOCKS = 65536, 100  # beyond these the shapes are nonsense, and building takes long
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Architecture:
-    """The architecture that the tensors' names and shapes speak of.
-
-    Args:
-        shapes: by the release's names.
-        path: the file, for messages.
+    """The architecture that the shapes of tensors, by the release's names, speak of; ``path`` is for messages.
 
     Raises:
         CheckpointError: the tensors belong to something else; the message says to what.
@@ -104,60 +79,53 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Architecture
     def has(start: str) -> bool:
         return any(name.startswith(start) for name in shapes)
 
-    def refuse(what: str, remedy: str) -> CheckpointError:
+    def refuse(what: str, remedy: str = _EXPECTED) -> CheckpointError:
         return CheckpointError(what, file=path, remedy=remedy)
 
-    def size(name: str, axis: int, default: int, multiple: int = 1) -> int:
-        """One side of a tensor; ``default`` if it is missing, which is reported later."""
-        shape = shapes.get(name)
-        if shape is None:
-            return default
-        if len(shape) <= axis or not 0 < shape[axis] <= _MOST_CHANNELS or shape[axis] % multiple:
-            raise refuse(f"tensor {name} has shape {shape}", _EXPECTED)
-        return shape[axis]
+    def rows(name: str, default: int, multiple: int = 1) -> int:
+        """The first side of a tensor; ``default`` if it is missing, which is reported later."""
+        shape = shapes.get(name, (default,))
+        if not shape or not 0 < shape[0] <= _MOST_CHANNELS or shape[0] % multiple:
+            raise refuse(f"tensor {name} has shape {shape}")
+        return shape[0]
 
     def count(prefix: str, default: int) -> int:
         """How many numbers follow a prefix: 1 + the largest."""
         found = [re.match(re.escape(prefix) + r"(\d{1,4})\.", name) for name in shapes]
         number = max((int(match[1]) for match in found if match), default=default - 1) + 1
         if number > _MOST_BLOCKS:
-            raise refuse(f"{number} parts named {prefix}*", _EXPECTED)
+            raise refuse(f"{number} parts named {prefix}*")
         return number
 
     if not all(map(has, _MARKS)):
-        what = next((what for start, what in _OTHERS if has(start)), None)
-        first = next(iter(shapes), "none")
-        raise refuse(what or f"an unknown checkpoint of {len(shapes)} tensors, the first: {first}", _EXPECTED)
+        unknown = f"an unknown checkpoint of {len(shapes)} tensors, the first: {next(iter(shapes), 'none')}"
+        raise refuse(next((what for start, what in _OTHERS.items() if has(start)), unknown))
     family: Literal["resnet", "swin"] = "resnet" if has(f"{_BACKBONE}res2.") else "swin"
     deformable = [False] * 4
     if family == "resnet":
         depths = [count(f"{_BACKBONE}res{stage}.", 1) for stage in range(2, 6)]
-        width = size(f"{_BACKBONE}stem.conv1.weight", 0, 64)
+        width = rows(f"{_BACKBONE}stem.conv1.weight", 64)
         deformable = [f"{_BACKBONE}res{stage}.0.conv2_offset.weight" in shapes for stage in range(2, 6)]
         if len(set(shapes.get(f"{_BACKBONE}res2.0.conv2.weight", ())[:2])) > 1:
             raise refuse("a Mask Transfiner with a ResNeXt backbone", "known: ResNet and Swin")
-        if any(size(name, 0, 18) != 18 for name in shapes if name.endswith("conv2_offset.weight")):
-            raise refuse(
-                "a Mask Transfiner with modulated or grouped deformable convolutions",
-                "known: plain ones with one group, as in the release",
-            )
+        if any(rows(name, 18) != 18 for name in shapes if name.endswith("conv2_offset.weight")):
+            what = "a Mask Transfiner with modulated or grouped deformable convolutions"
+            raise refuse(what, "known: plain ones with one group, as in the release")
     elif has(f"{_BACKBONE}patch_embed."):
         depths = [count(f"{_BACKBONE}layers.{stage}.blocks.", 1) for stage in range(4)]
-        width = size(f"{_BACKBONE}patch_embed.proj.weight", 0, 96)
+        width = rows(f"{_BACKBONE}patch_embed.proj.weight", 96)
         if width % 32:
             raise refuse(f"a Swin backbone of width {width}", "expected a multiple of 32")
     else:
-        raise refuse(
-            "a Mask Transfiner with an unknown backbone",
-            "known: ResNet with and without deformable convolutions, Swin",
-        )
+        known = "known: ResNet with and without deformable convolutions, Swin"
+        raise refuse("a Mask Transfiner with an unknown backbone", known)
     return Architecture(
         family,
         tuple(depths),
         width,
         tuple(deformable),
-        classes=size(f"{_HEAD}predictor.weight", 0, 80),
-        fpn_width=size("backbone.fpn_output2.weight", 0, 256, 4),
-        feedforward=size(f"{_HEAD}encoder.layers.0.linear1.weight", 0, 2048),
+        classes=rows(f"{_HEAD}predictor.weight", 80),
+        fpn_width=rows("backbone.fpn_output2.weight", 256, 4),
+        feedforward=rows(f"{_HEAD}encoder.layers.0.linear1.weight", 2048),
         layers=count(f"{_HEAD}encoder.layers.", 3),
     )

@@ -10,16 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformer, SwinTransformerBlock
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 from transfiner_refine.official.architecture import Architecture
 
-__all__ = ["ResNet", "Swin"]
-
-_FUSED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # the last: in a shortcut
 _WINDOW = 7  # cells a side of an attention window
 _SHIFT = _WINDOW // 2
 _HEAD_WIDTH = 32
@@ -73,23 +69,12 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
-    def fuse(self) -> None:
-        """Folds every normalisation into its convolution; for inference only."""
-        self.eval()
-        for module in list(self.modules()):
-            for conv, norm in _FUSED:
-                if isinstance(frozen := getattr(module, norm, None), FrozenBatchNorm2d):
-                    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), frozen))
-                    setattr(module, norm, nn.Identity())
-
 
 class _WindowAttention(ShiftedWindowAttention):  # type: ignore[misc]
     """torchvision's, through PyTorch's fused kernel; and windows shift on maps of a single window, too."""
 
     def define_relative_position_index(self) -> None:
-        with torch.device(
-            "cpu"
-        ):  # a constant: it is not in the weights that fill a network on the meta device
+        with torch.device("cpu"):  # not in the weights that fill a network on the meta device
             super().define_relative_position_index()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,9 +88,8 @@ class _WindowAttention(ShiftedWindowAttention):  # type: ignore[misc]
             mask = _shift_mask(x.shape[1], x.shape[2], x.device)
             bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)  # [B · windows, heads, 49, 49]
         windows = _windows(x)
-        q, k, v = (
-            self.qkv(windows).view(len(windows), -1, 3, self.num_heads, _HEAD_WIDTH).permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(windows).view(len(windows), -1, 3, self.num_heads, _HEAD_WIDTH)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         y = self.proj(attended.transpose(1, 2).flatten(2))
         rows, columns = x.shape[1] // _WINDOW, x.shape[2] // _WINDOW
@@ -126,12 +110,9 @@ def _shift_mask(height: int, width: int, device: torch.device) -> Tensor:
 
     The padded map is cut at 7 and at 3 cells from its end on each axis, which gives nine regions.
     """
-
-    def bands(size: int) -> Tensor:
-        index = torch.arange(size, device=device)
-        return (index >= size - _WINDOW).long() + (index >= size - _SHIFT).long()
-
-    region = bands(height)[:, None] * 3 + bands(width)
+    row, column = (torch.arange(size, device=device) - size for size in (height, width))
+    bands = [(index >= -_WINDOW).long() + (index >= -_SHIFT).long() for index in (row, column)]
+    region = bands[0][:, None] * 3 + bands[1]
     cells = _windows(region[None, :, :, None]).squeeze(2)  # [windows, 49]
     return (cells[:, :, None] != cells[:, None, :]).float() * _BLOCKED
 
@@ -155,6 +136,3 @@ class Swin(nn.Module):
             if i % 2:
                 maps.append(self.norms[i // 2](x).permute(0, 3, 1, 2))  # merging reads the unnormalised map
         return maps
-
-    def fuse(self) -> None:
-        """Nothing to fold: there is no batch normalisation."""

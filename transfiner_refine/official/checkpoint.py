@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,22 +13,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from transfiner_refine.errors import CheckpointError
-from transfiner_refine.model.checkpoint import check_numbers
+from transfiner_refine.model.backbone import fold_norms
+from transfiner_refine.model.checkpoint import Misfit, check_tensors
 from transfiner_refine.official.architecture import Architecture, recognise
 from transfiner_refine.official.network import OfficialNetwork
 from transfiner_refine.official.read import TensorFile, read_tensors
 from transfiner_refine.output import atomic_binary_file
-
-__all__ = [
-    "KIND",
-    "Fit",
-    "convert_weights",
-    "fill",
-    "fit",
-    "groups",
-    "load_official_network",
-    "release_names",
-]
 
 #: Written to converted files.
 KIND = "transfiner-refine/official"
@@ -44,7 +34,6 @@ _UNUSED = {
     r"roi_heads\.mask_head\.predictor_semantic_s\.": "semantic predictor",
     r"pixel_(mean|std)$": "other",  # settings of older detectron2
 }
-_SHOWN = 3  # names in a message
 
 
 def _shifted(text: str, by: int, step: int = 1) -> Callable[[re.Match[str]], str]:
@@ -101,64 +90,35 @@ def release_names(network: nn.Module) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a file's tensors fit the official network they belong to.
+    """How a file's tensors fit the official network they belong to."""
 
-    Attributes:
-        network: the network, without numbers (on the meta device).
-        used: names that refining reads.
-        unused: names it does not read: RPN, box head, boundary and semantic predictors, constants.
-        missing: names it would read, but that are not there.
-        unknown: names that no official network has.
-        misshapen: (name, shape found, shape expected).
-    """
-
-    network: OfficialNetwork
-    used: list[str]
-    unused: list[str]
-    missing: list[str]
-    unknown: list[str]
-    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    file: TensorFile
+    network: OfficialNetwork  # without numbers (on the meta device)
+    names: dict[str, list[str]]  # from ``release_names``
+    unused: dict[
+        str, str
+    ]  # name → its part, of what refining does not read: RPN, box head, predictors, constants
+    misfit: Misfit
 
     @property
     def architecture(self) -> Architecture:
-        """Its architecture."""
         return self.network.architecture
 
-    def lines(self) -> list[str]:
-        """What was kept and what was not, for a terminal."""
-        left_out = ", ".join(f"{part} {count}" for part, count in groups(self.unused).items())
-        return [f"  {len(self.used)} tensors kept", f"  {len(self.unused)} left out: {left_out or 'none'}"]
+    @property
+    def used(self) -> list[str]:
+        """Names that refining reads."""
+        return [name for name in self.names if name in self.file.tensors]
 
-    def check(self, file: TensorFile) -> None:
-        """Raises where the network cannot be filled.
+    @property
+    def left_out(self) -> str:
+        """How many tensors of which part are not used."""
+        counts = Counter(self.unused.values())
+        return ", ".join(f"{part} {count}" for part, count in counts.items()) or "none"
 
-        Raises:
-            CheckpointError: tensors are missing, unknown, of another shape, or hold no weights.
-        """
-        name = f"an official {self.architecture.name} checkpoint"
-        if self.missing:
-            raise CheckpointError(
-                f"{name} that lacks {_some(self.missing)}", file=file.path, remedy="the file is incomplete"
-            )
-        if self.misshapen:
-            key, found, expected = self.misshapen[0]
-            more = f" (and {len(self.misshapen) - 1} more)" if len(self.misshapen) > 1 else ""
-            raise CheckpointError(
-                f"{name} whose {key} has shape {found}, expected {expected}{more}", file=file.path
-            )
-        if self.unknown:
-            raise CheckpointError(
-                f"{name} with unknown tensors: {_some(self.unknown)}",
-                file=file.path,
-                remedy="it belongs to a changed network, whose results would differ",
-            )
-        for used in self.used:
-            check_numbers(used, file.tensors[used], file.path)
-
-
-def _some(names: list[str]) -> str:
-    count = f"{len(names)} tensors, the first: " if len(names) > 1 else ""
-    return count + ", ".join(names[:_SHOWN])
+    def check(self) -> None:
+        """Raises CheckpointError where tensors are missing, unknown, of another shape, or hold no weights."""
+        used = {name: self.file.tensors[name] for name in self.used}
+        check_tensors(self.misfit, used, self.file.path, f"an official {self.architecture.name} checkpoint")
 
 
 def fit(file: TensorFile) -> Fit:
@@ -168,32 +128,19 @@ def fit(file: TensorFile) -> Fit:
         CheckpointError: they belong to no official Mask Transfiner.
     """
     if file.kind not in ("", KIND):
-        raise CheckpointError(
-            f"a checkpoint of another kind ({file.kind})",
-            file=file.path,
-            remedy=f"expected a file of this package ({KIND}) or of the authors",
-        )
+        remedy = f"expected a file of this package ({KIND}) or of the authors"
+        raise CheckpointError(f"a checkpoint of another kind ({file.kind})", file=file.path, remedy=remedy)
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     architecture = recognise(shapes, file.path)
     with torch.device("meta"):
         network = OfficialNetwork(architecture)
-    state, expected = network.state_dict(), {}
-    for name, ours in release_names(network).items():
+    state, names, expected = network.state_dict(), release_names(network), {}
+    for name, ours in names.items():
         rows, *rest = state[ours[0]].shape
         expected[name] = (rows * len(ours), *rest, *((1, 1) if name.endswith(_ONE_BY_ONE) else ()))
-    others = [name for name in shapes if name not in expected]
-    return Fit(
-        network,
-        used=[name for name in expected if name in shapes],
-        unused=[name for name in others if _part(name)],
-        missing=[name for name in expected if name not in shapes],
-        unknown=[name for name in others if not _part(name)],
-        misshapen=[
-            (name, shapes[name], shape)
-            for name, shape in expected.items()
-            if name in shapes and shapes[name] != shape
-        ],
-    )
+    parts = {name: part for name in shapes for pattern, part in _UNUSED.items() if re.match(pattern, name)}
+    compared = {name: shape for name, shape in shapes.items() if name not in parts}
+    return Fit(file, network, names, parts, Misfit.of(compared, expected))
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, list[str]]) -> None:
@@ -212,9 +159,9 @@ def load_official_network(file: TensorFile) -> OfficialNetwork:
         CheckpointError: the tensors do not make up an official network.
     """
     found = fit(file)
-    found.check(file)
-    fill(found.network, file.tensors, release_names(found.network))
-    found.network.backbone.fuse()
+    found.check()
+    fill(found.network, file.tensors, found.names)
+    fold_norms(found.network.backbone)
     return found.network.eval()
 
 
@@ -232,20 +179,9 @@ def convert_weights(source: Path, target: Path) -> Fit:
         CheckpointError: the source cannot be used.
         OutputError: the disk refused.
     """
-    file = read_tensors(source)
-    found = fit(file)
-    found.check(file)
-    tensors = {name: file.tensors[name].to(torch.float32).contiguous() for name in found.used}
+    found = fit(read_tensors(source))
+    found.check()
+    tensors = {name: found.file.tensors[name].to(torch.float32).contiguous() for name in found.used}
     with atomic_binary_file(target) as output:
         output.write(save(tensors, {"kind": KIND, "variant": found.architecture.name}))
     return found
-
-
-def groups(names: Iterable[str]) -> dict[str, int]:
-    """Unused names counted by the part of the network they belong to, for people."""
-    return dict(Counter(map(_part, names)))
-
-
-def _part(name: str) -> str:
-    """The part that an unused tensor belongs to, empty if refining reads it or nobody knows it."""
-    return next((part for pattern, part in _UNUSED.items() if re.match(pattern, name)), "")

@@ -1,7 +1,9 @@
-"""From images to what boxes and quadtree nodes read of their features (§2, §3)."""
+"""From images to what boxes and quadtree nodes read of their features (§2, §3), and the tokens of a box (§5)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +17,6 @@ from torchvision.ops import roi_align
 from transfiner_refine.official.architecture import Architecture
 from transfiner_refine.official.nodes import NODE_GRIDS, Nodes
 
-__all__ = ["CONTEXT_GRID", "ImageFeatures", "Preparation", "box_level", "network_size", "prepare"]
-
 #: Grid of the context tokens, and of the features that the coarse and the incoherence head read.
 CONTEXT_GRID = 14
 _FINEST, _COARSEST = 2, 5  # p2 … p5
@@ -24,21 +24,16 @@ _CANONICAL_LEVEL, _CANONICAL_SIDE = 4, 224  # a box of 224 pixels reads p4 (Lin 
 _CAFFE = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 _TORCH = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _MULTIPLE = 32  # sides of the padded input, so that every stride divides them
+_TEMPERATURE = 10000.0
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image becomes the network's input (§2).
+    """How an image becomes the network's input (§2)."""
 
-    Attributes:
-        short_side: the shorter side is resized to this, pixels.
-        max_side: unless the longer one passes this; then it becomes this.
-        mean, std: of the channels in the order blue, green, red.
-    """
-
-    short_side: int = 800
-    max_side: int = 1333
-    mean: tuple[float, float, float] = _CAFFE[0]
+    short_side: int = 800  # the shorter side is resized to this, pixels,
+    max_side: int = 1333  # unless the longer one passes this; then it becomes this
+    mean: tuple[float, float, float] = _CAFFE[0]  # of blue, green, red
     std: tuple[float, float, float] = _CAFFE[1]
 
     @classmethod
@@ -79,9 +74,7 @@ def prepare(
     bgr = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
     resized = np.array(bgr.resize((width, height), Image.Resampling.BILINEAR))
     pixels = torch.from_numpy(resized).to(device).permute(2, 0, 1).float()  # [3, height, width]
-    mean, std = (
-        torch.tensor(each, device=device)[:, None, None] for each in (preparation.mean, preparation.std)
-    )
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (preparation.mean, preparation.std))
     padded = F.pad((pixels - mean) / std, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE))
     scale = [width / image.shape[1], height / image.shape[0]] * 2
     return padded[None], torch.tensor(scale, device=device)
@@ -96,17 +89,11 @@ def box_level(box: Tensor) -> int:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What one image gives its boxes to read; boxes are XYXY float32, pixels of the resized image.
+    """What one image gives its boxes to read; boxes are XYXY float32, pixels of the resized image."""
 
-    Attributes:
-        maps: p2 … p5, [1, C, H/4, W/4] to [1, C, H/32, W/32].
-        semantic: S(p2), [1, C, H/4, W/4].
-        tables: p2 + S(p2), p3, p4, p5 with channels last, [H, W, C] each; quadtree nodes read these.
-    """
-
-    maps: list[Tensor]
-    semantic: Tensor
-    tables: list[Tensor]
+    maps: list[Tensor]  # p2 … p5, [1, C, H/4, W/4] to [1, C, H/32, W/32]
+    semantic: Tensor  # S(p2), [1, C, H/4, W/4]
+    tables: list[Tensor]  # p2 + S(p2), p3, p4, p5 with channels last, [H, W, C] each; nodes read these
 
     def pooled(self, box: Tensor, grid: int = CONTEXT_GRID) -> Tensor:
         """RoIAlign of a box [4] from its level: [1, C, grid, grid]; with the context grid that is x14."""
@@ -125,11 +112,7 @@ def _roi_align_at(table: Tensor, box: Tensor, nodes: Nodes) -> Tensor:
     """RoIAlign (aligned, sampling ratio 0, as in torchvision and detectron2) at single cells of a box's grid.
 
     One weighted sum of table rows a node: as many samples a side as a cell has feature cells, four taps a sample.
-
-    Args:
-        table: [H, W, C].
-        box: [4] XYXY in cells of the table.
-        nodes: the cells.
+    ``table`` is [H, W, C], ``box`` [4] XYXY in its cells.
     """
     # sides are differences of shifted corners because RoIAlign rounds them so, and the ceiling is not continuous
     start, end = box[:2] - 0.5, box[2:] - 0.5  # (x, y)
@@ -153,9 +136,41 @@ def _roi_align_at(table: Tensor, box: Tensor, nodes: Nodes) -> Tensor:
     (y, y_weight), (x, x_weight) = taps(1, nodes.y, rows, height), taps(0, nodes.x, columns, width)
     index = (y * width).flatten(1)[:, :, None] + x.flatten(1)[:, None]  # [n, 2 · rows, 2 · columns]
     weight = y_weight.flatten(1)[:, :, None] * x_weight.flatten(1)[:, None] / (rows * columns)
-    return F.embedding_bag(
-        index.flatten(1),
-        table.flatten(0, 1),
-        mode="sum",
-        per_sample_weights=weight.flatten(1).to(table.dtype),
-    )
+    weights = weight.flatten(1).to(table.dtype)
+    return F.embedding_bag(index.flatten(1), table.flatten(0, 1), mode="sum", per_sample_weights=weights)
+
+
+def axis_embedding(grid: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sine embedding of the cells on one axis (Carion et al. 2020): [grid, width]."""
+    e = torch.arange(1, grid + 1, dtype=torch.float32, device=device) / (grid + 1e-6) * (2 * math.pi)
+    j = torch.arange(width, dtype=torch.float32, device=device)
+    angle = e[:, None] / _TEMPERATURE ** (2 * torch.div(j, 2, rounding_mode="floor") / width)
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), 2).flatten(1)
+
+
+def tokens_of(
+    image: ImageFeatures, box: Tensor, context: Tensor, coarse: Tensor, levels: Sequence[Nodes]
+) -> tuple[Tensor, Tensor]:
+    """The tokens of one box: 196 context tokens, then its nodes level by level.
+
+    Args:
+        image: the image's features.
+        box: [4] XYXY, pixels of the resized image.
+        context: [C, 14, 14], what it pools of them.
+        coarse: [28, 28] probability of its mask before refining.
+        levels: its nodes.
+
+    Returns:
+        features and the coarse mask's value [t, C + 1], and the sine embedding of the cells [t, C].
+    """
+    width, grid, _ = context.shape
+    every = torch.arange(grid * grid, device=context.device)
+    values, positions = [], []
+    for level in (Nodes(grid, every, every), *levels):
+        resized = F.interpolate(coarse[None, None], (level.grid, level.grid), mode="bilinear")
+        values.append(resized.flatten()[level.cell])
+        axis = axis_embedding(level.grid, width // 2, context.device)
+        positions.append(torch.cat((axis[level.y], axis[level.x]), 1))
+    features = torch.cat([context.flatten(1).T, *(image.at(box, level) for level in levels)])
+    coarse_values = torch.cat(values)[:, None].to(features.dtype)
+    return torch.cat((features, coarse_values), 1), torch.cat(positions)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["NODE_GRIDS", "NODE_THRESHOLDS", "Nodes", "propagate", "select_nodes"]
-
 #: Grids of the nodes' three levels.
 NODE_GRIDS = (28, 56, 112)
 #: Least incoherence of a node on each level; the release reads all three levels off one 28×28 map.
@@ -19,17 +17,11 @@ NODE_THRESHOLDS = (1e-6, 0.125, 0.8)
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of one box on one level, ordered by row and column.
+    """The nodes of one box on one level, ordered by row and column."""
 
-    Attributes:
-        grid: cells a side of the RoI on this level.
-        cell: [n] int64, flat index into a [grid, grid] map.
-        parent: [n] int64, index of the parent in the level above; -1 where there is none.
-    """
-
-    grid: int
-    cell: Tensor
-    parent: Tensor
+    grid: int  # cells a side of the RoI on this level
+    cell: Tensor  # [n] int64, flat index into a [grid, grid] map
+    parent: Tensor  # [n] int64, index of the parent in the level above; -1 where there is none
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -46,9 +38,7 @@ class Nodes:
 
 
 def select_nodes(
-    incoherence: Tensor,
-    always: Tensor | None = None,
-    thresholds: Sequence[float] = NODE_THRESHOLDS,
+    incoherence: Tensor, always: Tensor | None = None, thresholds: Sequence[float] = NODE_THRESHOLDS
 ) -> list[Nodes]:
     """The nodes of all levels.
 

@@ -18,39 +18,31 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from transfiner_refine.errors import CheckpointError
 from transfiner_refine.model.weights import read_safetensors
 
-__all__ = ["TensorFile", "read_tensors"]
-
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins PyTorch files older than 1.6
+#: How a file begins that is none → what it is, and what to do.
 _TEXT = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
     b"<": ("a web page, not weights", "download it again; large files may ask for confirmation"),
 }
 _NESTED = ("model", "state_dict", "model_state_dict")  # where frameworks keep the state dict
+_DETECTRON2 = "detectron2 pickle"
 _WRAPPER = "module."  # prefix of distributed training
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A weights file's content.
-
-    Attributes:
-        path: the file.
-        format: what kind of file it is, for people.
-        tensors: by name.
-        kind: what a safetensors file of this package says it is, empty in others.
-    """
+    """A weights file's content."""
 
     path: Path
-    format: str
+    format: str  # what kind of file it is, for people
     tensors: dict[str, Tensor]
-    kind: str = ""
+    kind: str = ""  # what a safetensors file of this package says it is, empty in others
 
 
 def read_tensors(path: Path) -> TensorFile:
@@ -70,12 +62,9 @@ def read_tensors(path: Path) -> TensorFile:
             raise CheckpointError(what, file=path, remedy=remedy)
     if head.startswith(_ZIP):
         _check_archive(path)
-        return _of_state(path, "PyTorch checkpoint", _unpickled(path, _load_torch, "PyTorch file"))
-    if head.startswith(_PICKLE) and _TORCH_MAGIC in head:
-        content = _unpickled(path, _load_torch, "PyTorch file")
-        return _of_state(path, "PyTorch checkpoint (before 1.6)", content)
+        return _of_state(path, "PyTorch checkpoint")
     if head.startswith(_PICKLE):
-        return _of_state(path, "detectron2 pickle", _unpickled(path, _load_pickle, "pickle"))
+        return _of_state(path, "PyTorch checkpoint (before 1.6)" if _TORCH_MAGIC in head else _DETECTRON2)
     if head[8:9] != b"{" and path.suffix != ".safetensors":
         remedy = "expected a .pth, a detectron2 .pkl or a .safetensors file"
         raise CheckpointError("not a weights file", file=path, remedy=remedy)
@@ -100,65 +89,47 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _unpickled(path: Path, load: Callable[[Path], Any], what: str) -> Any:
-    """What ``load`` returns of the file."""
+def _unpickled(path: Path, kind: str) -> Any:
     try:
-        return load(path)
+        if kind != _DETECTRON2:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # a damaged file raises almost anything: RuntimeError, EOFError, KeyError …
-        asked = (
-            re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        )
-        if asked or isinstance(error, _UnsafePickleError):
-            why = f"it asks for {asked[1]}" if asked else str(error)
-            raise CheckpointError(
-                f"refused, because loading it could run code from the file: {why}",
-                file=path,
-                remedy="if you trust it, save its state dict alone with torch.save and use that",
-            ) from error
         text = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(
-            f"a damaged or cut off {what} ({text if len(text) <= 100 else f'{text[:100]}…'})",
-            file=path,
-            remedy="download it again",
-        ) from error
+        asked = re.search(r"GLOBAL ([\w.]+)", text) if isinstance(error, pickle.UnpicklingError) else None
+        if asked or isinstance(error, _UnsafePickleError):
+            why = f"it asks for {asked[1]}" if asked else text
+            reason = f"refused, because loading it could run code from the file: {why}"
+            remedy = "if you trust it, save its state dict alone with torch.save and use that"
+        else:
+            reason = f"a damaged or cut off {kind} ({text if len(text) <= 100 else f'{text[:100]}…'})"
+            remedy = "download it again"
+        raise CheckpointError(reason, file=path, remedy=remedy) from error
 
 
-def _load_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _load_pickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _Unpickler(file, encoding="latin1").load()
-
-
-def _of_state(path: Path, kind: str, content: Any) -> TensorFile:
-    """Finds the state dict in what a file held."""
+def _of_state(path: Path, kind: str) -> TensorFile:
+    """Finds the state dict in a file of PyTorch or detectron2."""
+    content = _unpickled(path, kind)
     for name in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     tensors: dict[str, Tensor] = {}
     for name, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(value, _Array):
-            array = value.value
-            value = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+            value = torch.from_numpy(np.array(value.value, value.value.dtype.newbyteorder("=")))
         if isinstance(value, Tensor) and isinstance(name, str):
             if value.is_sparse or value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise CheckpointError(f"tensor {name} claims more numbers than the file holds", file=path)
             tensors[name.removeprefix(_WRAPPER)] = value.detach()
     if not tensors:
-        raise CheckpointError(
-            f"a {kind} without tensors", file=path, remedy='expected a state dict, by itself or under "model"'
-        )
+        remedy = 'expected a state dict, by itself or under "model"'
+        raise CheckpointError(f"a {kind} without tensors", file=path, remedy=remedy)
     return TensorFile(path, kind, tensors)
 
 
 class _UnsafePickleError(pickle.UnpicklingError):
     """The pickle names something that weights do not need."""
-
-
-class _Ndarray:
-    """Stands for the class ``numpy.ndarray``, which pickles name but need not call."""
 
 
 class _Dtype:
@@ -173,14 +144,13 @@ class _Dtype:
     def resolve(self) -> np.dtype[Any]:
         if len(self.code) > 3 or self.code[:1] not in "biuf":  # no objects, no strings, no structures
             raise _UnsafePickleError(f"it holds an array of type {self.code[:20]!r}")
-        dtype = np.dtype(self.code)
-        return dtype.newbyteorder(">") if self.order == ">" else dtype
+        return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "=")
 
 
 class _Array:
     """Stands for an array that is being read; ``value`` once it has been."""
 
-    value: NDArray[Any]
+    value: np.ndarray[Any, Any]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
@@ -216,7 +186,7 @@ def _no_bytes(*given: Any) -> bytes:
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _Ndarray,
+    ("numpy", "ndarray"): object,  # pickles name the class but need not call it
     ("numpy", "dtype"): _Dtype,
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
@@ -233,10 +203,9 @@ class _Unpickler(pickle._Unpickler):
     """In Python, because the one in C makes room for as many stored objects as the file claims."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get((module, name))
-        if known is None:
+        if (module, name) not in _KNOWN:
             raise _UnsafePickleError(f"it asks for {module}.{name}")
-        return known
+        return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> Any:  # noqa: ARG002
         raise _UnsafePickleError("it refers to data outside the file")

@@ -19,17 +19,14 @@ from transfiner_refine.errors import DeviceError, InputError
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.official.checkpoint import load_official_network
-from transfiner_refine.official.features import ImageFeatures, Preparation, prepare
+from transfiner_refine.official.features import ImageFeatures, Preparation, prepare, tokens_of
 from transfiner_refine.official.network import OfficialNetwork
-from transfiner_refine.official.nodes import NODE_GRIDS, NODE_THRESHOLDS, Nodes, propagate, select_nodes
+from transfiner_refine.official.nodes import NODE_GRIDS, NODE_THRESHOLDS, propagate, select_nodes
 from transfiner_refine.official.read import read_tensors
-from transfiner_refine.official.transformer import tokens_of
 from transfiner_refine.refine.instance import harden
-from transfiner_refine.refine.roi import Roi, paste_into_roi, read_mask, resample, roi_around
+from transfiner_refine.refine.roi import paste_into_roi, read_mask, resample, roi_around
 from transfiner_refine.refiner import BaseRefiner, check_masks
 from transfiner_refine.trace import Trace, TraceLevel, TracePass, as_array
-
-__all__ = ["OfficialRefiner", "RefineOptions", "load_official_refiner"]
 
 _DEFAULT_BATCH = 32
 _FINEST, _COARSEST = NODE_GRIDS[-1], NODE_GRIDS[0]
@@ -37,22 +34,16 @@ _FINEST, _COARSEST = NODE_GRIDS[-1], NODE_GRIDS[0]
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Refining foreign masks with an official network.
+    """Refining foreign masks with an official network."""
 
-    Attributes:
-        roi_margin: width and height added to the mask's box, as a share of its side (both edges together). The
-            network was trained on detector boxes that fit about this well.
-        roi_min_margin: the least margin on each edge, pixels.
-        roi_max_aspect: the short side is widened to at least the long one over this; the release never widens.
-        thresholds: least incoherence of a node on each level.
-        visit_disagreement: make nodes of the cells where the given mask and the network's own coarse mask
-            differ, whatever the incoherence says. The detector was trained to find borders, not foreign errors.
-    """
-
+    # width and height added to the mask's box, as a share of its side (both edges together): the network was trained
+    # on detector boxes that fit about this well
     roi_margin: float = 0.1
-    roi_min_margin: int = 2
-    roi_max_aspect: float = math.inf
-    thresholds: tuple[float, float, float] = NODE_THRESHOLDS
+    roi_min_margin: int = 2  # the least margin on each edge, pixels
+    roi_max_aspect: float = math.inf  # the release never widens the short side of a box
+    thresholds: tuple[float, float, float] = NODE_THRESHOLDS  # least incoherence of a node on each level
+    # cells where the given mask and the network's own coarse mask differ are nodes, whatever the incoherence says: the
+    # detector was trained to find borders, not foreign errors
     visit_disagreement: bool = True
 
     def margin(self, _: float) -> float:
@@ -78,50 +69,6 @@ def load_official_refiner(
         raise DeviceError("the authors' networks run in PyTorch only", remedy="leave --engine out")
     network = load_official_network(read_tensors(path))
     return OfficialRefiner(network, device=device, precision=precision, batch_size=batch_size)
-
-
-@dataclass(frozen=True)
-class _Instance:
-    """One instance on its way through the network.
-
-    Attributes:
-        mask: the given one.
-        roi: its rectangle.
-        coarse: grid → [grid, grid], the given mask.
-        incoherence: [28, 28] probability.
-        levels, labels: the nodes of each level and their foreground probabilities.
-        maps: probability and relabelled cells on each level.
-    """
-
-    mask: MaskWindow
-    roi: Roi
-    coarse: dict[int, Tensor]
-    incoherence: Tensor
-    levels: list[Nodes]
-    labels: list[Tensor]
-    maps: list[tuple[Tensor, Tensor]]
-
-    def refined(self) -> MaskWindow:
-        """Foreground probability in the RoI."""
-        probability, relabelled = (each.cpu().numpy() for each in self.maps[-1])
-        values = paste_into_roi(probability, relabelled, self.mask, self.roi)
-        return MaskWindow(values, self.roi.x0, self.roi.y0, self.mask.image_size)
-
-    def trace(self) -> Trace:
-        """What happened on the way."""
-        levels = []
-        for nodes, label, (probability, _) in zip(self.levels, self.labels, self.maps, strict=True):
-            times = nodes.grid // _COARSEST
-            wrong = np.kron(as_array(self.incoherence), np.ones((times, times), np.float32))
-            y, x, parent = (each.cpu().numpy() for each in (nodes.y, nodes.x, nodes.parent))
-            given, after = as_array(self.coarse[nodes.grid]), as_array(probability)
-            levels.append(TraceLevel(nodes.grid, y, x, parent, as_array(label), wrong, given, after))
-        relabelled = self.maps[0][1].cpu().numpy()
-        refined = self.refined()
-        step = TracePass(
-            self.roi, self.mask, tuple(levels), as_array(self.incoherence), relabelled, refined.values
-        )
-        return Trace(self.mask, (step,), (), harden(refined))
 
 
 class OfficialRefiner(BaseRefiner):
@@ -190,13 +137,14 @@ class OfficialRefiner(BaseRefiner):
         result = list(masks)
         for i in sorted(range(len(masks)), key=image_index.__getitem__):  # one image after the other
             if masks[i].area:
-                result[i] = self._run(images[image_index[i]], masks[i], classes[i]).refined()
+                result[i], _ = self._run(images[image_index[i]], masks[i], classes[i])
         return result if soft else [harden(mask) for mask in result]
 
     def trace(self, image: NDArray[np.uint8], mask: MaskWindow) -> Trace:
         """See ``BaseRefiner``."""
         check_masks([image], [mask], [0])
-        return self._run(image, mask, None).trace()
+        refined, step = self._run(image, mask, None)
+        return Trace(mask, (step,), (), harden(refined))
 
     def _features(self, image: NDArray[np.uint8]) -> tuple[Tensor, ImageFeatures]:
         """The factors of its boxes, and the image's features; the last image's are kept."""
@@ -210,8 +158,13 @@ class OfficialRefiner(BaseRefiner):
         return self._last[1:]
 
     @torch.inference_mode()
-    def _run(self, image: NDArray[np.uint8], mask: MaskWindow, class_id: int | None) -> _Instance:
-        """One instance through the network; by itself, so its mask cannot depend on others."""
+    def _run(
+        self, image: NDArray[np.uint8], mask: MaskWindow, class_id: int | None
+    ) -> tuple[MaskWindow, TracePass]:
+        """One instance through the network: foreground probability in the RoI, and the stages.
+
+        By itself, so its mask cannot depend on others.
+        """
         roi = roi_around(mask, self.options)
         values = torch.from_numpy(resample(read_mask(mask, roi), _FINEST, _FINEST)).to(self._device)
         given = {grid: each[0, 0] for grid, each in area_pyramid(values[None, None], _COARSEST).items()}
@@ -226,11 +179,25 @@ class OfficialRefiner(BaseRefiner):
             always = None
             if self.options.visit_disagreement:
                 always = (self._own_mask(hidden, coarse, class_id) >= 0.5) != (coarse >= 0.5)
-            levels = select_nodes(incoherence, always, thresholds=self.options.thresholds)
-            tokens, position = tokens_of(features, box, context[0], coarse, levels)
+            nodes = select_nodes(incoherence, always, thresholds=self.options.thresholds)
+            tokens, position = tokens_of(features, box, context[0], coarse, nodes)
             labels = torch.sigmoid(self.official.transformer(tokens, position))
-        split = list(torch.split(labels, [len(level) for level in levels]))
-        return _Instance(mask, roi, given, incoherence, levels, split, propagate(given, levels, split))
+        split = torch.split(labels, [len(level) for level in nodes])
+        maps = propagate(given, nodes, split)
+        probability, relabelled = as_array(maps[-1][0]), maps[-1][1].cpu().numpy()
+        refined = MaskWindow(
+            paste_into_roi(probability, relabelled, mask, roi), roi.x0, roi.y0, mask.image_size
+        )
+        wrong, levels = as_array(incoherence), []
+        for level, label, (after, _) in zip(nodes, split, maps, strict=True):
+            y, x, parent = (each.cpu().numpy() for each in (level.y, level.x, level.parent))
+            tile = np.ones((level.grid // _COARSEST,) * 2, np.float32)
+            before, after_ = as_array(given[level.grid]), as_array(after)
+            levels.append(
+                TraceLevel(level.grid, y, x, parent, as_array(label), np.kron(wrong, tile), before, after_)
+            )
+        roots = maps[0][1].cpu().numpy()
+        return refined, TracePass(roi, mask, tuple(levels), wrong, roots, refined.values)
 
     def _own_mask(self, hidden: Tensor, coarse: Tensor, class_id: int | None) -> Tensor:
         """The network's own coarse probability [28, 28], of the given class (None: of the best fitting one)."""

@@ -54,8 +54,9 @@ def export_program(
     ``strict`` traces the Python code rather than run it, so that nothing that depends on data can slip in.
     """
     step = RefineStep(copy.deepcopy(network).eval(), size.depth, nodes=size.nodes)
-    pixels = torch.zeros(2, 3, step.side, step.side, dtype=torch.uint8)
-    coarse = torch.zeros(2, 1, step.side, step.side)
+    side = size.side(network.config)
+    pixels = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    coarse = torch.zeros(2, 1, side, side)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     shapes = {"pixels": {0: batch}, "coarse": {0: batch}}
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from transfiner_refine.device import choose_device, choose_precision, precision_name
+from transfiner_refine.model.backbone import fold_norms
 from transfiner_refine.model.config import ATTENTION_GRIDS
 from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput, TreeOutput
 from transfiner_refine.model.propagate import LevelMap, area_pyramid
@@ -38,7 +39,7 @@ class TorchEngine:
         self.device, self.precision = str(self.torch_device), precision_name(self.dtype)
         self.config = network.config
         network = copy.deepcopy(network).eval()
-        network.backbone.fuse()
+        fold_norms(network.backbone)
         self.network = network.to(self.torch_device, self.dtype).to(memory_format=torch.channels_last)
         self._steps: dict[SizeClass, RefineStep] = {}
 
