@@ -27,14 +27,7 @@ def save_network(
     dtype: torch.dtype = torch.float16,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Writes ``path`` (safetensors) and ``path`` with the suffix ``.json``.
-
-    Args:
-        network: the network.
-        path: ends in ``.safetensors``.
-        dtype: of the stored tensors.
-        about: what the side file says beside the configuration (data, recipe, scores).
-    """
+    """Writes ``path``, a safetensors file, and beside it a ``.json`` that says ``about`` (data, recipe, scores) too."""
     tensors = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in network.state_dict().items()

@@ -18,10 +18,8 @@ from torch.nn import functional as F
 class DenseDecoder(nn.Module):
     """Joins the next finer map to the upsampled features, level by level, with 3×3 convolutions.
 
-    Args:
-        coarsest: channels of the 28 level's features.
-        lateral: channels of the backbone's maps on the 56 and 112 levels.
-        widths: channels of this decoder's features on the 56, 112 and 224 levels.
+    The numbers are channels: of the 28 level's features, of the backbone's maps on the 56 and 112 levels, and of this
+    decoder's features on the 56, 112 and 224 levels.
     """
 
     def __init__(self, coarsest: int, lateral: tuple[int, int], widths: tuple[int, int, int]) -> None:

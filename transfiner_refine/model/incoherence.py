@@ -34,10 +34,7 @@ class RootMaps(NamedTuple):
 class IncoherenceDetector(nn.Module):
     """Four 3×3 convolutions and a classifier on the 28 level; a 1×1 layer and a classifier on each finer one.
 
-    Args:
-        pyramid_width: channels of the stride-8 features.
-        width: channels of the detector.
-        finer_channels: channels of the features joined in on the 56, the 112 and the deeper levels.
+    ``finer_channels`` are those of the features that join in on the 56, the 112 and the deeper levels.
     """
 
     def __init__(self, pyramid_width: int, width: int, finer_channels: tuple[int, ...]) -> None:
@@ -60,16 +57,10 @@ class IncoherenceDetector(nn.Module):
         return RootMaps(incoherent, wrong, mask, hidden)
 
     def finer(self, level: int, above: Tensor, features: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the cascade at single cells.
+        """One step of the cascade at K cells of a level (1 = 56, 2 = 112; deeper ones share their weights).
 
-        Args:
-            level: 0-based level of the cells (1 = 56, 2 = 112, deeper levels share their weights).
-            above: [B, K, width] the detector's output one level up, at the cell.
-            features: [B, K, C] the finer features at the cell.
-            coarse: [B, K, 9] the coarse mask around the cell.
-
-        Returns:
-            logits [B, K], and the output [B, K, width] for the next level.
+        From the output one level up [B, K, width], the finer features [B, K, C] and the coarse mask around the cells
+        [B, K, 9]: logits [B, K], and the output [B, K, width] for the next level.
         """
         i = min(level, len(self.join)) - 1
         hidden = F.relu(self.join[i](torch.cat((above, features, coarse * 2 - 1), 2)))

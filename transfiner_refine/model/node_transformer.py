@@ -28,11 +28,7 @@ class NodeEncoder(nn.Module):
 
     (1) the feature at the node's level, (2) the coarse mask's value, (3) the relative position in the RoI, (4) the 3×3
     neighbourhood, squeezed by a fully connected layer. Another one fuses cues 1, 2 and 4; the position is added.
-
-    Args:
-        feature_channels: channels of cue 1.
-        neighbour_channels: channels of one cell in cue 4, without the coarse mask.
-        width: channels of a query.
+    ``neighbour_channels`` are those of one cell in cue 4, without the coarse mask.
     """
 
     def __init__(self, feature_channels: int, neighbour_channels: int, width: int) -> None:
@@ -44,14 +40,9 @@ class NodeEncoder(nn.Module):
     def forward(
         self, features: Tensor, coarse: Tensor, neighbours: Tensor, y: Tensor, x: Tensor, grid: int
     ) -> Tensor:
-        """[B, K, width] queries.
+        """[B, K, width] queries of the nodes in cells y, x [B, K] of a grid.
 
-        Args:
-            features: [B, K, C] at the node's level.
-            coarse: [B, K, 9] the coarse mask's 3×3 values, the cell's own in the middle.
-            neighbours: [B, K, 9 · C'] the 3×3 features.
-            y, x: [B, K] the node's cell.
-            grid: cells a side on the node's level.
+        From the features [B, K, C] there, and the coarse mask [B, K, 9] and the features [B, K, 9 · C'] around.
         """
         coarse = coarse * 2 - 1
         context = F.relu(self.context(torch.cat((neighbours, coarse), 2)))

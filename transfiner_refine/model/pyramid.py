@@ -28,13 +28,9 @@ class FeatureMap(NamedTuple):
         return self.rows.index_select(0, index.flatten()).view(*index.shape, self.rows.shape[1])
 
     def sample(self, y: Tensor, x: Tensor) -> Tensor:
-        """The features under cells of the grid twice as fine, bilinearly at the cells' centres.
+        """The features under cells y, x [B, K] int64 of the grid twice as fine, bilinearly at their centres: [B, K, C].
 
-        Args:
-            y, x: [B, K] int64.
-
-        Returns:
-            [B, K, C], equal to ``torchvision.ops.roi_align`` of the whole map with one sample a cell.
+        Equal to ``torchvision.ops.roi_align`` of the whole map with one sample a cell.
         """
         (y_low, y_high, y_weight), (x_low, x_high, x_weight) = _taps(y, self.grid), _taps(x, self.grid)
         first = first_rows(y, self.grid)

@@ -40,11 +40,7 @@ def built_in_weights() -> dict[str, Path]:
 
 
 def find_weights(weights: str | Path) -> Path:
-    """The file of a built-in model's name or of a path.
-
-    Raises:
-        CheckpointError: it is neither.
-    """
+    """The file of a built-in model's name or of a path; CheckpointError where it is neither."""
     known = built_in_weights()
     if str(weights) in known:
         return known[str(weights)]

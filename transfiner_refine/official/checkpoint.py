@@ -122,11 +122,7 @@ class Fit:
 
 
 def fit(file: TensorFile) -> Fit:
-    """Recognises the network that a file's tensors belong to and compares them with it.
-
-    Raises:
-        CheckpointError: they belong to no official Mask Transfiner.
-    """
+    """Compares a file's tensors with the network they belong to; CheckpointError where that is no official one."""
     if file.kind not in ("", KIND):
         remedy = f"expected a file of this package ({KIND}) or of the authors"
         raise CheckpointError(f"a checkpoint of another kind ({file.kind})", file=file.path, remedy=remedy)
@@ -166,14 +162,9 @@ def load_official_network(file: TensorFile) -> OfficialNetwork:
 
 
 def convert_weights(source: Path, target: Path) -> Fit:
-    """Writes the tensors that refining reads to a safetensors file, under the release's names.
+    """Writes what refining reads of the authors' ``.pth`` or ``.pkl`` to a safetensors file, under the release's names.
 
-    Args:
-        source: the authors' ``.pth`` or ``.pkl``.
-        target: ends in ``.safetensors``; nothing is there unless it is whole.
-
-    Returns:
-        what the file was and what was left out.
+    Nothing is at ``target`` unless it is whole. Returns what the source was and what was left out.
 
     Raises:
         CheckpointError: the source cannot be used.

@@ -64,11 +64,9 @@ def network_size(height: int, width: int, preparation: Preparation) -> tuple[int
 def prepare(
     image: NDArray[np.uint8], preparation: Preparation, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The network's input from an H×W×3 uint8 RGB image.
+    """The network's input from an H×W×3 uint8 RGB image, and the [4] factors of XYXY boxes that resizing asks for.
 
-    Returns:
-        [1, 3, H', W'] float32, blue, green, red; normalised, then padded with zeros to multiples of 32;
-        [4] factors that turn XYXY boxes of the image into boxes of the resized image.
+    The input is [1, 3, H', W'] float32: blue, green, red; normalised, then padded with zeros to multiples of 32.
     """
     height, width = network_size(image.shape[0], image.shape[1], preparation)
     bgr = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
@@ -151,17 +149,10 @@ def axis_embedding(grid: int, width: int, device: torch.device | None = None) ->
 def tokens_of(
     image: ImageFeatures, box: Tensor, context: Tensor, coarse: Tensor, levels: Sequence[Nodes]
 ) -> tuple[Tensor, Tensor]:
-    """The tokens of one box: 196 context tokens, then its nodes level by level.
+    """The tokens of one box [4] XYXY: 196 context tokens, then its nodes level by level.
 
-    Args:
-        image: the image's features.
-        box: [4] XYXY, pixels of the resized image.
-        context: [C, 14, 14], what it pools of them.
-        coarse: [28, 28] probability of its mask before refining.
-        levels: its nodes.
-
-    Returns:
-        features and the coarse mask's value [t, C + 1], and the sine embedding of the cells [t, C].
+    ``context`` [C, 14, 14] is what the box pools of the image, ``coarse`` [28, 28] its mask before refining. Returns
+    features and the coarse mask's value [t, C + 1], and the sine embedding of the cells [t, C].
     """
     width, grid, _ = context.shape
     every = torch.arange(grid * grid, device=context.device)

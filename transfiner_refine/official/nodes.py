@@ -40,12 +40,9 @@ class Nodes:
 def select_nodes(
     incoherence: Tensor, always: Tensor | None = None, thresholds: Sequence[float] = NODE_THRESHOLDS
 ) -> list[Nodes]:
-    """The nodes of all levels.
+    """The nodes of all levels: where ``incoherence`` [28, 28] reaches the level's threshold, or ``always`` is set.
 
-    Args:
-        incoherence: [28, 28] probabilities u; finer levels read them by nearest neighbour.
-        always: [28, 28] bool, cells that are nodes on every level whatever u says.
-        thresholds: least u on each level; rising, so every node below the first level has a parent.
+    Finer levels read both by nearest neighbour. Thresholds rise, so every node below the first level has a parent.
     """
     levels: list[Nodes] = []
     above = torch.full((1, 1), -1, device=incoherence.device)  # index of each cell's node on the level above
@@ -71,13 +68,8 @@ def propagate(
 ) -> list[tuple[Tensor, Tensor]]:
     """Writes the nodes' labels into a given mask, level by level; cells outside the roots keep the mask.
 
-    Args:
-        coarse: grid → [grid, grid], the mask on each level.
-        levels: the nodes, coarse to fine.
-        labels: [n] foreground probability of each level's nodes.
-
-    Returns:
-        probability and, bool, what lies under the roots, [grid, grid] each, of each level.
+    ``coarse`` is the mask [grid, grid] on each grid, ``labels`` the [n] foreground probabilities of each level's nodes.
+    Returns of each level the probability and, bool, what lies under the roots, [grid, grid] each.
     """
     maps: list[tuple[Tensor, Tensor]] = []
     for nodes, label in zip(levels, labels, strict=True):

@@ -59,12 +59,7 @@ def load_official_refiner(
     precision: str = "auto",
     batch_size: int | None = None,
 ) -> OfficialRefiner:
-    """A refiner from one of the authors' checkpoints; arguments as in ``load_refiner``.
-
-    Raises:
-        CheckpointError: the file is damaged or holds something else.
-        DeviceError: the device, the engine or the precision is not available.
-    """
+    """A refiner from one of the authors' checkpoints; arguments and errors as in ``load_refiner``."""
     if engine == "onnx":
         raise DeviceError("the authors' networks run in PyTorch only", remedy="leave --engine out")
     network = load_official_network(read_tensors(path))

@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,84 +97,72 @@ def export_files(
         raise OutputError("exists already", file=existing[0], remedy="use --overwrite")
     if folder.resolve() != path.parent.resolve():
         shutil.copyfile(path, folder / path.name)
-    classes = [size for size in size_classes(config) if size.grid in grids] or size_classes(config)
-    calibration = _calibration(path, classes, calibrate) if calibrate else None
-    return _write(path, folder, classes, calibration)
+    network, classes = load_network(path), size_classes(config)
+    classes = [size for size in classes if size.grid in grids] or classes
+    inputs = _calibration(network, classes, calibrate) if calibrate else {}
+    programs = {}
+    for size in classes:
+        raw = _onnx(network, size)
+        programs["fp32", size] = _with_weights_of(_optimised(raw, fold=False), path)
+        if calibrate:
+            programs["int8", size] = _quantised(_optimised(raw, fold=True), inputs[size])
+    written, shared = [], folder / f"{path.stem}.int8.bin"
+    if calibrate:
+        int8 = (model for (precision, _), model in programs.items() if precision == "int8")
+        shared.write_bytes(_shared_data(int8, shared.name))
+        written.append(shared)
+    for (precision, size), model in programs.items():
+        model.metadata_props.add(key="weights", value=weights_digest(path))
+        written.append(program_path(folder / path.name, precision, size))
+        written[-1].write_bytes(model.SerializeToString(deterministic=True))
+        if precision == "int8":
+            _fuse(written[-1])
+    return written
 
 
 def _calibration(
-    weights: Path, classes: Sequence[SizeClass], folders: Sequence[Path]
+    network: MaskTransfiner, classes: Sequence[SizeClass], folders: Sequence[Path]
 ) -> dict[SizeClass, list[StepInput]]:
     """Inputs of the step on a data set's coarse masks, ``_CALIBRATED`` for each size class."""
     sets = [open_dataset(folder) for folder in folders]
     chosen = [(data, instance) for data in sets for instance in data.instances if instance.coarse]
     random.Random(_SEED).shuffle(chosen)
     found: dict[SizeClass, list[StepInput]] = {size: [] for size in classes}
-    engine = TorchEngine(load_network(weights), "cpu", "fp32")
+    engine = TorchEngine(network, "cpu", "fp32")
     for data, instance in tqdm(chosen, "calibrating", unit=" instances", leave=False, disable=None):
-        mask, image = instance.coarse[0].decode(), data.photo(instance.image)
-        looks: list[Look] = []
+        mask, looks = instance.coarse[0].decode(), list[Look]()
         if mask.area:
-            refine_instance(engine, image, mask, looks=looks)
+            refine_instance(engine, data.photo(instance.image), mask, looks=looks)
         for look in looks:
             if look.size in found and len(found[look.size]) < _CALIBRATED:
                 found[look.size].append(look.given)
         if all(len(inputs) >= _CALIBRATED for inputs in found.values()):
             break
-    for size, inputs in found.items():
-        if not inputs:
-            raise InputError(
-                f"the data to calibrate on has no object of the size that program {size.label} is for",
-                remedy="add images with smaller and larger objects",
-            )
+    if lacking := [size.label for size, inputs in found.items() if not inputs]:
+        raise InputError(
+            f"the data to calibrate on has no object of the size that program {lacking[0]} is for",
+            remedy="add images with smaller and larger objects",
+        )
     return found
 
 
-def _write(
-    weights: Path,
-    folder: Path,
-    classes: Sequence[SizeClass],
-    calibration: Mapping[SizeClass, Sequence[StepInput]] | None,
-) -> list[Path]:
-    """Writes the programs of some size classes: in fp32 and, with inputs of each to calibrate on, in int8."""
-    network, digest = load_network(weights), weights_digest(weights)
-    fp32, int8 = {}, {}
-    for size in classes:
-        program = torch.onnx.export(
-            export_program(network, size, strict=False),
-            dynamo=True,
-            optimize=False,
-            opset_version=_OPSET,
-            input_names=["pixels", "coarse"],
-            output_names=list(StepOutput._fields),
-            verbose=False,
-        )
-        assert program is not None
-        raw = program.model_proto
-        fp32[size] = _with_weights_of(_optimised(raw, fold=False), weights)
-        if calibration is not None:
-            int8[size] = _quantised(_optimised(raw, fold=True), calibration[size])
-    written = []
-    for precision, programs in (("fp32", fp32), ("int8", int8)):
-        if precision == "int8" and programs:
-            shared = folder / f"{weights.stem}.int8.bin"
-            shared.write_bytes(_shared_data(programs.values(), shared.name))
-            written.append(shared)
-        for size, model in programs.items():
-            model.metadata_props.add(key="weights", value=digest)
-            path = program_path(folder / weights.name, precision, size)
-            path.write_bytes(model.SerializeToString(deterministic=True))
-            if precision == "int8":
-                _fuse(path)
-            written.append(path)
-    return written
+def _onnx(network: MaskTransfiner, size: SizeClass) -> Any:
+    """The step of a size class as an ONNX model, as PyTorch translates it."""
+    program = torch.onnx.export(
+        export_program(network, size, strict=False),
+        dynamo=True,
+        optimize=False,
+        opset_version=_OPSET,
+        input_names=["pixels", "coarse"],
+        output_names=list(StepOutput._fields),
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
 
 
 def _optimised(model: Any, *, fold: bool) -> Any:
-    """A copy of a model without what is superfluous.
-
-    ``fold`` computes beforehand what depends on weights alone; without it every weight keeps its name and value.
-    """
+    """A copy of a model without what is superfluous; ``fold`` computes beforehand what depends on weights alone."""
     import onnx_ir
     import onnxscript.optimizer
 
@@ -210,9 +198,9 @@ def _with_weights_of(model: Any, weights: Path) -> Any:
         casts.append(helper.make_node("Cast", [half], [tensor.name], to=TensorProto.FLOAT))
         tensor.name, tensor.data_type = half, TensorProto.FLOAT16
         _refer(tensor, weights.name, start + first, last - first)
-    nodes = [*casts, *model.graph.node]
+    casts.extend(model.graph.node)
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(casts)
     return model
 
 
@@ -221,11 +209,11 @@ def _quantised(model: Any, inputs: Sequence[StepInput]) -> Any:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    rest = iter([dict(zip(("pixels", "coarse"), pair, strict=True)) for pair in inputs])
-
     class Reader(CalibrationDataReader):  # type: ignore[misc]
+        rest = iter([{"pixels": pixels, "coarse": coarse} for pixels, coarse in inputs])
+
         def get_next(self) -> dict[str, Any] | None:
-            return next(rest, None)
+            return next(self.rest, None)
 
     with TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
