@@ -28,9 +28,10 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.propagate import area_pyramid
 from transfiner_refine.refine.roi import crop_roi, read_mask, resample, roi_around
 from transfiner_refine.training import Schedule, open_dataset
-from transfiner_refine.training.loop import TrainableModel, train
+from transfiner_refine.training.loop import train
 from transfiner_refine.training.objective import map_loss
 from transfiner_refine.training.samples import RefinementSamples
+from transfiner_refine.training.schedule import TrainableModel
 
 CONFIG = RefinerConfig(roi_max_aspect=1000.0)  # the plain box
 _WIDTH = 64

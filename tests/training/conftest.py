@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -44,3 +45,9 @@ def encode(mask: np.ndarray) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "blobs")
+
+
+@pytest.fixture
+def new_dataset() -> Callable[..., Path]:
+    """Makes another one."""
+    return make_dataset

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.masks import Mask, MaskWindow
@@ -141,6 +142,30 @@ def test_missing_photos_are_all_named_before_the_first_step(dataset: Path, tmp_p
         InputError, match=r"2 entries cannot be used: image '2.png' is not there .*image '4.png' is not"
     ):
         load_training_set(images, dataset / "annotations.json")
+
+
+def test_images_that_do_not_fit_are_named_before_the_first_step_and_turned_ones_are_turned(
+    dataset: Path, tmp_path: Path
+) -> None:
+    images = shutil.copytree(dataset / "images", tmp_path / "images")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side, as a phone does
+    upright = Image.open(images / "2.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(images / "2.jpg", exif=exif, quality=95)
+    (images / "2.png").unlink()
+    content = json.loads((dataset / "annotations.json").read_text())
+    content["images"][1]["file_name"] = "2.jpg"
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    data = load_training_set(images, tmp_path / "annotations.json")
+    assert data.photo(1).shape == (160, 200, 3)
+    difference = data.photo(1).astype(int) - open_dataset(dataset).photo(1)
+    assert abs(difference).mean() < 12  # of noise, which JPEG blurs
+    Image.new("RGB", (100, 80)).save(images / "3.png")
+    (images / "5.png").write_bytes(b"no image")
+    with pytest.raises(
+        InputError, match=r"2 entries cannot be used: the image is 80×100 .*5\.png: is no image"
+    ):
+        load_training_set(images, tmp_path / "annotations.json")
 
 
 @pytest.mark.parametrize(

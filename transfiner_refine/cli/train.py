@@ -68,20 +68,19 @@ _COUNT = click.IntRange(min=1)
 @option(
     "--start",
     default="lite",
-    help="Weights to start from: a built-in name, a checkpoint, or imagenet to train from scratch.",
+    help="Weights to start from: a built-in name or a checkpoint to fine-tune, or imagenet to train from scratch.",
 )
 @choice(
     "--backbone",
     ["lite0", "lite1", "lite2", "lite3", "lite4"],
     "Feature extractor of a run from imagenet; a checkpoint brings its own.",
 )
-@option("--steps", type=_COUNT, default=6500, help="Steps in all.")
+@option("--steps", type=_COUNT, help="Steps in all.  [default: 1000, from imagenet 6500]")
 @option("--batch-size", type=_COUNT, default=8, help="Instances a step.")
 @option(
     "--learning-rate",
     type=_POSITIVE,
-    default=5e-4,
-    help="Of the new layers; the backbone's is 0.4 times that. Use a fifth of it for fine-tuning.",
+    help="Of the new layers; the backbone's is 0.4 times that.  [default: 1e-4, from imagenet 5e-4]",
 )
 @option("--minutes", type=_POSITIVE, help="Stop after this long; run again to go on.")
 @option(
@@ -91,7 +90,20 @@ _COUNT = click.IntRange(min=1)
     multiple=True,
     help="Held-out folder, laid out as for --dataset, that is scored as training goes. May be repeated.",
 )
-@option("--validate-every", type=_COUNT, default=500, help="Steps between scores.")
+@option(
+    "--hold-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    help="Share of the training images to score on instead, where there is no --validate; 0 for none.",
+)
+@option("--validate-every", type=_COUNT, help="Steps between scores.  [default: a tenth of --steps]")
+@option(
+    "--log",
+    "loggers",
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    multiple=True,
+    help="Send losses and scores there, too, if it is installed. May be repeated.",
+)
 @shared("device")
 @choice(
     "--precision",
@@ -101,25 +113,27 @@ _COUNT = click.IntRange(min=1)
 @count("--workers", 0, "Processes that prepare samples.", default=1)
 @option("--threads", type=_COUNT, help="CPU threads of the network.  [default: PyTorch's]")
 @option("--seed", type=int, default=0, help="Of data order, augmentation and sampling.")
+@shared("quiet")
 def command(
     datasets: tuple[tuple[Path, float], ...],
     pairs: tuple[tuple[Path, Path], ...],
     validation: tuple[Path, ...],
-    steps: int,
+    steps: int | None,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     seed: int,
+    quiet: bool,
     **options: Any,
 ) -> None:
-    """Train a refiner, or fine-tune the built-in one to your images and your detector.
+    """Fine-tune the built-in refiner to your images and your detector, or train one.
 
     The run's folder receives refiner.safetensors (use it with refine --weights),
-    loss.csv, scores.csv, curve.png and state.pt, from which an interrupted
-    run goes on exactly where it was.
+    best.safetensors (the weights that did best on what was held out), loss.csv,
+    scores.csv and curve.png. A run that was interrupted, by Ctrl-C too, goes on
+    exactly where it was when the command is given again.
 
     \b
-    transfiner-refine train --data photos annotations.json --output runs/mine \\
-        --steps 1000 --learning-rate 1e-4
+    transfiner-refine train --data photos annotations.json --output runs/mine
     """
     if not datasets and not pairs:
         raise click.UsageError("nothing to train on; give --dataset or --data")
@@ -130,8 +144,8 @@ def command(
     sets += [load_training_set(images, annotations) for images, annotations in pairs]
     job = TrainingJob(
         datasets=sets,
-        schedule=Schedule(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+        schedule=Schedule(steps or 0, batch_size, learning_rate or 0.0, seed=seed),
         validation=[open_dataset(folder) for folder in validation],
         **options,
     )
-    run_training(job, click.echo)
+    run_training(job, (lambda _: None) if quiet else click.echo, progress=not quiet)

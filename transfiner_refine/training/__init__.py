@@ -2,6 +2,6 @@
 
 from transfiner_refine.training.datasets import open_dataset
 from transfiner_refine.training.job import TrainingJob, run_training
-from transfiner_refine.training.loop import Schedule
+from transfiner_refine.training.schedule import Schedule
 
 __all__ = ["Schedule", "TrainingJob", "open_dataset", "run_training"]

@@ -21,7 +21,7 @@ from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner, TreeOutput
 from transfiner_refine.model.propagate import area_pyramid, corrected_labels
 from transfiner_refine.model.quadtree import NodeSelector, QuadtreeNodes, root_cells
-from transfiner_refine.training.loop import TrainableModel
+from transfiner_refine.training.schedule import TrainableModel
 
 __all__ = ["RefinementModel", "SamplingSelector", "Targets", "make_targets", "refinement_loss"]
 
