@@ -13,11 +13,24 @@ from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
+from transfiner_refine.formats.numpy_files import NUMPY
 from transfiner_refine.formats.records import ImageRecord, Instance
+from transfiner_refine.formats.video_folders import SAM2_VIDEO
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.masks import MaskWindow
 
-FOLDERS = [CITYSCAPES_RESULTS, CITYSCAPES_IDS, VOC, DAVIS, PNG_FOLDER, PLAIN_MAPS, YOLO_SEG, LABELME]
+FOLDERS = [
+    CITYSCAPES_RESULTS,
+    CITYSCAPES_IDS,
+    VOC,
+    DAVIS,
+    SAM2_VIDEO,
+    PNG_FOLDER,
+    PLAIN_MAPS,
+    YOLO_SEG,
+    LABELME,
+    NUMPY,
+]
 STREET = {24: "person", 26: "car", 33: "bicycle"}
 REFINED = np.zeros((12, 15), bool)
 REFINED[5:11, 3:11], REFINED[7:9, 5:8], REFINED[1, 13] = True, False, True  # a hole, and a part of its own

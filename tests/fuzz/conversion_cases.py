@@ -25,7 +25,15 @@ def conversion_trial(folder: Path, rng: np.random.Generator) -> str:
     )
     case = make(folder, rng)
     entry = FORMATS[int(rng.integers(len(FORMATS)))]
-    output = folder / "output" / ("out" if entry.is_folder else pick(rng, ["out.json", "out.json.gz"]))
+    output = (
+        folder
+        / "output"
+        / (
+            "out"
+            if entry.is_folder
+            else f"out{pick(rng, [entry.suffixes[0], entry.suffixes[0] + '.gz' * (entry.suffixes[0] == '.json')])}"
+        )
+    )
     images = folder / "images" if rng.random() < 0.7 else None
     try:
         converted = convert_masks(

@@ -20,6 +20,7 @@ from transfiner_refine.formats import RecordFault, open_source
 from transfiner_refine.formats.registry import FORMATS
 from transfiner_refine.pipeline import Summary
 
+ENTRIES = [entry for entry in FORMATS if entry.name != "mask-image"]  # which holds one image
 _CLASSES = {24: "person", 26: "car"}  # as Cityscapes numbers them, for that format knows no others
 _TOKENS = [
     b"-1", b"0", b"1e400", b"99999999999999999999", b"nan", b"NaN", b"inf", b"0.5", b"", b"x", b"null", b"[]", b"{}",
@@ -29,7 +30,7 @@ _TOKENS = [
 
 def format_case(folder: Path, rng: np.random.Generator) -> Case:
     """A file or a folder of any format, one to three of its files changed."""
-    entry = FORMATS[int(rng.integers(len(FORMATS)))]
+    entry = pick(rng, ENTRIES)
     photos = draw_scene(rng, disjoint=True)
     write_photos(photos, folder / "images", rng)
     records, _ = results(photos, rng, list(_CLASSES))
@@ -38,7 +39,7 @@ def format_case(folder: Path, rng: np.random.Generator) -> Case:
         "categories": [{"id": i, "name": _CLASSES[i]} for i in _CLASSES],
     }
     (folder / "coco.json").write_text(json.dumps(document))
-    masks = folder / "input" / ("masks" if entry.is_folder else "masks.json")
+    masks = folder / "input" / ("masks" if entry.is_folder else f"masks{entry.suffixes[0]}")
     masks.parent.mkdir()
     written = entry.write(masks, open_source(folder / "coco.json", folder / "images"), {})
     require(not written.faults and not written.covered, f"{entry.name} cannot hold sound masks: {written}")

@@ -149,7 +149,8 @@ def _check_counts(case: Case, output: Path, summary: Summary) -> None:
 def _check_command(case: Case, folder: Path, exit_code: int) -> None:
     arguments = ["--images", case.images, "--masks", case.masks, "--output", folder / "dry", "--dry-run"]
     for key, value in {**case.options, "max_image_pixels": MAX_PIXELS, "workers": 0}.items():
-        arguments += ["--from" if key == "format" else f"--{key.replace('_', '-')}", value]
+        arguments.append("--from" if key == "format" else f"--{key.replace('_', '-')}")
+        arguments += [] if value is True else [value]
     done = CliRunner().invoke(main, ["refine", *map(str, arguments)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

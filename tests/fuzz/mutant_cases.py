@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner, Result
 from coco_cases import annotations, results
-from format_cases import change_file
+from format_cases import ENTRIES, change_file
 from hostile_masks import pick
 from law import MAX_PIXELS, Eroder, check_message, require
 from PIL import Image
@@ -36,7 +36,7 @@ _FREE = ("segmentation", "bbox", "area")  # what refining may change in a record
 
 def mutant_trial(folder: Path, rng: np.random.Generator) -> str:
     """Copies, converts, checks, refines, scores and shows one mutant; says how the refining ended."""
-    entry = FORMATS[int(rng.integers(len(FORMATS)))]
+    entry = pick(rng, ENTRIES)
     masks = _sound(folder, rng, entry)
     files = sorted(path for path in masks.parent.rglob("*") if path.is_file())
     sound = {path: path.read_bytes() for path in files}
@@ -95,7 +95,7 @@ def _sound(folder: Path, rng: np.random.Generator, entry: Any) -> Path:
         "categories": [{"id": number, "name": name} for number, name in _CLASSES.items()],
     }
     (folder / "coco.json").write_text(json.dumps(document))
-    masks = folder / "input" / ("masks" if entry.is_folder else "masks.json")
+    masks = folder / "input" / ("masks" if entry.is_folder else f"masks{entry.suffixes[0]}")
     masks.parent.mkdir()
     entry.write(masks, open_source(folder / "coco.json", folder / "images"), {})
     return masks
@@ -233,6 +233,9 @@ def _identities(path: Path, name: str) -> set[object]:
             if pixels.ndim == 2
             else set()
         )
+    if name.startswith("numpy"):
+        with np.load(path) as arrays:
+            return {(key, arrays[key].shape) for key in arrays}
     text = path.read_text()
     if path.suffix != ".json":
         return {(number, line.split()[0]) for number, line in enumerate(text.splitlines()) if line.strip()}

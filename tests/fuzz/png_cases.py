@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hostile_masks import Verdict, pick
@@ -30,6 +31,8 @@ def png_case(folder: Path, rng: np.random.Generator) -> Case:
             if rng.random() < 0.2:
                 name = f"{photo.image_id}/{position}.PNG"
                 (masks / name).parent.mkdir(exist_ok=True)
+            elif rng.random() < 0.2:
+                name = f"{photo.image_id}_{position}.{pick(rng, ['tif', 'bmp'])}"
             verdicts[name] = "sound"
             if rng.random() < 0.4:
                 what, verdicts[name] = _put_hostile(rng, masks / name, bitmap)
@@ -41,7 +44,10 @@ def png_case(folder: Path, rng: np.random.Generator) -> Case:
                     sound.putpalette([0, 0, 0, 128, 0, 0])
                 sound.save(masks / name)
     what = _put_strays(rng, masks, photos)
-    options = {"png_kind": pick(rng, ["auto", "auto", "binary", "label-map"])}
+    options: dict[str, Any] = {"png_kind": pick(rng, ["auto", "auto", "binary", "label-map"])}
+    if rng.random() < 0.2:  # what is of another size may then be sound
+        options["fit_masks"] = True
+        verdicts = {name: "either" if verdict == "unsound" else verdict for name, verdict in verdicts.items()}
     before = {name: _pixels(masks / name) for name in verdicts if verdicts[name] == "sound"}
 
     def check(output: Path, summary: Summary) -> None:
@@ -88,7 +94,10 @@ def _put_hostile(rng: np.random.Generator, path: Path, bitmap: NDArray[np.bool_]
         flipped[int(rng.integers(len(good) - 12))] ^= 1 << int(rng.integers(8))
         data, what = bytes(flipped), "a bit flipped"
     elif kind == 2:
-        data, what = encoded(Image.fromarray(grey), pick(rng, ["JPEG", "TIFF", "BMP", "GIF"])), "no PNG"
+        kind = pick(rng, ["JPEG", "TIFF", "BMP", "GIF", "WEBP"])
+        data, what, verdict = encoded(Image.fromarray(grey), kind), kind, "either"
+        if rng.random() < 0.5:
+            path = path.with_suffix(f".{kind.lower()}")
     elif kind == 3:
         colours = rng.integers(0, 256, (height, width, 3), np.uint8)
         colours[0, 0] = (1, 2, 3)

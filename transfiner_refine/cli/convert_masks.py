@@ -19,10 +19,13 @@ _WHAT_THEY_ARE = {
     "cityscapes-ids": "a folder of *_instanceIds.png",
     "voc": "a folder of Pascal VOC's SegmentationObject PNGs",
     "davis": "a folder of palette PNGs for each video",
+    "sam2-video": "SAM 2's masks: VIDEO/OBJECT/FRAME.png",
     "png": "a folder of PNGs, read: one a mask or label maps; written: one a mask",
     "label-maps": "a folder of 8 or 16-bit PNGs, one id a pixel",
     "yolo-seg": "a folder of YOLO segmentation txt files",
     "labelme": "a folder of labelme JSON files",
+    "numpy": "a folder of .npz or .npy files, one an image",
+    "numpy-file": "one .npz or .npy file",
     "mask-image": "one PNG: a mask, or a map of ids; read: any image file",
 }
 

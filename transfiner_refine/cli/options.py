@@ -37,10 +37,13 @@ FORMAT_NAMES = (
     "cityscapes-ids",
     "voc",
     "davis",
+    "sam2-video",
     "png",
     "label-maps",
     "yolo-seg",
     "labelme",
+    "numpy",
+    "numpy-file",
     "mask-image",
 )
 

@@ -25,12 +25,12 @@ from transfiner_refine.formats.records import (
 from transfiner_refine.image_folders import ImageTree, files_in
 from transfiner_refine.images import upright_size
 from transfiner_refine.masks import Mask
-from transfiner_refine.output import atomic_folder, check_output_folder
+from transfiner_refine.output import atomic_folder, atomic_output, check_output_file, check_output_folder
 
 _FOLDERS_LOOKED_INTO, _LINES_LOOKED_AT, _BYTES_LOOKED_AT = 16, 5, 1 << 16
 
 
-def first_files(folder: Path, suffix: str, most: int = 8) -> list[Path]:
+def first_files(folder: Path, suffix: str | tuple[str, ...], most: int = 8) -> list[Path]:
     """A few files with that suffix (lower case, with dot) from a folder and its subfolders, for a cheap look at them.
 
     The folder itself comes first, then the first subfolders, each by name; an unreadable folder has none.
@@ -180,8 +180,15 @@ class FolderSource(Folder, ABC):
     def __init__(
         self, folder: Path, options: OpenOptions, files: Iterable[PurePosixPath] | None = None
     ) -> None:
-        """Lists the folder of the masks, or takes some of its files; raises InputError where that cannot be done."""
-        super().__init__(folder, files)
+        """Lists the folder of the masks, or takes some of its files; raises InputError where that cannot be done.
+
+        ``folder`` may be a file, which is then the only one.
+        """
+        is_file = folder.is_file()
+        super().__init__(
+            folder.parent if is_file else folder, [PurePosixPath(folder.name)] if is_file else files
+        )
+        self.path = folder
         self.options, images = options, options.images
         self.image_folder = images.parent if images is not None and images.is_file() else images
         self.entries: tuple[FolderEntry, ...] = ()
@@ -250,11 +257,13 @@ class FolderSource(Folder, ABC):
         keep_boxes: bool = False,  # noqa: ARG002  none of these formats states boxes beside masks
         overwrite: bool = False,
     ) -> Written:
-        inputs = [self.folder, *([] if self.options.images is None else [self.options.images])]
-        check_output_folder(output, inputs, overwrite=overwrite)
+        inputs = [self.path, *([] if self.options.images is None else [self.options.images])]
+        is_file = self.path.is_file()
+        (check_output_file if is_file else check_output_folder)(output, inputs, overwrite=overwrite)
         overlap_pixels, covered, first = 0, list[int](), 0
         self.replaced.clear()
-        with atomic_folder(output) as draft:
+        with atomic_output(output, overwrite=True) if is_file else atomic_folder(output) as place:
+            draft = place.parent if is_file else place
             for position, entry in enumerate(self.entries):
                 indexes = [index for index in range(first, first + entry.count) if index in results]
                 if masks := {index - first: results[index] for index in indexes}:
@@ -263,6 +272,8 @@ class FolderSource(Folder, ABC):
                     covered += [first + number for number in written.covered]
                 first += entry.count
             self.copy_rest(draft, self.replaced)
+            if is_file:
+                (draft / self.files[0]).rename(place)
         return Written(overlap_pixels, tuple(covered))
 
     def image_of(self, entry: FolderEntry, tree: ImageTree) -> PurePosixPath | None:

@@ -165,9 +165,9 @@ class MaskFiles(FolderSource):
                 pixels.write(np.where(own[0].decode().paste(), white, 0), target)
             elif own:
                 ids, background = list(file.ids), self.options.background
-                before = _stretched(_exchanged(pixels.values, background), size)
+                before = stretched(exchanged(pixels.values, background), size)
                 merged = self.row.update(before, [(ids[n], mask) for n, mask in own.items()])
-                pixels.write(_exchanged(merged.values, background, file.zero), target)
+                pixels.write(exchanged(merged.values, background, file.zero), target)
                 self._update_classes(file, before, merged.values, draft)
                 overlap_pixels += merged.overlap_pixels
                 covered += [first + ids.index(value) for value in merged.covered]
@@ -185,11 +185,11 @@ class MaskFiles(FolderSource):
                 reading: Literal["auto", "binary"] = "binary" if self.options.png_kind == "binary" else "auto"
                 mask = FileMask(path, self.options.max_image_pixels, reading)
                 return MapFile(name, Instance(0, mask, str(name)), written=written)
-            values, row = _exchanged(pixels.values, background), self.row
+            values, row = exchanged(pixels.values, background), self.row
             ids = [value for value in places_of(values) if value >= row.ids.start and value != row.void]
             # by VOC's convention
             crowd = VOID if pixels.palette and row.void is None and background != VOID else None
-            size, zero = (values.shape[0], values.shape[1]), _zero(pixels.values, background)
+            size, zero = (values.shape[0], values.shape[1]), zero_of(pixels.values, background)
             return MapFile(
                 name, None, self._classes_of(name, values, ids), crowd, size, zero=zero, written=written
             )
@@ -258,7 +258,7 @@ class MaskFiles(FolderSource):
         if name == file.name or name not in self._digests or not self.row.class_folder:
             return
         pixels = self.pixels_of(name)
-        classes = _stretched(pixels.values, (before.shape[0], before.shape[1]))
+        classes = stretched(pixels.values, (before.shape[0], before.shape[1]))
         of_id = np.zeros(int(after.max()) + 1, classes.dtype)
         for value, category_id in file.ids.items():
             of_id[value : value + 1] = category_id or 0
@@ -300,17 +300,17 @@ class LabelMapSource(MaskFiles):
 def _read_map(path: Path, max_pixels: int, background: int | None) -> MaskPixels:
     """A map with its background as 0."""
     pixels = read_pixels(path, max_pixels)
-    return replace(pixels, values=_exchanged(pixels.values, background))
+    return replace(pixels, values=exchanged(pixels.values, background))
 
 
-def _zero(values: NDArray[Any], background: int | None) -> int | None:
+def zero_of(values: NDArray[Any], background: int | None) -> int | None:
     """The id that takes the place of 0 in an [H, W] map: the value of its background, or the first free one."""
     return int(values.max()) + 1 if background is None else background or None
 
 
-def _exchanged(values: NDArray[Any], background: int | None, zero: int | None = None) -> NDArray[Any]:
+def exchanged(values: NDArray[Any], background: int | None, zero: int | None = None) -> NDArray[Any]:
     """[H, W]: a map with 0 and the value of its background exchanged, which undoes itself; ``zero`` if it is known."""
-    zero = _zero(values, background) if zero is None else zero
+    zero = zero_of(values, background) if zero is None else zero
     if zero is None:
         return values
     exchanged = values.astype(np.uint32)
@@ -318,7 +318,7 @@ def _exchanged(values: NDArray[Any], background: int | None, zero: int | None = 
     return exchanged
 
 
-def _stretched(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def stretched(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """[H, W] of (height, width): the nearest value of a map of another size."""
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)

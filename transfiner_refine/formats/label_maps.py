@@ -217,12 +217,13 @@ def update_map(
         coarse: [H, W] ids.
         refined: (id, mask) of the refined instances, the most important first.
         background: [H, W] pixels that refined masks may overwrite; pixels of id 0 are among them.
-        freed: what a pixel becomes that its instance gives up and no other claims: 0, but in a map without background
-            its own id; the nearest background pixel of the map as it was, 0 where there was none; or the nearest
-            background pixel that is left, its own id where none is.
+        freed: what a pixel becomes that its instance gives up and no other claims: 0, but in a map of several ids
+            and no background its own id; the nearest background pixel of the map as it was, 0 where there was none;
+            or the nearest background pixel that is left, its own id where none is.
         kept: ids of background that must not vanish; one that would keeps all its pixels.
     """
     masks = {instance_id: mask.decode() for instance_id, mask in refined}
+    is_partition = not background.any() and bool((coarse != coarse[0, 0]).any())
     at_risk, protected = set(kept) & places_of(coarse).keys() if kept else set(), set[int]()
     while True:
         claimable = background & ~is_among(coarse, protected) if protected else background
@@ -235,7 +236,7 @@ def update_map(
             near = background & (values == coarse) if freed == "nearest left" else claimable
             if freed != "zero" and near.any():
                 values[given_up] = _nearest(coarse, near)[given_up]
-            elif freed == "nearest left" or (freed == "zero" and not background.any()):
+            elif freed == "nearest left" or (freed == "zero" and is_partition):
                 np.copyto(values, coarse, where=given_up)
         lost = at_risk - places_of(values).keys() - protected if at_risk else set()
         if not lost:

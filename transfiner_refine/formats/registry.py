@@ -16,8 +16,10 @@ from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, V
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.mask_image import MASK_IMAGE
+from transfiner_refine.formats.numpy_files import NUMPY, NUMPY_FILE
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Polygons, Source
+from transfiner_refine.formats.video_folders import SAM2_VIDEO
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.image_folders import files_in
 from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES, Orientation
@@ -34,7 +36,10 @@ FORMATS: tuple[Format, ...] = (
     CITYSCAPES_IDS,
     YOLO_SEG,
     LABELME,
+    NUMPY_FILE,
+    NUMPY,
     VOC,
+    SAM2_VIDEO,
     DAVIS,
     PLAIN_MAPS,
     PNG_FOLDER,
@@ -42,7 +47,13 @@ FORMATS: tuple[Format, ...] = (
 
 
 _KINDS_LISTED = 5
-_NEAREST = {".json": "labelme", ".txt": "yolo-seg", ".png": "png", **dict.fromkeys(SUFFIXES, "png")}
+_NEAREST = {
+    ".json": "labelme",
+    ".txt": "yolo-seg",
+    ".npz": "numpy",
+    ".npy": "numpy",
+    **dict.fromkeys(SUFFIXES, "png"),
+}
 
 _RENAMED = {
     "id-map": "label-map",
