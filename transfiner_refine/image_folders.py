@@ -110,7 +110,7 @@ class ImageFolder:
         for path in paths:
             suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ""
             stem = path.with_suffix("") if suffix else path
-            found = self._tree.find(stem.with_name(alike(stem.name)), suffix) if stem.name else None
+            found = self._tree.find(stem, suffix) if stem.name else None
             if found is not None:
                 return self.root / found
         listed = ", ".join(str(path)[:_LONGEST_NAME] for path in paths)
@@ -119,7 +119,7 @@ class ImageFolder:
 
     @cached_property
     def _tree(self) -> ImageTree:
-        return ImageTree(self.only or self.root, key=alike)
+        return ImageTree(self.only or self.root)
 
 
 def alike(stem: str) -> str:
@@ -166,12 +166,14 @@ class ImageTree:
         self.root = root.parent if root.is_file() else root
         self.images: list[PurePosixPath] = []  # relative to the root, in the order of their names
         self._by_key: dict[str, list[PurePosixPath]] = {}
+        self._by_spelling: dict[str, list[PurePosixPath]] = {}
         barred = {os.path.realpath(path) for path in without}  # resolve() has no answer for a circle of links
         for name in files_in(root, remedy="give the folder of the images"):
             is_barred = bool(barred) and os.path.realpath(self.root / name) in barred
             if name.suffix.lower() in SUFFIXES and not is_barred:
                 self.images.append(name)
                 self._by_key.setdefault(key(name.stem), []).append(name)
+                self._by_spelling.setdefault(alike(key(name.stem)), []).append(name)
 
     def find(self, stem: PurePosixPath, suffix: str = "") -> PurePosixPath | None:
         """The image of ``SUBFOLDER/STEM``, relative to the root; None if there is none.
@@ -179,7 +181,7 @@ class ImageTree:
         Either path may have more leading folders than the other (``480p/bear/00000`` finds ``bear/00000.jpg`` and the
         other way round), but what both have must agree. Raises InputError where several images fit equally well.
         """
-        common = {image: _common_end(stem, image) for image in self._by_key.get(stem.name, ())}
+        common = {image: _common_end(stem, image) for image in self._called(stem.name)}
         fits = [each for each in common if common[each] >= min(len(stem.parts), len(each.parts)) - 1]
         best = max((common[image] for image in fits), default=0)
         found = [image for image in fits if common[image] == best]
@@ -196,7 +198,10 @@ class ImageTree:
 
     def has_key(self, key: str) -> bool:
         """Whether any image has that key, in whatever folder."""
-        return key in self._by_key
+        return bool(self._called(key))
+
+    def _called(self, key: str) -> list[PurePosixPath]:
+        return self._by_key.get(key) or self._by_spelling.get(alike(key), [])
 
 
 def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:

@@ -15,6 +15,8 @@ _WHAT_THEY_ARE = {
     "coco-results-jsonl": "the same records, one a line",
     "coco-annotations": "COCO or LVIS annotations: one JSON file",
     "coco-panoptic": "a JSON file, and a folder of PNGs named like it",
+    "sam": "a JSON file for each image, as of SA-1B and segment-anything",
+    "mmdetection": "a JSON file for each image, as in preds/",
     "cityscapes-results": "a folder of txt files and mask PNGs",
     "cityscapes-ids": "a folder of *_instanceIds.png",
     "voc": "a folder of Pascal VOC's SegmentationObject PNGs",

@@ -33,6 +33,8 @@ FORMAT_NAMES = (
     "coco-results-jsonl",
     "coco-annotations",
     "coco-panoptic",
+    "sam",
+    "mmdetection",
     "cityscapes-results",
     "cityscapes-ids",
     "voc",

@@ -29,8 +29,8 @@ from transfiner_refine.formats.text_file import TextFile, is_wide, look_into
 ImageId = int | str
 ImageKey = ImageId | tuple[str]  # of records without an image_id: the file name that they state
 Layout = Literal["results", "lines", "annotations", "panoptic", "info"]  # info: annotations are passed over
-RawRecord = tuple[int, str, str | InputError]
-"""Index and label of a record, and its text or why there is none."""
+RawRecord = tuple[int, str, Any]
+"""Index and label of a record, and its text, or what that says, or why there is none (InputError)."""
 
 _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
 _LOOK = 1 << 16  # bytes of annotations in which one of them says what they are

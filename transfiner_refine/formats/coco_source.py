@@ -337,36 +337,19 @@ class CocoSource(UnreadSource):
 
     def _fits(self, record: Mapping[str, Any], mask: Mask) -> bool:
         """Whether a mask can be polygons in the frame of its record; one that was fitted to its image cannot."""
-        key = key_of(record) if self.options.fit_masks else None
+        key = key_of(record)
         stated = None if key is None or self.listing is None else self.find(self.listing.meant(key)).size
-        return mask.area > 0 and stated in (None, mask.size)
+        return stated in (None, mask.size)
 
     def _with_mask(self, index: int, mask: Mask, keep_boxes: bool) -> str:
-        """The text of a sound record with another mask; what does not follow from the mask stays as it is."""
-        text, edits = self.file.records.text(index), []
+        """The text of a sound record with another mask."""
         try:
-            found = list(parts(text))
-            record = {key: old for key, old, _, _ in found}
-            segmentation = record.get("segmentation")
-            as_runs = isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list)
-            new: dict[str, Any] = {"segmentation": mask_values(mask, as_runs=as_runs and is_crowd(record))}
-            if (
-                isinstance(segmentation, list)
-                and self.options.polygons == "keep"
-                and self._fits(record, mask)
-            ):
-                new["segmentation"] = polygons = coco_polygons(mask, self.options.polygon_tolerance)
-                mask = mask_from_segmentation(polygons, lambda: mask.size)
-            if not keep_boxes:
-                x0, y0, x1, y1 = mask.box
-                new |= {"bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], "area": mask.area}
-            for key, old, start, end in found:
-                if key in new:
-                    value = float(mask.area) if key == "area" and isinstance(old, float) else new[key]
-                    edits.append((start, end, compact(value)))
+            text, options = self.file.records.text(index), self.options
+            if options.fit_masks and not self._fits({key: old for key, old, _, _ in parts(text)}, mask):
+                options = replace(options, polygons="rle")
+            return record_with_mask(text, mask, keep_boxes, options)
         except (RecursionError, ValueError):  # it was sound when it was read as an instance
             raise self.file.text.changed() from None
-        return edited(text, edits)
 
 
 def sound_images(
@@ -390,6 +373,26 @@ def sound_images(
                     reason = f"mask of size {list(each.mask.size)} in an image of {short(list(item.size))}"
                     faults.append(InputError(f"{reason} (height, width)", file=file, record=each.label))
             yield item, [each for each in found if each.mask.size == item.size]
+
+
+def record_with_mask(text: str, mask: Mask, keep_boxes: bool, options: OpenOptions) -> str:
+    """The text of a record with another mask; what does not follow from the mask stays as it is."""
+    found = list(parts(text))
+    record = {key: old for key, old, _, _ in found}
+    segmentation, edits = record.get("segmentation"), []
+    as_runs = isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list)
+    new: dict[str, Any] = {"segmentation": mask_values(mask, as_runs=as_runs and is_crowd(record))}
+    if isinstance(segmentation, list) and options.polygons == "keep" and mask.area:
+        new["segmentation"] = polygons = coco_polygons(mask, options.polygon_tolerance)
+        mask = mask_from_segmentation(polygons, lambda: mask.size)
+    if not keep_boxes:
+        x0, y0, x1, y1 = mask.box
+        new |= {"bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], "area": mask.area}
+    for key, old, start, end in found:
+        if key in new:
+            value = float(mask.area) if key == "area" and isinstance(old, float) else new[key]
+            edits.append((start, end, compact(value)))
+    return edited(text, edits)
 
 
 def mask_values(mask: Mask, *, as_runs: bool = False) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.text_file import text_output
-from transfiner_refine.images import upright_size
+from transfiner_refine.images import image_sizes
 from transfiner_refine.masks import Mask
 
 NO_SCORE = 1.0  # what results state for an instance whose source has no scores; pycocotools needs one
@@ -48,8 +48,10 @@ class Ids:
             instances += [each.instance_id for each in image.instances]
             used.update(each.category_id for each in image.instances)
             stuff.update(each.category_id for each in image.instances if each.is_stuff)
-        # whether the image ids are the source's own, or the numbers of the file names
-        self.own_images, self._numbered = _all_differ(images), _all_differ(numbers)
+        self._numbered = _all_differ(numbers)
+        # the source's own; folders have stems, which are better numbers where they can be
+        are_stems = not isinstance(source, CocoSource) and all(isinstance(each, str) for each in images)
+        self.own_images = _all_differ(images) and not (are_stems and self._numbered)
         self._own_instances = _all_differ(instances)
         names = {key: f"class {key}" for key in used if key is not None} | dict(source.categories)
         self._no_category = max(names, default=0) + 1
@@ -202,7 +204,7 @@ def _image_size(record: ImageRecord) -> tuple[int, int] | None:
         with suppress(InputError):  # named when the mask is decoded
             return instance.mask.size
     with suppress(InputError):  # an image without masks: nothing depends on it
-        return None if record.path is None else upright_size(record.path)
+        return None if record.path is None else image_sizes(record.path, record.orientation)[0]
     return None
 
 

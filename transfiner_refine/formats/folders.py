@@ -23,7 +23,7 @@ from transfiner_refine.formats.records import (
     fitted,
 )
 from transfiner_refine.image_folders import ImageTree, files_in
-from transfiner_refine.images import upright_size
+from transfiner_refine.images import image_sizes
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder, atomic_output, check_output_file, check_output_folder
 
@@ -328,7 +328,7 @@ class FolderSource(Folder, ABC):
             if path is None:
                 reason, remedy = "does not state its image's size", "give the images with --images"
                 raise InputError(reason, file=self.folder / entry.name, remedy=remedy)
-            return upright_size(path)
+            return image_sizes(path, self.options.orientation)[0]
 
         instances = []
         try:
@@ -338,7 +338,11 @@ class FolderSource(Folder, ABC):
                 else:
                     mask = item.mask
                     with suppress(InputError):  # named when it is decoded
-                        mask = fitted(mask, path) if self.fit_masks and path is not None else mask
+                        mask = (
+                            fitted(mask, path, self.options.orientation)
+                            if self.fit_masks and path is not None
+                            else mask
+                        )
                     instances.append(replace(item, index=first + item.index, mask=mask))
         except InputError as error:  # the image cannot be read: nothing of the entry can be used
             yield RecordFault(error, entry.count, whole_image=True)
@@ -351,6 +355,7 @@ class FolderSource(Folder, ABC):
             entry.size,
             image_id=entry.stem.as_posix(),
             file_name=image or entry.usual_name,
+            orientation=self.options.orientation,
         )
 
     def _with_image(self, entry: FolderEntry, tree: ImageTree) -> FolderEntry:

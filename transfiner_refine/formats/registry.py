@@ -12,6 +12,7 @@ from transfiner_refine.errors import InputError
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
 from transfiner_refine.formats.folders import read_file
+from transfiner_refine.formats.image_json import MMDETECTION, SAM, SINGLE_FILES
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
@@ -32,6 +33,8 @@ FORMATS: tuple[Format, ...] = (
     COCO_LINES,
     COCO_PANOPTIC,
     COCO_ANNOTATIONS,
+    SAM,
+    MMDETECTION,
     CITYSCAPES_RESULTS,
     CITYSCAPES_IDS,
     YOLO_SEG,
@@ -79,14 +82,19 @@ def recognise(path: str | Path, format: str = "auto") -> Format:  # noqa: A002  
     """
     path = Path(path)
     if format != "auto":
-        return format_named(format)
-    for entry in FORMATS:
+        named = format_named(format)
+        return next((each for each in SINGLE_FILES if each.name == named.name and path.is_file()), named)
+    for entry in (*SINGLE_FILES, *FORMATS):
         if path.is_dir() == entry.is_folder and entry.recognise(path):
             return entry
     if path.is_dir():
         raise _unknown_folder(path)
     remedy = "give --from if you know what it is"
-    is_empty = not read_file(path, "check --masks", 1024).removeprefix(BOM_UTF8).strip()
+    start = read_file(path, "check --masks", 1024)
+    if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) or b"/data.pkl" in start:
+        remedy = "give JSON; detectron2 writes coco_instances_results.json beside instances_predictions.pth"
+        raise InputError("is a pickle, which can run any program when it is read", file=path, remedy=remedy)
+    is_empty = not start.removeprefix(BOM_UTF8).strip()
     raise InputError("is empty" if is_empty else "is in no known format", file=path, remedy=remedy)
 
 

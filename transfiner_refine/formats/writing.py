@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source, Written
-from transfiner_refine.images import SUFFIXES, upright_size
+from transfiner_refine.images import SUFFIXES, image_sizes
 from transfiner_refine.masks import Mask
 
 _NO_LETTERS = ("Cc", "Cs")  # control characters, and what stands for bytes that are no text
@@ -113,7 +113,7 @@ class Conversion:
         if image.path is None:
             reason, remedy = "has no masks and no stated size", "give its image with --images"
             raise InputError(reason, record=image.name, remedy=remedy)
-        return upright_size(image.path)
+        return image_sizes(image.path, image.orientation)[0]
 
     def _blame(self, image: ImageRecord, instance: Instance, error: InputError) -> None:
         label = error.record or instance.label
