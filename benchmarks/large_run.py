@@ -1,8 +1,8 @@
-"""Memory and speed of the pipeline at the size of COCO val: 5,000 photos, 500,000 masks, 250 MB of JSON.
+"""Memory and speed of the pipeline at any size, such as that of COCO val: 5,000 images, 500,000 masks, 250 MB of JSON.
 
-Photos are crops of the example photos, masks are blobs; the refiner returns what it gets, so that everything but
-the network is measured. Peaks are read from /proc (Linux): the resident set of the run's process, and the sum of
-the proportional sets of all its processes, sampled ten times a second.
+Images are crops of the example images, masks are blobs; the refiner makes a disc of each, so that everything but the
+network is measured, writing included. Peaks are read from /proc (Linux): the resident set of the run's process, and
+the sum of the proportional sets of all its processes, sampled ten times a second.
 
 python benchmarks/large_run.py --folder large --images 5000 --masks 100 --workers 1
 """
@@ -11,36 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+from pipeline import SIZE, Disc
 
 from transfiner_refine.formats import Mask
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.pipeline import refine_files
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "images"
-SIZE = (480, 640)
 BLOBS = 1000  # different masks; each occurs many times
-
-
-class Same:
-    """A refiner that takes a mask for the best one."""
-
-    batch_size = 32
-
-    def refine_windows(
-        self, images: Sequence[NDArray[np.uint8]], masks: Sequence[MaskWindow], image_index: Sequence[int]
-    ) -> list[MaskWindow]:
-        del images, image_index
-        return list(masks)
 
 
 def make_input(folder: Path, images: int, masks: int) -> None:
@@ -85,9 +72,12 @@ def run(folder: Path, workers: int | None) -> None:
     """The run that is measured; prints how many instances it refined and the seconds it took."""
     summary = refine_files(
         folder / "images", folder / "masks.json", folder / "out.json",
-        refiner=Same(), workers=workers, overwrite=True,
+        refiner=Disc(256), workers=workers, overwrite=True,
     )  # fmt: skip
-    print(json.dumps({"refined": summary.refined, "failed": summary.failed, "seconds": summary.seconds}))
+    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    used = sum(each.ru_utime + each.ru_stime for each in (own, others))
+    found = {"refined": summary.refined, "failed": summary.failed, "seconds": summary.seconds}
+    print(json.dumps(found | {"cpu_ms": round(1e3 * used / summary.refined, 3)}))
 
 
 def measured(command: list[str]) -> dict[str, Any]:
