@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.images import SUFFIXES
+from transfiner_refine.remote import RemotePath
 
 _LONGEST_NAME = 100  # characters of a name that a message quotes
 _ADDED = re.compile(r"^coco_[a-z]+\d{4}_|(?:_gtfine|_gtcoarse|_leftimg8bit)+$")
@@ -29,6 +30,8 @@ def files_in(folder: Path, *, remedy: str) -> list[PurePosixPath]:
     """
     if folder.is_file():
         return [PurePosixPath(folder.name)]
+    if isinstance(folder, RemotePath):
+        return folder.files()
     found, seen = list[PurePosixPath](), {os.path.realpath(folder)}
 
     def refuse(error: OSError) -> None:  # what cannot be listed must not be passed over as if it held nothing

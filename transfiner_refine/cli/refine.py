@@ -143,10 +143,13 @@ def command(ctx: click.Context, /, quiet: bool, report: Path | None, **options: 
     from transfiner_refine.cli import end_program
     from transfiner_refine.pipeline import refine_files  # here, so that --help does not wait for numpy
     from transfiner_refine.pipeline.journal_file import journal_path
+    from transfiner_refine.remote import url_of
 
     report = None if options["dry_run"] else report
     if report is not None and options["to"] is not None:
         raise click.UsageError("--report compares masks of one format; leave --to out, or make it afterwards")
+    if report is not None and any(url_of(options[name] or "") for name in ("images", "masks", "output")):
+        raise click.UsageError("--report reads files on this machine; leave it out where there are URLs")
     if options["shard"] is not None and (report is not None or options["to"] is not None):
         raise click.UsageError("--shard goes with neither --report nor --to; give --to to merge")
     if report is not None:

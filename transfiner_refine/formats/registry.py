@@ -24,6 +24,7 @@ from transfiner_refine.formats.video_folders import SAM2_VIDEO
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.image_folders import files_in
 from transfiner_refine.images import MAX_IMAGE_PIXELS, SUFFIXES, Orientation
+from transfiner_refine.remote import place
 from transfiner_refine.renamed import current
 
 # in the order in which they are tried: what looks for more comes before what takes nearly anything
@@ -179,7 +180,7 @@ def open_source(
             records do not raise; they come out of the iteration as ``RecordFault``.
     """
     options = OpenOptions(
-        None if images is None else Path(images),
+        None if images is None else place(images),
         None if image_info is None else Path(image_info),
         current(png_kind, _RENAMED),  # type: ignore[arg-type]
         None if class_names is None else Path(class_names),

@@ -21,6 +21,7 @@ from transfiner_refine.pipeline.journal import Journal
 from transfiner_refine.pipeline.prepare import Selection, system_fault
 from transfiner_refine.pipeline.run import Outcome, mean_share
 from transfiner_refine.pipeline.shards import Shard
+from transfiner_refine.pipeline.staging import check_free, fetch_beside, origin, publish
 
 _COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
 _MARK = "user.transfiner-refine"
@@ -31,6 +32,7 @@ _REMEDIES = {
     errno.ENOSPC: "make space on the disk",
     errno.EDQUOT: "make space on the disk",
     errno.EIO: "check the disk",
+    errno.ENETUNREACH: "check the network and the access to it",
 }
 
 
@@ -68,6 +70,8 @@ class Job:
     ) -> None:
         """Opens the masks; ``reading`` has what ``open_source`` takes beside them."""
         self.read_as = recognise(masks, reading["format"])
+        if self.read_as.beside is not None:
+            fetch_beside(masks, self.read_as.beside)
         self.reading = {**reading, "format": self.read_as.name}
         self.source = open_source(masks, images, **self.reading)
         if shard is None:
@@ -84,6 +88,7 @@ class Job:
 
     def check(self, *, overwrite: bool) -> None:
         """Raises OutputError or InputError where the output cannot be written."""
+        check_free(self._output, self.inputs, overwrite=overwrite)
         if self.shard is None:
             check_destination(self.target, self._output, self.inputs, source=self.source, overwrite=overwrite)
         else:
@@ -141,19 +146,17 @@ class Job:
         with atomic_output(output, *beside, overwrite=overwrite) as draft:
             if self.shard is not None:
                 places = {"images": self._images, "masks": self._masks, **self.reading}
-                reading = {name: _absolute(value) for name, value in places.items()}
+                reading = {name: origin(value) for name, value in places.items()}
                 journal.write_shard(draft, {"shard": self.shard, "reading": reading})
             elif self.target is self.read_as:
                 written = self.source.write(draft, outcome.masks, keep_boxes=self._keep_boxes, overwrite=True)
             else:
                 written = self.target.write(draft, self.source, outcome.masks)
             journal.note_output(stamps_of(*self.outputs(draft)))
+        for path in (*beside, output):
+            publish(path, overwrite=overwrite)
         _account(outcome, written)
         outcome.summary.seconds = journal.seconds
-
-
-def _absolute(value: object) -> object:
-    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from transfiner_refine.formats.records import ImageRecord
 from transfiner_refine.masks import Mask
 from transfiner_refine.pipeline.journal_file import COMMIT, JournalFile
 from transfiner_refine.pipeline.prepare import InstanceFault
+from transfiner_refine.remote import RemotePath
 
 RUN, SHARD = "H", "S"  # kinds of records
 _KEPT, _FAULT, _MASK, _OUTPUT = "K", "F", "M", "W"
@@ -364,7 +365,8 @@ def _identity(image: ImageRecord) -> int:
     file = None
     with suppress(OSError):
         if image.path is not None:
-            state = os.stat(image.path)  # noqa: PTH116  half the time of Path.stat
+            is_here = not isinstance(image.path, RemotePath)
+            state = os.stat(image.path) if is_here else image.path.stat()  # noqa: PTH116  half the time of Path.stat
             file = (str(image.path), state.st_size, state.st_mtime_ns)
     text = ascii((file, image.name, image.indexes))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -19,7 +19,9 @@ from transfiner_refine.pipeline.journal import FOREIGN, RUN, SHARD, Journal, Rec
 from transfiner_refine.pipeline.journal_file import last_record, sound_lines
 from transfiner_refine.pipeline.run import Ahead, Run
 from transfiner_refine.pipeline.shards import Shard, items_of
+from transfiner_refine.pipeline.staging import at_urls, fetched
 from transfiner_refine.pipeline.summary import Summary
+from transfiner_refine.remote import place
 
 _AGAIN = "refine that shard again"
 _MERGED = "number of shards"
@@ -27,6 +29,7 @@ _OWN = ("--shard", "--images")  # what may differ between shards: machines have 
 
 
 @system_faults()
+@at_urls
 def merge_shards(
     shards: Sequence[str | Path],
     output: str | Path,
@@ -59,7 +62,8 @@ def merge_shards(
     found, output = _read_shards(paths), Path(output)
     now = {"masks": masks, "images": images, "image_info": image_info, "class_names": class_names}
     reading = {**found[0].reading, **{name: path for name, path in now.items() if path is not None}}
-    where = Path(reading.pop("images")), Path(reading.pop("masks"))
+    reading |= {name: fetched(reading[name]) for name in ("masks", "image_info", "class_names")}
+    where = place(reading.pop("images")), reading.pop("masks")
     job = Job(*where, output, reading, to, keep_boxes)
     job.inputs += paths
     job.check(overwrite=overwrite)

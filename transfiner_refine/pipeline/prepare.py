@@ -18,7 +18,9 @@ from transfiner_refine.pipeline.summary import CROWD
 
 CRASHED = "replace the file, or leave out its records"  # remedy of an image that crashes a process
 _MASK_BYTES = 1 << 26  # of one image's soft masks; what is beyond is decoded again when its turn comes
-_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EDQUOT}
+_SYSTEM = {
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENETUNREACH,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,15 @@ from transfiner_refine.pipeline.journal_file import journal_path
 from transfiner_refine.pipeline.prepare import Selection, category_ids
 from transfiner_refine.pipeline.run import refine_source
 from transfiner_refine.pipeline.shards import Shard
+from transfiner_refine.pipeline.staging import at_urls
 from transfiner_refine.pipeline.summary import Summary
+from transfiner_refine.remote import place
 from transfiner_refine.renamed import renamed
 
 
 @system_faults()
 @renamed(close_ups="tiles")
+@at_urls
 def refine_files(
     images: str | Path,
     masks: str | Path,
@@ -125,7 +128,7 @@ def refine_files(
         CheckpointError, DeviceError: from loading the weights.
         Interrupted: Ctrl-C, when there is something to resume.
     """
-    images, masks, output = Path(images), Path(masks), Path(output)
+    images, masks, output = place(images), Path(masks), Path(output)
     reading = {
         "format": format, "image_info": image_info, "png_kind": png_kind, "class_names": class_names,
         "fit_masks": fit_masks, "orientation": orientation, "refine_crowds": refine_crowds,
