@@ -13,7 +13,7 @@ import numpy as np
 from hostile_masks import Verdict, hostile_number, hostile_segmentation, nested, pick, sound_segmentation
 from law import Case, load_json, require
 from pycocotools import mask as coco_mask
-from scene import CATEGORIES, Bitmap, Photo, draw_scene, eroded, write_photos
+from scene import CATEGORIES, Bitmap, Photo, draw_scene, eroded, rle, write_photos
 
 from transfiner_refine.pipeline import Summary
 
@@ -32,7 +32,7 @@ def results(
                 "score": float(rng.random()),
             }
             if rng.random() < 0.5:
-                record["bbox"] = [0.0, 0.0, 1.0, 1.0]
+                record["bbox"] = coco_mask.toBbox(rle(bitmap)).tolist()
             records.append(record)
             bitmaps.append(bitmap)
     order = rng.permutation(len(records)).tolist()
