@@ -47,11 +47,24 @@ def test_opaque_grey_with_alpha_is_read_as_grey_and_written_with_alpha(tmp_path:
     with Image.open(tmp_path / "b.png") as image:
         assert image.mode == mode
         assert np.array_equal(np.asarray(image), np.asarray(grey.convert(mode))[::-1])
-    see_through = grey.convert(mode)
+    see_through = Image.fromarray(np.indices(SIZE).sum(0).astype(np.uint8)).convert(mode)
     see_through.putalpha(200)
     see_through.save(tmp_path / "a.png")
     with pytest.raises(InputError, match="has pixels that are not opaque"):
         read_pixels(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize("shade", [0, 255])
+def test_the_alpha_of_one_colour_is_the_mask(tmp_path: Path, mode: str, shade: int) -> None:
+    shape = Image.new("L", SIZE[::-1], shade).convert(mode)
+    shape.putalpha(Image.fromarray(np.where(DISC, 255, 0).astype(np.uint8)))
+    shape.save(tmp_path / "a.png")
+    pixels = read_pixels(tmp_path / "a.png")
+    assert np.array_equal(pixels.values != 0, DISC)
+    pixels.write(pixels.values[::-1], tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as image:
+        assert np.array_equal(np.asarray(image), np.asarray(shape)[::-1])
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])

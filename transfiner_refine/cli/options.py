@@ -82,8 +82,8 @@ def count(name: str, least: int, text: str, **settings: Any) -> Callable[[Any], 
 
 def id_or_none(text: str) -> int | str:
     """A value of a label map, or "none"; ValueError where it is neither."""
-    if text != "none" and not 0 <= int(text) < 1 << 31:
-        raise ValueError
+    if text != "none" and not (text.isdecimal() and int(text) < 1 << 31):
+        raise ValueError(f"{text!r} is no value of a label map, and not none")
     return text if text == "none" else int(text)
 
 

@@ -292,6 +292,10 @@ class LabelMapSource(MaskFiles):
             replace(self.entry(file.name, stem, [file]), error=file.error)
             for (file,), stem in zip(self.groups, stems, strict=True)
         )
+        known = any(each is not None for (file,) in self.groups for each in file.ids.values())
+        if row.class_folder and known and folder not in self._classes.parents:
+            place = f"Classes are those of {self._classes}, which is not part of the output"
+            self.notes.append(f"{place}; to have its maps follow, give {folder.parent}.")
         if options.images is not None:
             maps = [folder / name for name in names]
             self.find_images(ImageTree(options.images, without=maps, key=row.image_key))

@@ -70,7 +70,7 @@ class MaskPixels:
     chunks: list[tuple[bytes, memoryview]]  # name and data of a PNG's chunks; empty for other kinds
     mode: str = ""  # of TIFF and BMP in Pillow; empty for other kinds
     settings: dict[str, Any] = field(default_factory=dict)  # and what they are saved with
-    colours: bytes = b""  # and their palette
+    colours: bytes = b""  # and their palette; of a PNG whose alpha is the mask, its one colour
 
     @property
     def is_binary(self) -> bool:
@@ -100,7 +100,7 @@ class MaskPixels:
 
     def _write_png(self, values: NDArray[Any], target: Path) -> None:
         _, _, depth, colour = _header(self.chunks)
-        rows = _packed(values.astype(self.values.dtype, copy=False), depth, colour)
+        rows = _packed(values.astype(self.values.dtype, copy=False), depth, colour, self.colours)
         # filter "up": each row as its difference to the one above, which is nearly always 0 in masks
         filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
         filtered[0, 1:] = rows[0]
@@ -167,7 +167,10 @@ def _read_png(image: Image.Image, path: Path, ids_in_colours: bool) -> MaskPixel
     elif depth == 16:
         values = _one_of(_sixteen_bits(image, path), (1 << depth) - 1, path, has_alpha=colour != _RGB)
     else:
-        values = _one_of(np.asarray(image), 255, path, has_alpha=colour != _RGB)
+        channels = np.asarray(image)
+        if tint := b"" if colour == _RGB else _tint(channels):
+            return MaskPixels(np.ascontiguousarray(channels[..., -1]), 255, False, chunks, colours=tint)
+        values = _one_of(channels, 255, path, has_alpha=colour != _RGB)
     return MaskPixels(values, (1 << depth) - 1, colour == _PALETTE, chunks)
 
 
@@ -255,6 +258,14 @@ def _header(chunks: list[tuple[bytes, memoryview]]) -> tuple[int, int, int, int]
     return height, width, depth, colour
 
 
+def _tint(channels: NDArray[Any]) -> bytes:
+    """The one colour of what is not fully transparent, where some is: then alpha is the mask; else nothing."""
+    alpha, colours = channels[..., -1], channels[..., :-1]
+    seen = colours[alpha > 0]
+    one = bytes(seen[0]) if len(seen) else bytes(colours.shape[-1])
+    return one if alpha.min() < 255 and (seen == np.frombuffer(one, np.uint8)).all() else b""
+
+
 def _sixteen_bits(image: Image.Image, path: Path) -> NDArray[Any]:
     """[H, W, channels] of a PNG; Pillow would halve it to 8 bits, and small ids would be gone."""
     import cv2  # here, because hardly any mask needs it
@@ -281,8 +292,8 @@ def _bytes_of_ids(ids: NDArray[np.uint32]) -> NDArray[np.uint8]:
     return np.stack((ids & 255, ids >> 8 & 255, ids >> 16), axis=-1).astype(np.uint8)
 
 
-def _packed(values: NDArray[Any], depth: int, colour: int) -> NDArray[np.uint8]:
-    """[H, bytes of a row]: the numbers as PNG samples of that depth, before filtering."""
+def _packed(values: NDArray[Any], depth: int, colour: int, tint: bytes) -> NDArray[np.uint8]:
+    """[H, bytes of a row]: the numbers as PNG samples of that depth, before filtering; as the alpha of a ``tint``."""
     height, width = values.shape
     if depth < 8:
         bits = (values[..., None] >> np.arange(depth - 1, -1, -1)) & 1  # [H, W, depth]
@@ -290,7 +301,10 @@ def _packed(values: NDArray[Any], depth: int, colour: int) -> NDArray[np.uint8]:
     samples = values[..., None]  # [H, W, channels]
     if colour in (_RGB, _RGB_ALPHA):
         samples = _bytes_of_ids(values) if values.dtype == np.uint32 else np.repeat(samples, 3, axis=2)
-    if colour in (_GREY_ALPHA, _RGB_ALPHA):
+    if tint:
+        plain = np.broadcast_to(np.frombuffer(tint, np.uint8), (height, width, len(tint)))
+        samples = np.concatenate((plain, values[..., None]), axis=2)
+    elif colour in (_GREY_ALPHA, _RGB_ALPHA):
         opaque = np.full((height, width, 1), (1 << depth) - 1, samples.dtype)
         samples = np.concatenate((samples, opaque), axis=2)
     stored = np.ascontiguousarray(samples, ">u2" if depth == 16 else np.uint8)
