@@ -125,6 +125,13 @@ class ImageFolder:
         return ImageTree(self.only or self.root)
 
 
+def beginnings(stem: str) -> Iterator[str]:
+    """A stem, and what of it comes before an underscore, the longest first: ``a_1_x``, ``a_1``, ``a``."""
+    while stem:
+        yield stem
+        stem = stem.rpartition("_")[0]
+
+
 def alike(stem: str) -> str:
     """What all spellings of an image's stem have in common: Unicode form, case, what COCO and Cityscapes add."""
     stem = unicodedata.normalize("NFC", stem).casefold()

@@ -177,9 +177,12 @@ class Evil:
     [
         ({"pred_masks": np.array([Evil()], dtype=object)}, "Python objects, which are never loaded"),
         (np.array({"masks": Evil()}, dtype=object), "Python objects, which are never loaded"),
-        ({"pred_masks": BOXES * 9.0 - 4}, "has values from -4 to 5, neither a mask nor confidences"),
-        ({"pred_masks": BOXES * np.array([[[1]], [[2]], [[3]]]) + BOXES[1]}, "is no mask: int64 values"),
-        ({"pred_masks": np.full((1, *SIZE), np.nan)}, "neither a mask nor confidences"),
+        ({"pred_masks": BOXES * 9.0 - 4}, "values outside .0, 1.; pass probabilities"),
+        (
+            {"pred_masks": BOXES * np.array([[[1]], [[2]], [[3]]]) + BOXES[1]},
+            "masks of type int64 with values beyond 0 and 1",
+        ),
+        ({"pred_masks": np.full((1, *SIZE), np.nan)}, "values outside"),
         ({"boxes": np.zeros(4)}, r"holds no masks \(arrays: boxes \[4\]\)"),
         ({"masks": np.zeros((2, 2, *SIZE))}, r"of the shape \[2, 2, 30, 40\]"),
         (MAP - 1, "has ids from -1 to 69999"),

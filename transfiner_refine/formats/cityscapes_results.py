@@ -29,7 +29,7 @@ from transfiner_refine.formats.label_maps import FileMask
 from transfiner_refine.formats.png import write_png
 from transfiner_refine.formats.records import Format, Instance, OpenOptions, Source, Written
 from transfiner_refine.formats.writing import Conversion, stem_of
-from transfiner_refine.image_folders import ImageTree
+from transfiner_refine.image_folders import ImageTree, beginnings
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
@@ -113,11 +113,9 @@ def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
 def _stem(name: PurePosixPath, tree: ImageTree | None) -> PurePosixPath:
     """Where the image of a text file must lie and what it must be called, without ``_leftImg8bit``."""
     stem = name.with_suffix("")
-    shorter = "" if tree is None else stem.name
-    while tree is not None and shorter:
-        if tree.has_key(shorter):
-            return stem.with_name(shorter)
-        shorter = shorter.rpartition("_")[0]
+    for each in () if tree is None else beginnings(stem.name):
+        if tree.has_key(each):
+            return stem.with_name(each)
     frame = _FRAME.match(stem.name)
     return stem if frame is None else stem.with_name(frame.group())
 

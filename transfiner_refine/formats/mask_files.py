@@ -37,7 +37,7 @@ from transfiner_refine.formats.label_maps import kind_of
 from transfiner_refine.formats.png import read_pixels, write_png
 from transfiner_refine.formats.records import Format, ImageRecord, OpenOptions, RecordFault, Source, Written
 from transfiner_refine.formats.writing import Conversion
-from transfiner_refine.image_folders import ImageTree, files_in
+from transfiner_refine.image_folders import ImageTree, beginnings, files_in
 from transfiner_refine.images import SUFFIXES
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
@@ -67,7 +67,9 @@ class MaskFolder(MaskFiles):
             self.files = [
                 name
                 for name in listed
-                if not inside or root not in (here / name).parents or (root == here and _is_png(name))
+                if not inside
+                or root not in (here / name, *(here / name).parents)
+                or (root == here and _is_png(name))
             ]
             self._tree = ImageTree(images, without=[folder / name for name in self.files if root == here])
         if not self.files:
@@ -134,10 +136,9 @@ class MaskFolder(MaskFiles):
             return name.with_suffix(""), True
         if name.parent.name and (image := self._tree.find(name.parent)) is not None:
             return image, False
-        while stem:
-            if (image := self._tree.find(name.with_name(stem))) is not None:
-                return image, stem == name.stem
-            stem = stem.rpartition("_")[0]
+        for each in beginnings(stem):
+            if (image := self._tree.find(name.with_name(each))) is not None:
+                return image, each == stem
         record = None if name.parent == PurePosixPath() else name.as_posix()
         raise InputError(f"no image in {self._tree.root} has that name", file=path, record=record)
 
@@ -149,15 +150,9 @@ def _is_png(name: PurePosixPath) -> bool:
 def _without_photos(names: list[PurePosixPath]) -> list[PurePosixPath]:
     """Without the images that masks lie among: what is no PNG and has a PNG of its stem, or of one that goes on."""
     pngs = {name.with_suffix("") for name in names if _is_png(name)}
-    owners = {stem.with_name(stem.name[:end]) for stem in pngs for end in _ends(stem.name)} | {
-        stem.parent for stem in pngs
-    }
+    owners = {stem.with_name(each) for stem in pngs for each in beginnings(stem.name)}
+    owners |= {stem.parent for stem in pngs}
     return [name for name in names if _is_png(name) or name.with_suffix("") not in owners]
-
-
-def _ends(stem: str) -> list[int]:
-    """How long a stem is, and what of it comes before each underscore."""
-    return [len(stem), *(at for at, letter in enumerate(stem) if letter == "_" and at)]
 
 
 def _open(path: Path, options: OpenOptions) -> MaskFolder:

@@ -41,8 +41,9 @@ from transfiner_refine.formats.records import (
     Written,
 )
 from transfiner_refine.formats.writing import Conversion
-from transfiner_refine.image_folders import ImageTree
+from transfiner_refine.image_folders import ImageTree, beginnings
 from transfiner_refine.images import SUFFIXES, check_pixels, upright_size
+from transfiner_refine.inputs import mask_values, window_around
 from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.output import atomic_binary_file, atomic_folder
 
@@ -113,7 +114,7 @@ class _Stack:
         with self._lock:
             if self._values is None:
                 self._values = layout.stack(ArrayFile(path).read(key))
-        return _window(self._values[index])
+        return window_around(mask_values(self._values[index][None])[0])
 
 
 @dataclass(frozen=True)
@@ -129,29 +130,12 @@ class ArrayMask:
         return self.stack.window(self.index)
 
 
-def _foreground(values: NDArray[Any], largest: float) -> float:
-    """The value of full foreground in an [H, W] mask; raises InputError where it is neither binary nor soft."""
-    kind, lowest = values.dtype.kind, 0.0 if not values.size else float(values.min())
-    is_binary = bool(((values == 0) | (values == largest)).all())
-    if kind == "f" and not (lowest >= 0 and (largest <= 1 or is_binary)):
-        reason = f"has values from {lowest:g} to {largest:g}, neither a mask nor confidences from 0 to 1"
-        raise InputError(reason, remedy="save masks, or confidences after the sigmoid")
-    if kind not in "buif" or lowest < 0 or not (is_binary or kind == "f" or values.dtype == np.uint8):
-        reason = f"is no mask: {values.dtype} values from {lowest:g} to {largest:g}"
-        raise InputError(reason, remedy="save one mask a plane, or a label map [H, W]")
-    if largest == 0:
-        return 1
-    return largest if is_binary and (kind != "f" or largest > 1) else 1 if kind == "f" else 255
-
-
-def _window(values: NDArray[Any]) -> MaskWindow:
-    """The mask of an [H, W] plane."""
-    largest = float(values.max(initial=0))
-    full, size = _foreground(values, largest), (values.shape[0], values.shape[1])
-    window = MaskWindow(values != 0, 0, 0, size).tight()
-    if ((values == 0) | (values == full)).all():
-        return window
-    return MaskWindow(window.of(values).astype(np.float32) / np.float32(full), window.x, window.y, size)
+def _full(plane: NDArray[Any]) -> float:
+    """The value of full foreground in an [H, W] mask."""
+    largest = plane.max(initial=0)
+    if plane.dtype.kind == "f":
+        return float(max(largest, 1))
+    return int(largest or 1) if ((plane == 0) | (plane == largest)).all() else 255
 
 
 def _map_pixels(array: NDArray[Any], background: int | None) -> MaskPixels:
@@ -257,8 +241,7 @@ class NumpySource(FolderSource):
         else:
             for index, mask in masks.items():
                 plane = stack[index]
-                full = _foreground(plane, float(plane.max(initial=0)))
-                plane[...] = np.where(mask.decode().paste(), full, 0)
+                plane[...] = np.where(mask.decode().paste(), _full(plane), 0)
         if self._edited is not None and self._edited[:2] != (draft, name):
             self._flush(draft)
         self._edited = (draft, name, {} if self._edited is None else self._edited[2])
@@ -306,13 +289,12 @@ class NumpySource(FolderSource):
             path = PurePosixPath(prefix)
             return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
         stem, tree = name.with_suffix(""), self._tree
-        if tree is None or tree.has_key(stem.name):
+        if tree is None:
             return stem
-        ends = [at for at, letter in enumerate(stem.name) if letter == "_" and at]
-        known = [stem.name[:end] for end in reversed(ends) if tree.has_key(stem.name[:end])]
-        if not known and len(tree.images) == len(self.files) == 1:
+        known = next((each for each in beginnings(stem.name) if tree.has_key(each)), None)
+        if known is None and len(tree.images) == len(self.files) == 1:
             return tree.images[0].with_suffix("")
-        return stem.with_name(known[0]) if known else stem
+        return stem if known is None else stem.with_name(known)
 
     def _masks_of(
         self, file: ArrayFile, key: str, headers: Mapping[str, ArrayHeader], stem: PurePosixPath
