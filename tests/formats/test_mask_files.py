@@ -211,8 +211,7 @@ def test_masks_of_every_kind_are_read_and_written_without_loss(tmp_path: Path) -
         "b.webp": [f"b.tiff id {value}" for value in (70_000, 140_000, 350_000)],
     }
     assert source.notes == [
-        "Cut at the middle, and written as PNG where refined: "
-        "1 mask of a kind that loses pixels, such as JPEG (first: a_1.jpg)."
+        "JPEGs cut at the middle, and cut-outs, written as grey PNGs where refined: 1 mask (first: a_1.jpg)."
     ]
     before = coarse_results(source)
     assert len({before[number] for number in range(4)}) == 1
@@ -234,6 +233,16 @@ def test_masks_of_every_kind_are_read_and_written_without_loss(tmp_path: Path) -
             assert name != "b.tiff" or new.tag_v2[270] == "x"
     source.write(tmp_path / "copy", {})
     assert (tmp_path / "copy" / "a_1.jpg").read_bytes() == (folder / "a_1.jpg").read_bytes()
+
+
+def test_a_cut_out_among_masks_is_read_by_its_alpha_and_said(tmp_path: Path) -> None:
+    photo = np.indices(SIZE).transpose(1, 2, 0).repeat(2, 2)[..., :3].astype(np.uint8)
+    source = opened(tmp_path, {"a.png": np.dstack((photo, binary())), "a_1.png": binary()})
+    assert "cut-outs, written as grey PNGs where refined: 1 mask (first: a.png)" in source.notes[0]
+    assert set(coarse_results(source).values()) == {Mask.from_window(MaskWindow(DISC, 0, 0, SIZE))}
+    source.write(tmp_path / "out", coarse_results(source))
+    for name in ("a.png", "a_1.png"):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), binary())
 
 
 def test_what_a_kind_cannot_hold_is_named(tmp_path: Path) -> None:

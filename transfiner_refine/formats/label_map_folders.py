@@ -46,6 +46,7 @@ from transfiner_refine.masks import Mask
 from transfiner_refine.output import atomic_folder
 
 VOID = 255  # Pascal VOC's label for pixels that nobody decided about
+_COLOUR_TYPE, _ALPHA = 25, (b"\4", b"\6")  # where a PNG states its colour type; those with an alpha channel
 _READERS = 4  # threads that read files; zlib lets go of the interpreter lock
 
 
@@ -177,7 +178,9 @@ class MaskFiles(FolderSource):
     def _look(self, name: PurePosixPath, kind: PngKind | Literal["auto"]) -> MapFile:
         try:
             path, background = self.folder / name, self.options.background
-            is_kept = self.read(name).startswith(PNG_SIGNATURE) or is_kept_kind(path)
+            data = self.read(name)
+            is_plain = data.startswith(PNG_SIGNATURE) and data[_COLOUR_TYPE : _COLOUR_TYPE + 1] not in _ALPHA
+            is_kept = is_plain or is_kept_kind(path, self.options.max_image_pixels)
             written = None if is_kept else name.with_suffix(".png")
             kind = "label-map" if background != 0 and kind == "auto" else kind
             pixels = None if kind == "binary" else self.pixels_of(name)
@@ -249,8 +252,10 @@ class MaskFiles(FolderSource):
                 taken.add(key)
                 replaced.append(file.name)
         if replaced:
-            what = f"{counted(len(replaced), 'mask')} of a kind that loses pixels, such as JPEG (first: {replaced[0]})"
-            self.notes.append(f"Cut at the middle, and written as PNG where refined: {what}.")
+            many = f"{counted(len(replaced), 'mask')} (first: {replaced[0]})"
+            self.notes.append(
+                f"JPEGs cut at the middle, and cut-outs, written as grey PNGs where refined: {many}."
+            )
 
     def _update_classes(self, file: MapFile, before: NDArray[Any], after: NDArray[Any], draft: Path) -> None:
         """Lets the map of classes follow, if it is part of the folder."""

@@ -143,9 +143,11 @@ def read_pixels(
         return MaskPixels(_cut(image, path), 255, False, [])
 
 
-def is_kept_kind(path: Path) -> bool:
-    """Whether a mask image is written in its own kind; raises InputError as ``opened`` does."""
-    with opened(path, None) as image:
+def is_kept_kind(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> bool:
+    """Whether a mask image is written in its own kind; raises InputError as ``read_pixels`` may."""
+    with opened(path, max_pixels) as image:
+        if image.format == "PNG" and image.mode in ("LA", "RGBA"):
+            return bool(_read_png(image, path, False).chunks)
         return image.format in ("PNG", "BMP") or (
             image.format == "TIFF" and image.info.get("compression", "raw") in _TIFF_LOSSLESS
         )
@@ -168,8 +170,10 @@ def _read_png(image: Image.Image, path: Path, ids_in_colours: bool) -> MaskPixel
         values = _one_of(_sixteen_bits(image, path), (1 << depth) - 1, path, has_alpha=colour != _RGB)
     else:
         channels = np.asarray(image)
-        if tint := b"" if colour == _RGB else _tint(channels):
-            return MaskPixels(np.ascontiguousarray(channels[..., -1]), 255, False, chunks, colours=tint)
+        tint = _tint(channels) if colour != _RGB and not channels[..., -1].all() else None
+        if tint is not None:  # the shape of a cut-out, whose colours do not outlive a new one
+            alpha = np.ascontiguousarray(channels[..., -1])
+            return MaskPixels(alpha, 255, False, chunks if tint else [], colours=tint)
         values = _one_of(channels, 255, path, has_alpha=colour != _RGB)
     return MaskPixels(values, (1 << depth) - 1, colour == _PALETTE, chunks)
 
@@ -258,12 +262,13 @@ def _header(chunks: list[tuple[bytes, memoryview]]) -> tuple[int, int, int, int]
     return height, width, depth, colour
 
 
-def _tint(channels: NDArray[Any]) -> bytes:
-    """The one colour of what is not fully transparent, where some is: then alpha is the mask; else nothing."""
-    alpha, colours = channels[..., -1], channels[..., :-1]
-    seen = colours[alpha > 0]
-    one = bytes(seen[0]) if len(seen) else bytes(colours.shape[-1])
-    return one if alpha.min() < 255 and (seen == np.frombuffer(one, np.uint8)).all() else b""
+def _tint(channels: NDArray[Any]) -> bytes | None:
+    """The colour of all pixels that can be seen; nothing where there are several, None where these are greys."""
+    seen = channels[..., :-1][channels[..., -1] > 0]
+    tint = bytes(seen[0]) if len(seen) else bytes(channels.shape[-1] - 1)
+    if (seen == np.frombuffer(tint, np.uint8)).all():
+        return tint
+    return b"" if (seen != seen[:, :1]).any() else None
 
 
 def _sixteen_bits(image: Image.Image, path: Path) -> NDArray[Any]:
