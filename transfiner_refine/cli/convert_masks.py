@@ -28,6 +28,11 @@ _WHAT_THEY_ARE = {
     "labelme": "a folder of labelme JSON files",
     "numpy": "a folder of .npz or .npy files, one an image",
     "numpy-file": "one .npz or .npy file",
+    "cvat": "CVAT for images 1.1: an XML file",
+    "label-studio": "Label Studio's JSON, with brushes and polygons",
+    "via": "a project or annotations of VIA (VGG Image Annotator) as JSON",
+    "via-csv": "annotations of VIA as CSV",
+    "supervisely": "a project or data set of Supervisely",
     "mask-image": "one PNG: a mask, or a map of ids; read: any image file",
 }
 

@@ -46,6 +46,11 @@ FORMAT_NAMES = (
     "labelme",
     "numpy",
     "numpy-file",
+    "cvat",
+    "label-studio",
+    "via",
+    "via-csv",
+    "supervisely",
     "mask-image",
 )
 

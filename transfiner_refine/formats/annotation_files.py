@@ -33,6 +33,7 @@ from transfiner_refine.masks import Mask, MaskWindow
 from transfiner_refine.output import atomic_binary_file, atomic_folder, check_output_file
 
 NO_CLASS = "object"
+_LONGEST_NAME = 100  # characters of an image's name that a message quotes
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio writes before the names of uploaded files
 Place: TypeAlias = tuple[str | int, ...]
 """Where a value is in a JSON document: keys and positions from its root."""
@@ -57,6 +58,7 @@ class Picture(NamedTuple):
     name: str  # of the image, a path or an address
     size: tuple[int, int] | None  # (height, width)
     drawn: list[Drawn]
+    error: InputError | None = None  # why nothing of it can be used; then it has one instance
 
 
 class NewInstance(NamedTuple):
@@ -74,6 +76,7 @@ class Tool(ABC):
     name: str
     ending = ".json"
     one_file = False  # for all images
+    holds_crowds = True
 
     @abstractmethod
     def recognise(self, path: Path) -> bool:
@@ -98,6 +101,17 @@ class Tool(ABC):
         document = list(images) if self.one_file else images[0]
         return json.dumps(document, ensure_ascii=False, indent=2)
 
+    def check_text(self, text: str) -> None:  # noqa: B027  most hold any
+        """Raises InputError where no file can hold a label or a name."""
+
+    def file_name(self, stem: PurePosixPath, image: PurePosixPath) -> str:  # noqa: ARG002
+        """What the file of an image is called, by its safe stem."""
+        return f"{stem}{self.ending}"
+
+    def image_name(self, name: PurePosixPath) -> PurePosixPath:
+        """Where the image of one of a folder's files is, as far as its own name tells."""
+        return name
+
     def files(self, names: Iterable[PurePosixPath]) -> list[PurePosixPath]:
         """Those of a folder's files that hold shapes."""
         return [name for name in names if name.suffix.lower() == self.ending]
@@ -105,6 +119,10 @@ class Tool(ABC):
 
 class JsonTool(Tool):
     """A tool whose files are JSON."""
+
+    others_follow = (
+        False  # the places of an instance say the same; else the first takes what it has, and others go
+    )
 
     @abstractmethod
     def read(self, document: Any) -> list[Picture]:
@@ -130,7 +148,7 @@ class JsonTool(Tool):
             first, *others = drawn.places
             old = reduce(getitem, first, document)
             changes[first] = self.shapes(mask, old, tolerance, group) if mask.area else [{}]
-            changes |= dict.fromkeys(others)
+            changes |= dict.fromkeys(others, changes[first] if self.others_follow else None)
         return edited(text, _edits(text, 0, changes))
 
 
@@ -229,40 +247,65 @@ class AnnotationSource(FolderSource):
         return PurePosixPath(found.relative_to(tree.root).as_posix())
 
     def _entry(self, name: PurePosixPath, picture: Picture) -> FolderEntry:
+        if picture.error is not None:
+            error = picture.error.at(self.folder / name, picture.name)
+            return FolderEntry(name, name, 1, error=error)
         drawn, size, tried = len(picture.drawn), picture.size, list(paths_of(picture.name))
         are_images = (path for path in tried if path.suffix.lower() in SUFFIXES and ":" not in str(path))
         called = next(are_images, tried[-1])
         if self._tool.one_file:
-            record = f"image {short(picture.name)}"
+            record = f"image {picture.name[:_LONGEST_NAME]}"
             stem = called.with_suffix("") if called.suffix.lower() in SUFFIXES else called
             return FolderEntry(name, stem, drawn, size=size, usual_name=called.as_posix(), record=record)
         # by the name in the file, whose folders are those of another machine; else by the file's own
         is_image = bool(called.name) and (self._tree is None or self._tree.has_key(called.stem))
-        stem = (name.with_name(called.name) if is_image else name).with_suffix("")
-        usual_name = name.with_name(called.name).as_posix() if called.name else None
-        return FolderEntry(name, stem, drawn, size=size, usual_name=usual_name)
+        own = self._tool.image_name(name)
+        stem = (name.with_name(called.name) if is_image else own).with_suffix("")
+        usual_name = name.with_name(called.name) if called.name else own if own != name else None
+        return FolderEntry(
+            name, stem, drawn, size=size, usual_name=None if usual_name is None else usual_name.as_posix()
+        )
 
 
 def format_of(tool: Tool) -> Format:
     """The format of a tool's files."""
     return Format(
-        tool.name, not tool.one_file, tool.recognise, partial(AnnotationSource, tool), partial(_write, tool)
+        tool.name,
+        not tool.one_file,
+        tool.recognise,
+        partial(AnnotationSource, tool),
+        partial(_write, tool),
+        check=partial(_check, tool),
+        suffixes=(tool.ending,),
     )
+
+
+def _check(tool: Tool, source: Source) -> None:
+    for number, name in source.categories.items():
+        try:
+            tool.check_text(name)
+        except InputError as error:
+            raise error.at(record=f"category {number}") from None
+
+
+def _named(tool: Tool, stem: PurePosixPath) -> PurePosixPath:
+    tool.check_text(str(stem))
+    return stem
 
 
 def _write(tool: Tool, output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes a file an image, or one."""
-    conversion = Conversion(source, results, ending="" if tool.one_file else tool.ending)
+    conversion = Conversion(source, results, partial(_named, tool), "" if tool.one_file else tool.ending)
     images, labels = [], {*source.categories.values()}
     with atomic_binary_file(output) if tool.one_file else atomic_folder(output) as draft:
         for stem, size, image in conversion:
             found = []
             for instance in image.instances:
                 mask = instance.mask.decode().hard()
-                if mask.area == 0:
-                    conversion.leave_out(
-                        image, instance, "its mask is empty", "there is no shape without points"
-                    )
+                if mask.area == 0 or (instance.is_crowd and not tool.holds_crowds):
+                    what = "its mask is empty" if mask.area == 0 else "it is a crowd"
+                    remedy = f"write another format, for {tool.name} has no such shape"
+                    conversion.leave_out(image, instance, what, remedy)
                     continue
                 label = _label(instance.category_id, source.categories)
                 found.append(NewInstance(mask, label, instance.score, instance.is_crowd))
@@ -270,7 +313,10 @@ def _write(tool: Tool, output: Path, source: Source, results: Mapping[int, Mask]
             name = image.file_name or f"{stem}.jpg"
             images.append(tool.new_image(name, size, found, conversion.tolerance))
             if isinstance(draft, Path):
-                write_file(draft / f"{stem}{tool.ending}", _encoded(tool.new_text([images.pop()], [])))
+                write_file(
+                    draft / tool.file_name(stem, PurePosixPath(name)),
+                    _encoded(tool.new_text([images.pop()], [])),
+                )
         if not isinstance(draft, Path):
             draft.write(_encoded(tool.new_text(images, sorted(labels))))
     return conversion.written()

@@ -57,15 +57,21 @@ def points_of(points: Any, least: int, kind: str) -> NDArray[np.float64]:
     return found
 
 
-def disc(centre: NDArray[np.float64], radius: float, size: tuple[int, int]) -> MaskWindow:
-    """The pixels whose centres are inside a circle, given by its centre, xy, and its radius, pixels."""
-    (x, y), (height, width) = centre, size
+def ellipse(
+    centre: NDArray[np.float64], radii: NDArray[np.float64], angle: float, size: tuple[int, int]
+) -> MaskWindow:
+    """The pixels whose centres are inside an ellipse: centre and half axes, xy, pixels; its angle, radians."""
+    (x, y), (a, b), (height, width) = centre, radii, size
+    radius = max(a, b)
     if not max(abs(x), abs(y), radius) <= 3 * max(size):
         raise InputError(f"the circle at ({x:g}, {y:g}) lies far outside of its {width}×{height} image")
+    if min(a, b) <= 0:
+        return union([], size)
     x0, y0 = max(0, math.floor(x - radius)), max(0, math.floor(y - radius))
-    columns = np.arange(x0, max(x0, min(width, math.ceil(x + radius))))
-    rows = np.arange(y0, max(y0, min(height, math.ceil(y + radius))))
-    inside = np.hypot(columns[None] + 0.5 - x, rows[:, None] + 0.5 - y) < radius
+    columns = np.arange(x0, max(x0, min(width, math.ceil(x + radius))))[None] + 0.5 - x
+    rows = np.arange(y0, max(y0, min(height, math.ceil(y + radius))))[:, None] + 0.5 - y
+    cos, sin = math.cos(angle), math.sin(angle)
+    inside = np.hypot((columns * cos + rows * sin) / a, (rows * cos - columns * sin) / b) < 1
     return MaskWindow(inside, x0, y0, size).tight()
 
 

@@ -38,7 +38,7 @@ from transfiner_refine.formats.annotation_files import (
     format_of,
     plain,
 )
-from transfiner_refine.formats.areas import Area, disc, pasted_png, png_of, points_of
+from transfiner_refine.formats.areas import Area, ellipse, pasted_png, png_of, points_of
 from transfiner_refine.formats.folders import first_files, start_of
 from transfiner_refine.formats.json_stream import whole
 from transfiner_refine.formats.polygons import fill_polygons, joined, polygons_of
@@ -142,7 +142,7 @@ def _area(shape: dict[str, Any]) -> Area:
             raise InputError("a shape of type mask has no mask", remedy="draw the shape again")
         return partial(_pasted, picture, points[0])
     if kind == "circle":
-        return partial(disc, points[0], math.hypot(*(points[1] - points[0])))
+        return partial(ellipse, points[0], np.full(2, math.hypot(*(points[1] - points[0]))), 0.0)
     if kind == "rectangle":
         (x0, y0), (x1, y1) = points[:2]
         points = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])

@@ -25,7 +25,7 @@ _INSET = 0.25  # pixels; under the half that decides, and far above what is lost
 # pixels; text of six digits is at most half of that away from a whole number in an image of 20,000
 _WHOLE = 0.02
 _MOST_BRIDGES = 0.25  # share of edges that may go askew, where several contours were joined to one
-_LEAST_IOU = (
+LEAST_IOU = (
     0.99  # of a mask and its simplified polygons; masks of less than 100 pixels come back as they were
 )
 _CORNER = (
@@ -201,7 +201,7 @@ def polygons_of(
     while tolerance > 0.1:
         parts = _parts(loops, [_simplified(loop, tolerance) for loop in loops])
         found = read(parts) if read else fill_polygons([ring for part in parts for ring in part], mask.size)
-        if _iou(found, mask) >= _LEAST_IOU:
+        if iou(found, mask) >= LEAST_IOU:
             return parts
         tolerance /= 2
     return _parts(loops, [inset_points(loop) for loop in loops])
@@ -285,7 +285,8 @@ def _signed_area(ring: Ring) -> float:
     return float((ring[:, 0] * after[:, 1] - after[:, 0] * ring[:, 1]).sum() / 2)
 
 
-def _iou(found: MaskWindow, mask: MaskWindow) -> float:
+def iou(found: MaskWindow, mask: MaskWindow) -> float:
+    """Intersection over union of a bool mask and another one; 1 for two empty ones."""
     either = union([found, mask.hard()], mask.size).area
     return (found.area + mask.area - either) / either if either else 1.0
 

@@ -11,15 +11,19 @@ from typing import Literal
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.cityscapes_results import CITYSCAPES_RESULTS
 from transfiner_refine.formats.coco_write import COCO_ANNOTATIONS, COCO_LINES, COCO_RESULTS
+from transfiner_refine.formats.cvat import CVAT
 from transfiner_refine.formats.folders import read_file
 from transfiner_refine.formats.image_json import MMDETECTION, SAM, SINGLE_FILES
 from transfiner_refine.formats.label_map_formats import CITYSCAPES_IDS, DAVIS, VOC
+from transfiner_refine.formats.label_studio import LABEL_STUDIO
 from transfiner_refine.formats.labelme import LABELME
 from transfiner_refine.formats.mask_files import PLAIN_MAPS, PNG_FOLDER
 from transfiner_refine.formats.mask_image import MASK_IMAGE
 from transfiner_refine.formats.numpy_files import NUMPY, NUMPY_FILE
 from transfiner_refine.formats.panoptic import COCO_PANOPTIC
 from transfiner_refine.formats.records import Format, OpenOptions, PngKind, Polygons, Source
+from transfiner_refine.formats.supervisely import SUPERVISELY
+from transfiner_refine.formats.via import VIA, VIA_CSV
 from transfiner_refine.formats.video_folders import SAM2_VIDEO
 from transfiner_refine.formats.yolo import YOLO_SEG
 from transfiner_refine.image_folders import files_in
@@ -30,6 +34,10 @@ from transfiner_refine.renamed import current
 # in the order in which they are tried: what looks for more comes before what takes nearly anything
 FORMATS: tuple[Format, ...] = (
     MASK_IMAGE,
+    CVAT,
+    LABEL_STUDIO,
+    VIA,
+    VIA_CSV,
     COCO_RESULTS,
     COCO_LINES,
     COCO_PANOPTIC,
@@ -39,6 +47,7 @@ FORMATS: tuple[Format, ...] = (
     CITYSCAPES_RESULTS,
     CITYSCAPES_IDS,
     YOLO_SEG,
+    SUPERVISELY,
     LABELME,
     NUMPY_FILE,
     NUMPY,
