@@ -299,3 +299,33 @@ def test_polygons_of_another_size_than_their_image_become_runs_of_its_size(tmp_p
     source.write(tmp_path / "out.json", {0: NEW})
     (annotation,) = json.loads((tmp_path / "out.json").read_text())["annotations"]
     assert annotation["segmentation"] == NEW_VALUE
+
+
+def test_categories_that_are_not_listed_are_told_of(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "1.jpg", "height": 6, "width": 8}
+    annotations = [result(1, category_id=number) for number in (3, "9", 7.0, 3)]
+    document = {"images": [image], "annotations": annotations, "categories": [{"id": "3", "name": "cup"}]}
+    source = opened(tmp_path, document)
+    assert source.notes == ["Category ids that are not among the categories: 2 (7, 9)."]
+    assert len(instances_of(source)) == 4
+
+
+def test_coco_stuff_is_read_as_annotations_and_as_results(tmp_path: Path) -> None:
+    stuff = {
+        "id": 10_000_001,
+        "image_id": 1,
+        "category_id": 106,
+        "iscrowd": 0,
+        "area": 5,
+        "segmentation": RLE,
+    }
+    document = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 6, "width": 8}],
+        "annotations": [{**stuff, "bbox": [1, 4, 1, 2]}],
+        "categories": [{"id": 106, "name": "clouds", "supercategory": "sky"}],
+    }
+    (instance,) = instances_of(opened(tmp_path, document))
+    assert (instance.category_id, instance.instance_id, instance.is_stuff) == (106, 10_000_001, False)
+    del stuff["id"], stuff["iscrowd"], stuff["area"]
+    (instance,) = instances_of(opened(tmp_path, [stuff]))
+    assert (instance.category_id, instance.score) == (106, None)

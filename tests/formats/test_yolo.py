@@ -327,3 +327,14 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, photos: Path, opti
         COCO_RESULTS.write(masks, SceneSource((one_image("a.jpg"),), {}), {})
     with pytest.raises(InputError, match="pipe: is no file; give a plain file"):
         open_source(**{"masks": masks, "images": photos, option: tmp_path / "pipe"})
+
+
+def test_shares_are_of_the_image_as_the_orientation_says(tmp_path: Path, photos: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE[::-1]).save(photos / "train" / "street.jpg", exif=exif)
+    folder = labels(tmp_path, f"0 {SQUARE}\n")
+    for orientation, size in (("auto", SIZE[::-1]), ("upright", SIZE[::-1]), ("stored", SIZE)):
+        (record,) = open_source(folder, photos, orientation=orientation)
+        assert isinstance(record, ImageRecord)
+        assert (record.instances[0].mask.size, record.orientation) == (size, orientation)

@@ -81,7 +81,7 @@ def records_case(folder: Path, rng: np.random.Generator) -> Case:
 
 def _broken(rng: np.random.Generator, record: dict[str, Any], bitmap: Bitmap) -> tuple[str, Any, Verdict]:
     record = copy.deepcopy(record)
-    kind = int(rng.integers(12))
+    kind = int(rng.integers(13))
     if kind < 6:
         what, record["segmentation"], verdict = hostile_segmentation(rng, bitmap)
         return what, record, verdict
@@ -100,11 +100,15 @@ def _broken(rng: np.random.Generator, record: dict[str, Any], bitmap: Bitmap) ->
     if kind == 9:
         key = pick(rng, ["category_id", "bbox", "area", "id", "iscrowd", "extra"])
         record[key] = hostile_number(rng)
-        verdict = "either" if key in ("iscrowd", "category_id") else "sound"
+        verdict = "either" if key in ("iscrowd", "category_id", "area") else "sound"
         return f"{key} {record[key]!r}"[:60], record, verdict
     if kind == 10:
         record["ключ\n"] = pick(rng, [nested(150), "\0", "\ud800", {"segmentation": 1}, "x" * 5000, 10**1000])
         return "an odd key", record, "sound"
+    if kind == 11:  # of another mask
+        record["bbox"] = [bitmap.shape[1] + 9, float(rng.integers(-99, 99)), 5, 7.5]
+        is_told = bitmap.sum() >= 16  # smaller masks say little
+        return f"bbox {record['bbox']}", record, "unsound" if is_told else "either"
     broken = pick(rng, [None, [], 5, "x", {}, [[record]], True, nested(300)])  # [record] is a whole file
     return f"the record is {broken}"[:60], broken, "unsound"
 

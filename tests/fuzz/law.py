@@ -92,6 +92,7 @@ def try_case(case: Case, folder: Path, *, batch_size: int, command: bool) -> str
             refiner=Eroder(batch_size),
             max_image_pixels=MAX_PIXELS,
             workers=0,
+            polygon_tolerance=0,  # so that every pixel can be checked
             **case.options,
         )
     except MaskRefineError as error:

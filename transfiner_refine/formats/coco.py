@@ -96,6 +96,7 @@ class CocoFile:
         self.frequencies: dict[int, str] = {}  # LVIS's "r", "c" or "f" by category id
         self.faults: list[InputError] = []  # listed images and categories without an id; they are passed over
         self.dropped_pieces = 0  # of polygons that have others beside them
+        self.used_categories = set[int]()  # that records name
         self._repeated, self._raw_ids = set[ImageId](), dict[int, ImageId]()
         self._line_numbers, self._image_of = array("q"), array("q")
         self._order: NDArray[np.int64] | None = None
@@ -126,8 +127,11 @@ class CocoFile:
 
     def _take_record(self, record: Any, start: int, end: int) -> None:
         self.records.add(start, end)
-        if isinstance(record, dict) and isinstance(pieces := record.get("segmentation"), list):
-            self.dropped_pieces += len(pieces) - len(with_area(pieces))
+        if isinstance(record, dict):
+            if (category_id := whole(record.get("category_id"))) is not None:
+                self.used_categories.add(category_id)
+            if isinstance(pieces := record.get("segmentation"), list):
+                self.dropped_pieces += len(pieces) - len(with_area(pieces))
         by_name = self.layout in ("results", "lines")
         key = key_of(record, by_name=by_name)
         if key is None:

@@ -55,6 +55,7 @@ from transfiner_refine.images import image_sizes
 from transfiner_refine.masks import Mask
 from transfiner_refine.output import check_output_file
 
+_LISTED = 5  # category ids that a note names
 _SIZE = re.compile(r'"size"\s*:\s*\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]')
 
 
@@ -229,9 +230,15 @@ class CocoSource(UnreadSource):
 
     @property
     def notes(self) -> Sequence[str]:
-        pieces = counted(self.file.dropped_pieces, "polygon piece")
-        what = f"Dropped, for they hold no pixel: {pieces} of fewer than three points or without area."
-        return [what] * bool(self.file.dropped_pieces)
+        found, pieces = list[str](), counted(self.file.dropped_pieces, "polygon piece")
+        if self.file.dropped_pieces:
+            found.append(
+                f"Dropped, for they hold no pixel: {pieces} of fewer than three points or without area."
+            )
+        if self.categories and (unknown := self.file.used_categories.difference(self.categories)):
+            first = ", ".join(map(str, sorted(unknown)[:_LISTED]))
+            found.append(f"Category ids that are not among the categories: {len(unknown)} ({first}).")
+        return found
 
     @property
     def stuff(self) -> Collection[int]:
