@@ -113,9 +113,10 @@ def _inside(parent: PurePosixPath, text: str) -> PurePosixPath:
 def _stem(name: PurePosixPath, tree: ImageTree | None) -> PurePosixPath:
     """Where the image of a text file must lie and what it must be called, without ``_leftImg8bit``."""
     stem = name.with_suffix("")
-    for each in () if tree is None else beginnings(stem.name):
-        if tree.has_key(each):
-            return stem.with_name(each)
+    if tree is not None:
+        known = next((each for each in beginnings(stem.name) if tree.has_key(each)), None)
+        if known is not None:
+            return stem.with_name(known)
     frame = _FRAME.match(stem.name)
     return stem if frame is None else stem.with_name(frame.group())
 
