@@ -18,11 +18,12 @@ import torchgen
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transfiner_refine.model.checkpoint import load_network
+from transfiner_refine.model.checkpoint import load_network, save_network
+from transfiner_refine.model.config import RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput
 from transfiner_refine.model.weights import find_weights, read_config
 from transfiner_refine.refine.engine import SizeClass
-from transfiner_refine.refine.export import export_program, size_classes
+from transfiner_refine.refine.export import export_files, export_program, size_classes
 
 CONFIG = read_config(find_weights("lite"))
 CLASSES = size_classes(CONFIG)
@@ -255,6 +256,22 @@ def test_the_batch_size_is_the_only_number_that_an_exported_program_does_not_kno
 @pytest.mark.slow
 def test_no_operator_of_an_exported_program_is_among_those_that_a_macs_gpu_lacks(exported: Exported) -> None:
     assert not {name.split(".")[0] for name, _ in operators(exported.program)} & WITHOUT_MPS_KERNEL
+
+
+@pytest.mark.slow
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = RefinerConfig(backbone="lite0", max_depth=3, node_budget=(20, 30, 40))
+    save_network(MaskTransfiner(config), tmp_path / "small.safetensors")
+    written = [
+        {
+            file.name: file.read_bytes()
+            for file in export_files(tmp_path / "small.safetensors", tmp_path / name)
+        }
+        for name in ("first", "second")
+    ]
+    assert len(written[0]) == 3
+    assert written[0] == written[1]
 
 
 @pytest.mark.slow

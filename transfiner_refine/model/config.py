@@ -112,59 +112,51 @@ class RefinerConfig(RefineSettings, Architecture):
     def with_settings(self, settings: dict[str, Any]) -> RefinerConfig:
         """The same with other refine settings; raises InputError where one is unknown or out of range."""
         types = get_type_hints(RefineSettings, include_extras=True)
-        checked = {}
-        for name, value in settings.items():
-            if name not in types:
-                raise InputError(f"there is no setting {name!r}", remedy=f"give one of {', '.join(types)}")
-            try:
-                checked[name] = _checked(value, types[name])
-            except (ValueError, OverflowError) as error:
-                raise InputError(f"the setting {name} is {short(value)}; {error}") from None
-        if len(checked.get("node_budget", self.node_budget)) < self.max_depth:
-            raise InputError(
-                f"the setting node_budget is {checked['node_budget']}; expected {self.max_depth} numbers"
-            )
-        return replace(self, **checked)
+        if unknown := [name for name in settings if name not in types]:
+            raise InputError(f"there is no setting {unknown[0]!r}", remedy=f"give one of {', '.join(types)}")
+        try:
+            return self._replaced(settings, types)
+        except ValueError as error:
+            raise InputError(f"the setting {error}") from None
 
     @classmethod
     def from_json(cls, values: Any, file: str = "") -> RefinerConfig:
-        """The configuration from ``to_json`` values.
+        """The configuration from ``to_json`` values; CheckpointError where a field is unknown or out of range."""
 
-        Raises:
-            CheckpointError: a field is unknown, of another type, or out of range.
-        """
-
-        def wrong(what: str, remedy: str = "the file is damaged or was edited") -> CheckpointError:
+        def wrong(what: object, remedy: str = "the file is damaged or was edited") -> CheckpointError:
             return CheckpointError(f"configuration: {what}", file=file or None, remedy=remedy)
 
         if not isinstance(values, dict):
             raise wrong(f"{type(values).__name__} instead of named fields")
-        values = {_RENAMED.get(name, name): value for name, value in values.items()}
+        # files from before there was trust were made without it
+        values = {"trust": 0.0, "deep_trust": 0.0, **{_RENAMED.get(k, k): v for k, v in values.items()}}
         types = {**_FORMER, **get_type_hints(cls, include_extras=True)}
         if unknown := sorted(set(values) - set(types)):
             newer = "the checkpoint was made by a newer version; update transfiner-refine"
             raise wrong(f"unknown configuration fields {', '.join(map(short, unknown))}", newer)
-        # files from before there was trust were made without it
-        known: dict[str, Any] = {"trust": 0.0, "deep_trust": 0.0}
+        try:
+            return cls()._replaced(values, types)
+        except ValueError as error:
+            raise wrong(error) from None
+
+    def _replaced(self, values: dict[str, Any], types: dict[str, Any]) -> RefinerConfig:
+        """The same with values from JSON; ValueError names a field that is not of its type or out of range."""
+        known = {}
         for name, value in values.items():
             try:
                 known[name] = _checked(value, types[name])
             except (ValueError, OverflowError) as error:
-                raise wrong(f"{name} is {short(value)}; {error}") from None
-        config = cls(**{name: value for name, value in known.items() if name not in _FORMER})
+                raise ValueError(f"{name} is {short(value)}; {error}") from None
+        config = replace(self, **{name: value for name, value in known.items() if name not in _FORMER})
         if config.width % config.heads or config.width % 4:
-            raise wrong(f"width is {config.width}; expected a multiple of 4 and {config.heads} heads")
+            raise ValueError(f"width is {config.width}; expected a multiple of 4 and {config.heads} heads")
         if len(config.node_budget) < config.max_depth:
-            raise wrong(f"node_budget is {config.node_budget}; expected {config.max_depth} numbers")
+            raise ValueError(f"node_budget is {config.node_budget}; expected {config.max_depth} numbers")
         return config
 
 
 def _checked(value: Any, hint: Any) -> Any:
-    """``value`` from JSON as the type and in the range that ``hint`` demands.
-
-    Raises:
-        ValueError: it is not; the message says what was expected.
-    """
+    """``value`` from JSON as the type that ``hint`` demands; ValueError says what was expected, and in which range."""
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
         count = len(value) if isinstance(value, (list, tuple)) else -1

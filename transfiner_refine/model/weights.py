@@ -60,11 +60,7 @@ def is_native(path: Path) -> bool:
 
 
 def read_config(path: Path) -> RefinerConfig:
-    """The configuration in a native refiner's weights file.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or not a native refiner of this package.
-    """
+    """The configuration in a weights file; CheckpointError where that is no native refiner of this package."""
     metadata, _ = read_safetensors(path, tensors=False)
     if metadata.get("kind") != KIND:
         stated = short(metadata["kind"]) if "kind" in metadata else "no kind is stated"
@@ -81,8 +77,7 @@ def read_config(path: Path) -> RefinerConfig:
 def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Any]]:
     """What a safetensors file says of itself, and its tensors (PyTorch's) by name; none without ``tensors``.
 
-    Raises:
-        CheckpointError: the file is missing or damaged.
+    Raises CheckpointError where the file is missing or damaged.
     """
     if not path.is_file():
         raise CheckpointError("there is no such weights file", file=path, remedy="check --weights")

@@ -111,15 +111,10 @@ class OfficialRefiner(BaseRefiner):
         soft: bool = False,
         class_ids: Sequence[int | None] | None = None,
     ) -> list[MaskWindow]:
-        """See ``BaseRefiner``.
+        """See ``BaseRefiner``. ``class_ids`` are the masks' classes in the order of training, 0 … K - 1.
 
-        Args:
-            images, masks, image_index, soft: as there.
-            class_ids: for each mask its class in the order of training, 0 … K - 1, or None. Where the class is
-                not known, the one whose coarse mask fits the given mask best stands in.
-
-        Raises:
-            InputError: a mask belongs to an image of another size, or a class is unknown to the network.
+        Where one is None, the class whose coarse mask fits the given mask best stands in; InputError where the network
+        does not know one.
         """
         check_masks(images, masks, image_index)
         known = self.official.architecture.classes
@@ -180,17 +175,14 @@ class OfficialRefiner(BaseRefiner):
         split = torch.split(labels, [len(level) for level in nodes])
         maps = propagate(given, nodes, split)
         probability, relabelled = as_array(maps[-1][0]), maps[-1][1].cpu().numpy()
-        refined = MaskWindow(
-            paste_into_roi(probability, relabelled, mask, roi), roi.x0, roi.y0, mask.image_size
-        )
+        pasted = paste_into_roi(probability, relabelled, mask, roi)
+        refined = MaskWindow(pasted, roi.x0, roi.y0, mask.image_size)
         wrong, levels = as_array(incoherence), []
         for level, label, (after, _) in zip(nodes, split, maps, strict=True):
             y, x, parent = (each.cpu().numpy() for each in (level.y, level.x, level.parent))
-            tile = np.ones((level.grid // _COARSEST,) * 2, np.float32)
-            before, after_ = as_array(given[level.grid]), as_array(after)
-            levels.append(
-                TraceLevel(level.grid, y, x, parent, as_array(label), np.kron(wrong, tile), before, after_)
-            )
+            judged = np.kron(wrong, np.ones((level.grid // _COARSEST,) * 2, np.float32))
+            before, written = as_array(given[level.grid]), as_array(after)
+            levels.append(TraceLevel(level.grid, y, x, parent, as_array(label), judged, before, written))
         roots = maps[0][1].cpu().numpy()
         return refined, TracePass(roi, mask, tuple(levels), wrong, roots, refined.values)
 

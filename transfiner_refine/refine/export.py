@@ -49,7 +49,7 @@ def size_classes(config: RefinerConfig) -> list[SizeClass]:
 def export_program(
     network: MaskTransfiner, size: SizeClass, *, strict: bool = True
 ) -> torch.export.ExportedProgram:
-    """The step of one size class of a native network as one graph, for any batch size.
+    """The step of one size class as one graph, for any batch size.
 
     ``strict`` traces the Python code rather than run it, so that nothing that depends on data can slip in.
     """
