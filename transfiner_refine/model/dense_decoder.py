@@ -41,11 +41,9 @@ class DenseDecoder(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Of each finer level features [B, C, grid, grid] and foreground logits [B, grid, grid].
 
-        Args:
-            base: [B, C, 28, 28], the 28 level's features.
-            finer: the backbone's maps [B, C', grid, grid], coarse to fine.
-            pixels: [B, 3, 448, 448] in [-1, 1]; None where no RoI is large enough for the 224 level.
-            masks: grid → [B, 1, grid, grid], the coarse mask in [0, 1].
+        From the 28 level's features ``base`` [B, C, 28, 28]; the backbone's ``finer`` maps [B, C', grid, grid]; pixels
+        [B, 3, 448, 448] in [-1, 1], None where no RoI is large enough for the 224 level; and the coarse mask in [0, 1]
+        by grid [B, 1, grid, grid].
         """
         maps: list[Tensor] = [*finer]
         if pixels is not None:

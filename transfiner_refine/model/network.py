@@ -75,14 +75,10 @@ class MaskTransfiner(nn.Module):
         self.decoder = PixelDecoder(config.width)
 
     def forward(self, image: Tensor, coarse: Tensor, selector: NodeSelector | None, depth: int) -> TreeOutput:
-        """One pass.
+        """One pass; a ``selector`` chooses the nodes of ``depth`` levels, None gives dense labels alone.
 
-        Args:
-            image: [B, 3, S, S] float in [0, 255], the RoIs' pixels; S = ``config.detail_side``, or
-                ``config.crop_side`` if ``depth`` is 3.
-            coarse: [B, 1, S, S] float in [0, 1], the coarse masks.
-            selector: chooses the nodes; None for dense labels alone.
-            depth: levels of the quadtree.
+        ``image`` is [B, 3, S, S] float in [0, 255], the RoIs' pixels, ``coarse`` [B, 1, S, S] float in [0, 1], their
+        masks; S = ``config.detail_side``, or ``config.crop_side`` if ``depth`` is 3.
         """
         config = self.config
         pixels = area_pyramid(image, config.crop_side)  # side → [B, 3, side, side]
@@ -209,12 +205,10 @@ class StepOutput(NamedTuple):
 
 
 class RefineStep(nn.Module):
-    """The step of one size class.
+    """The step of one size class, of a network in evaluation mode.
 
-    Args:
-        network: in evaluation mode.
-        depth: levels of the quadtree; 3 has 112 cells a side at the end, 4 has 224, 5 has 448.
-        nodes: build the quadtree. Without it the dense labels count, which end at 224 cells.
+    The quadtree's levels end at 112 (``depth`` 3), 224 or 448 cells a side. Without ``nodes`` there is no tree, and the
+    dense labels count, which end at 224 cells.
     """
 
     def __init__(self, network: MaskTransfiner, depth: int, *, nodes: bool) -> None:

@@ -44,14 +44,9 @@ def corrected_labels(
     A node's correction holds for its whole cell until a node below it overrules it. Sharp dense labels stay sharp; to
     upsample the labels themselves would blur them wherever the tree ends early.
 
-    Args:
-        dense: grid → [B, grid, grid] foreground logit of every cell; levels beyond take the finest, upsampled.
-        levels: the nodes of each level, coarse to fine.
-        logits: [B, K] foreground logit of each level's nodes.
-
-    Returns:
-        [B, grid, grid] float32 foreground logit of each level's cells; gradients flow to the dense labels and, by way
-        of the corrections, to every node's own logit.
+    ``dense`` has the foreground logit of every cell [B, grid, grid] by grid; levels beyond take the finest, upsampled.
+    ``logits`` are those of each level's nodes [B, K]. Returns float32 logits [B, grid, grid] of each level; gradients
+    flow to the dense labels and, by way of the corrections, to every node's own logit.
     """
     corrected: list[Tensor] = []
     label = correction = torch.zeros(0)
@@ -81,13 +76,10 @@ def propagate_corrections(
     deep_trust: float = 0.0,
     margin: float = math.inf,
 ) -> list[LevelMap]:
-    """The mask on each level from labels of all its cells.
+    """The mask on each level from labels of all its cells, the logits [B, grid, grid] of ``corrected_labels``.
 
-    Args:
-        coarse: grid → [B, 1, grid, grid] coarse mask, from ``area_pyramid``.
-        labels: [B, grid, grid] foreground logits of each level, from ``corrected_labels``.
-        relabelled: [B, 28, 28] bool, cells that are relabelled; all others keep the coarse mask.
-        trust, deep_trust, margin: see ``RefineSettings``; ``margin`` is its ``relabel_margin``.
+    Cells that are not ``relabelled`` [B, 28, 28] keep the coarse mask [B, 1, grid, grid], by grid; the rest is as in
+    ``RefineSettings``, ``margin`` its ``relabel_margin``.
     """
     depth = 100 / _DEPTH_GRID * signed_depth(coarse[_DEPTH_GRID], _DEEPEST)
     new, given = [], []
