@@ -307,7 +307,7 @@ def _network(variant: Variant, start: str) -> MaskTransfiner:
 def _scores(refiner: Refiner, dev_sets: Sequence[DevSet]) -> Iterator[tuple[str, dict[str, float]]]:
     """Means over the counted instances (1024 px, coarse IoU 0.5) of each kind of coarse mask of each set."""
     for dev_set in dev_sets:
-        truths = {entry.id: entry.mask.decode() for entry in dev_set.annotations.instances}
+        truths = {entry.instance_id: entry.mask.decode() for entry in dev_set.annotations.instances}
         for kind in dev_set.kinds():
             coarse = dev_set.detections(dev_set.folder / f"coarse_{kind}.json")
             match = load_match(dev_set.folder / f"coarse_{kind}_match.json", len(coarse))

@@ -23,7 +23,7 @@ from transfiner_refine import __version__
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.coco_files import (
     Annotations,
-    Detection,
+    Entry,
     load_annotations,
     load_match,
     load_results,
@@ -65,18 +65,18 @@ class DevSet:
         """The file of one kind of coarse masks."""
         return self.folder / f"coarse_{kind}.json"
 
-    def detections(self, file: Path) -> list[Detection]:
+    def detections(self, file: Path) -> list[Entry]:
         """The records of a results file that are of this set's images."""
         return [entry for entry in self._records(file) if entry.image_id in self.annotations.images]
 
-    def matches(self, kind: str, coarse: Sequence[Detection]) -> list[Match]:
+    def matches(self, kind: str, coarse: Sequence[Entry]) -> list[Match]:
         """The coarse masks that have a true instance, with it."""
         file = self.folder / f"coarse_{kind}_match.json"
         ids = load_match(file, len(self._records(self.coarse_file(kind))))
-        return match_by_ids(self.annotations, coarse, [ids[entry.record] for entry in coarse], file)
+        return match_by_ids(self.annotations, coarse, [ids[entry.index] for entry in coarse], file)
 
     def scores(
-        self, matches: Sequence[Match], coarse: Sequence[Detection], after: Sequence[MaskWindow] | None = None
+        self, matches: Sequence[Match], coarse: Sequence[Entry], after: Sequence[MaskWindow] | None = None
     ) -> MatchedScores:
         """Scores of matched masks.
 
@@ -108,7 +108,7 @@ class DevSet:
         path = ImageFolder(self.folder / "images").named(record.file_name)
         return read_image(path, [record.size])[0]
 
-    def _records(self, file: Path) -> list[Detection]:
+    def _records(self, file: Path) -> list[Entry]:
         return load_results(file, self.whole)
 
 

@@ -29,7 +29,7 @@ from devsets import DevSet, Refine, check_kinds, default_refiner, load_dev_sets,
 
 from transfiner_refine.errors import MaskRefineError
 from transfiner_refine.evaluation.average_precision import OVERLAPS, Overlap, average_precision
-from transfiner_refine.evaluation.coco_files import Detection, rle_of
+from transfiner_refine.evaluation.coco_files import Entry, rle_of
 from transfiner_refine.evaluation.matched import SizeSummary, check_same_detections, matched_scores
 from transfiner_refine.evaluation.tables import Table, before_after
 from transfiner_refine.masks import Mask, MaskWindow
@@ -152,8 +152,8 @@ def _main_tables(
 
 
 def _refine_detections(
-    dev_set: DevSet, kind: str, coarse: Sequence[Detection], refine: Refine
-) -> tuple[list[Detection], float]:
+    dev_set: DevSet, kind: str, coarse: Sequence[Entry], refine: Refine
+) -> tuple[list[Entry], float]:
     """The same detections with refined masks, and the wall-clock seconds that took for each."""
     masks = [detection.mask.decode() for detection in coarse]
     windows, seconds = refine_windows(
@@ -166,7 +166,7 @@ def _refine_detections(
 
 
 def _row(
-    dev_set: DevSet, kind: str, coarse: Sequence[Detection], after: Sequence[Detection], seconds: float | None
+    dev_set: DevSet, kind: str, coarse: Sequence[Entry], after: Sequence[Entry], seconds: float | None
 ) -> Row:
     """Scores of one set and kind."""
     matches = dev_set.matches(kind, coarse)
@@ -206,7 +206,7 @@ def _control_cells(name: str, summary: SizeSummary, after: Sequence[MaskWindow])
     ]
 
 
-def _save(file: Path, detections: Sequence[Detection]) -> None:
+def _save(file: Path, detections: Sequence[Entry]) -> None:
     """Writes COCO results."""
     records: list[dict[str, Any]] = [
         {

@@ -61,7 +61,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def evaluate(files: dict[str, Path], *options: str | Path, only: tuple[str, ...] | None = None) -> Result:
     """Runs the command on the files (or only some of them)."""
-    arguments = ["evaluate", "--quiet"]
+    arguments = ["evaluate"]
     for name in only or ("annotations", "results", "before", "match"):
         arguments += [f"--{name}", str(files[name])]
     return CliRunner().invoke(main, [*arguments, *map(str, options)])

@@ -10,7 +10,7 @@ import pytest
 from scenes import HEIGHT, WIDTH, rle, write
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
+from transfiner_refine.evaluation.coco_files import Annotations, Entry, load_annotations, load_results
 from transfiner_refine.evaluation.matched import check_same_detections, match_by_ids, match_by_iou
 
 
@@ -22,7 +22,7 @@ def square(left: int, side: int = 40) -> dict[str, Any]:
 
 def load(
     folder: Path, truth: list[dict[str, Any]], results: list[dict[str, Any]]
-) -> tuple[Annotations, list[Detection]]:
+) -> tuple[Annotations, list[Entry]]:
     """Annotations and detections of two images, with what is not given filled in."""
     usual = {"image_id": 1, "category_id": 1}
     content = {

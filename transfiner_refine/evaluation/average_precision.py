@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, TrueInstance, rle_of
+from transfiner_refine.evaluation.coco_files import Annotations, Entry, rle_of
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     boundary,
@@ -53,7 +53,7 @@ Precisions: TypeAlias = dict[Overlap, AveragePrecision]
 
 def average_precision(
     annotations: Annotations,
-    detections: Sequence[Detection],
+    detections: Sequence[Entry],
     overlaps: Sequence[Overlap] = OVERLAPS,
     *,
     boundary_ratio: float = BOUNDARY_RATIO,
@@ -73,7 +73,7 @@ def average_precision(
     """
     for detection in detections:
         if detection.score is None:
-            raise InputError("no score, which AP needs", record=f"record {detection.record}")
+            raise InputError("no score, which AP needs", record=detection.label)
     evaluator, boundary_overlap = _evaluator(annotations, detections, boundary_ratio)
     evaluator.rle_iou_max_workers = 1  # two threads of Python code wait for each other, measured 1.6 × slower
     compare = {"mask": evaluator.computeIoU, "boundary": boundary_overlap}
@@ -103,7 +103,7 @@ def by_overlap(of: Precisions | None, kind: Literal["scores", "classes"], key: A
 
 
 def _evaluator(
-    annotations: Annotations, detections: Sequence[Detection], boundary_ratio: float
+    annotations: Annotations, detections: Sequence[Entry], boundary_ratio: float
 ) -> tuple[Any, _BoundaryOverlap]:
     """A ``COCOeval_faster`` of the truth and the detections, nothing computed yet, and its boundary overlap."""
     try:
@@ -126,7 +126,7 @@ def _evaluator(
         for key, name in annotations.categories.items()
     ]
 
-    def table(entries: Sequence[TrueInstance | Detection], more: list[dict[str, Any]]) -> Any:
+    def table(entries: Sequence[Entry], more: list[dict[str, Any]]) -> Any:
         records = [
             {
                 "id": number,  # 0 means "unmatched" to the evaluator
@@ -145,7 +145,7 @@ def _evaluator(
     scored = list(detections)
     if annotations.is_lvis:
         # the best 300 of each image, and of these the ones of categories that were looked for in it
-        best: dict[int, list[Detection]] = defaultdict(list)
+        best: dict[int, list[Entry]] = defaultdict(list)
         for entry in sorted(detections, key=lambda entry: -(entry.score or 0)):
             best[entry.image_id].append(entry)
         looked_for = {(entry.image_id, entry.category_id) for entry in annotations.instances}

@@ -7,16 +7,15 @@ detection's area from its box, and AP by size then follows the detector's boxes 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from transfiner_refine.errors import InputError, NoMaskError, short
 from transfiner_refine.formats.coco import CocoFile, ImageId, finite, refuse
-from transfiner_refine.formats.coco_source import CocoSource, mask_values, sound_images
+from transfiner_refine.formats.coco_source import CocoInstance, CocoSource, mask_values, sound_images
 from transfiner_refine.formats.json_stream import sections, whole
 from transfiner_refine.formats.text_file import TextFile
-from transfiner_refine.masks import Mask
 
 rle_of = mask_values
 
@@ -32,28 +31,14 @@ class Image:
     incomplete: tuple[int, ...] = ()  # LVIS: not marked exhaustively (``not_exhaustive_category_ids``)
 
 
-@dataclass(frozen=True, slots=True)
-class TrueInstance:
-    """A true mask; ``area`` is the file's, as AP takes it (COCO's are of the polygon, not of its pixels)."""
+@dataclass(frozen=True)
+class Entry(CocoInstance):
+    """A true mask or a detection; ``mask`` is of its image's size, ``index`` is that of its record."""
 
-    id: int
-    image_id: int
-    category_id: int
-    mask: Mask
-    area: float
-    is_crowd: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """One record of a results file."""
-
-    record: int  # its index in the file
-    image_id: int
-    category_id: int
-    mask: Mask  # of its image's size
-    score: float | None  # None where the file has none
-    annotation_id: int | None  # the true instance that the record says it belongs to
+    image_id: int = 0  # a key of ``Annotations.images``
+    category_id: int = 0
+    area: float = 0.0  # as the file has it, as AP takes it (COCO's are of the polygon, not of its pixels)
+    annotation_id: int | None = None  # the true instance that a detection says it belongs to
 
 
 @dataclass(frozen=True)
@@ -64,9 +49,13 @@ class Annotations:
     images: dict[int, Image]  # by image id; by 1, 2, 3 ... where an id is text, which AP does not take
     categories: dict[int, str]  # names by category id
     frequencies: dict[int, str]  # LVIS's "r", "c" or "f" by category id; empty for a file that is not LVIS's
-    instances: list[TrueInstance]  # crowds included, in the order of the file
+    instances: list[Entry]  # crowds included, in the order of the file
     without_mask: int  # number of annotations that have none, and so are not among the instances
-    listing: CocoFile = field(repr=False, compare=False)  # the file, for reading results of its images
+    listing: CocoFile | None = field(repr=False, compare=False)  # for reading COCO results of its images
+    others: dict[int, str] = field(
+        default_factory=dict
+    )  # names of classes that masks have and the truth has not
+    notes: tuple[str, ...] = ()  # sentences that say what plays no part
 
     @property
     def is_lvis(self) -> bool:
@@ -87,7 +76,7 @@ def load_annotations(path: str | Path) -> Annotations:
         raise InputError("not an annotation file: no categories", file=path, remedy=remedy)
     are_numbers = all(isinstance(image_id, int) for image_id in file.listed)
     images: dict[int, Image] = {}
-    found: list[tuple[int, TrueInstance]] = []
+    found: list[Entry] = []
     for image, instances in sound_images(source, faults):
         assert image.image_id is not None
         assert image.size is not None
@@ -106,18 +95,17 @@ def load_annotations(path: str | Path) -> Annotations:
             except InputError as error:
                 faults.append(error.at(file.path, each.label))
                 continue
-            area = each.mask.area if area is None else area
-            true = TrueInstance(each.instance_id, number, category_id, each.mask, area, each.is_crowd)
-            found.append((each.index, true))
+            known = {"area": each.mask.area if area is None else area, "annotation_id": None}
+            found.append(Entry(**{**vars(each), **known, "image_id": number, "category_id": category_id}))
     unusable = [fault for fault in faults if not isinstance(fault, NoMaskError)]
     refuse(unusable)
-    found.sort(key=itemgetter(0))
     names = {key: name.encode("utf-8", "backslashreplace").decode() for key, name in categories.items()}
     frequencies, number = file.frequencies if is_lvis else {}, len(faults) - len(unusable)
-    return Annotations(file.path, images, names, frequencies, [each for _, each in found], number, file)
+    found.sort(key=attrgetter("index"))
+    return Annotations(file.path, images, names, frequencies, found, number, file)
 
 
-def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
+def load_results(path: str | Path, annotations: Annotations) -> list[Entry]:
     """Reads detections of annotated images: COCO results of any kind, or the annotations of an annotation file.
 
     Crowd regions of an annotation file are no detections and are left out.
@@ -127,7 +115,7 @@ def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
     """
     source, faults = CocoSource(Path(path), listing=annotations.listing), list[InputError]()
     numbers: dict[ImageId | None, int] = {image.id: number for number, image in annotations.images.items()}
-    found: list[Detection] = []
+    found: list[Entry] = []
     for image, instances in sound_images(source, faults):
         for each in instances:
             if each.is_crowd:
@@ -139,12 +127,10 @@ def load_results(path: str | Path, annotations: Annotations) -> list[Detection]:
             if each.category_id is None or reason:
                 faults.append(InputError(reason, file=path, record=each.label))
                 continue
-            number = numbers[image.image_id]
-            found.append(
-                Detection(each.index, number, each.category_id, each.mask, each.score, annotation_id)
-            )
+            known = {"image_id": numbers[image.image_id], "annotation_id": annotation_id}
+            found.append(Entry(**{**vars(each), **known, "area": each.mask.area}))
     refuse(faults)
-    return sorted(found, key=attrgetter("record"))
+    return sorted(found, key=attrgetter("index"))
 
 
 def load_match(path: str | Path, length: int) -> list[int | None]:

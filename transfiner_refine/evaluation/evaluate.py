@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.average_precision import Overlap, Precisions, average_precision, by_overlap
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_annotations, load_results
+from transfiner_refine.evaluation.coco_files import Annotations, Entry
+from transfiner_refine.evaluation.inputs import Opener, read_inputs
 from transfiner_refine.evaluation.matched import (
     MIN_AREA,
     MIN_COARSE_IOU,
+    InstanceScore,
     Match,
     MatchedScores,
     check_same_detections,
@@ -25,6 +27,7 @@ from transfiner_refine.evaluation.matched import (
     matched_scores,
 )
 from transfiner_refine.evaluation.overlap import BOUNDARY_RATIO
+from transfiner_refine.formats.registry import open_source
 from transfiner_refine.image_folders import ImageFolder
 from transfiner_refine.images import read_image
 from transfiner_refine.masks import Mask
@@ -61,6 +64,19 @@ class ClassRow(NamedTuple):
     after: dict[Overlap, float]
 
 
+class InstanceRow(NamedTuple):
+    """One matched mask, as a person finds it, and its scores."""
+
+    image: str
+    annotation_id: int | None  # of the true instance: its id, in formats without one its number
+    annotation: str  # where it stands: "annotation id 7", "street_002.png"
+    record: int  # the index of the mask in the results
+    label: str  # where it stands
+    category: str
+    score: float | None
+    scores: InstanceScore
+
+
 class Evaluation(NamedTuple):
     """What came out, with all that is needed to know what it is of.
 
@@ -81,7 +97,7 @@ class Evaluation(NamedTuple):
     ap_after: Precisions | None
     matched_by: str  # "match file", "annotation_id" or "best IoU"
     matched: MatchedScores
-    pairs: tuple[tuple[int, int], ...]  # annotation id, record in the results file, of each row of matched
+    instances_matched: tuple[InstanceRow, ...]  # of each row of matched
     classes: tuple[ClassRow, ...]  # of categories that have instances, by name
     errors: ErrorAnalysis | None  # of the counted instances; None where it was not asked for
     unused: tuple[str, ...]  # sentences that say what of the files could not be used
@@ -95,29 +111,31 @@ def evaluate(
     match: str | Path | None = None,
     settings: Settings | None = None,
     analysis: Analysis | None = None,
+    opened: Opener = open_source,
     progress: bool = False,
 ) -> Evaluation:
-    """Mask AP, boundary AP and matched-instance scores of a results file.
+    """Mask AP, boundary AP and matched-instance scores of masks.
 
     Args:
-        annotations: COCO or LVIS annotation file.
-        results: COCO results, the refined ones.
-        before: the results they were refined from: the same detections in the same order.
+        annotations: the truth: a COCO or LVIS annotation file, or masks in any format.
+        results: the refined masks, in any format.
+        before: the masks they were refined from: the same detections in the same order.
         match: which annotation each result belongs to (see ``load_match``); None takes the records'
             ``annotation_id`` if they have one, else the best IoU of the masks before, in image and category.
         settings: None for COCO's.
         analysis: adds the error analysis; None for none.
+        opened: opens what is no COCO file; ``functools.partial`` gives ``open_source`` its options.
         progress: show bars on stderr.
 
     Raises:
         InputError: a file, a record or an image that cannot be used, or faster-coco-eval is not installed.
     """
     settings = settings or Settings()
-    truth = load_annotations(annotations)
-    after = load_results(results, truth)
-    coarse = after
+    truth, (after, *rest) = read_inputs(
+        annotations, [results] if before is None else [results, before], opened
+    )
+    coarse = rest[0] if rest else after
     if before is not None:
-        coarse = load_results(before, truth)
         check_same_detections(coarse, after, (before, results))
     matches, matched_by = match_detections(truth, coarse, results if before is None else before, match)
     kept = [entry for entry in truth.instances if entry.is_crowd or entry.mask.area]
@@ -159,15 +177,27 @@ def evaluate(
         ap_after=ap_after,
         matched_by=matched_by,
         matched=matched,
-        pairs=tuple((truth.instances[i].id, after[j].record) for i, j in matches),
+        instances_matched=tuple(
+            _row(truth, truth.instances[i], after[j], scores)
+            for (i, j), scores in zip(matches, matched.rows, strict=True)
+        ),
         classes=_class_rows(scored, ap_before, ap_after),
         errors=errors,
         unused=tuple(_unused(truth, scored, after)),
     )
 
 
-def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detection]) -> Iterator[str]:
+def _row(truth: Annotations, real: Entry, found: Entry, scores: InstanceScore) -> InstanceRow:
+    image = truth.images[real.image_id]
+    name, category = image.file_name or str(image.id), truth.categories.get(real.category_id, "")
+    return InstanceRow(
+        name, real.instance_id, real.label, found.index, found.label, category, found.score, scores
+    )
+
+
+def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Entry]) -> Iterator[str]:
     """Sentences that say what of the files plays no part, and where the two have nothing in common."""
+    yield from truth.notes
     total = len(truth.instances) + truth.without_mask
     crowds = sum(entry.is_crowd for entry in truth.instances)
     if missing := total - len(scored.instances):
@@ -177,7 +207,9 @@ def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detect
     unknown = [entry.category_id for entry in detections if entry.category_id not in truth.categories]
     if unknown:
         ids = sorted(set(unknown))
-        listed = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
+        listed = ", ".join(str(truth.others.get(key, key)) for key in ids[:5]) + (
+            " …" if len(ids) > 5 else ""
+        )
         yield f"{len(unknown)} of {len(detections)} detections are of categories that are not annotated: {listed}"
     instances = [entry for entry in scored.instances if not entry.is_crowd]
     for kind in ("category_id", "image_id"):
@@ -187,7 +219,7 @@ def _unused(truth: Annotations, scored: Annotations, detections: Sequence[Detect
 
 
 def _cases(
-    truth: Annotations, coarse: Sequence[Detection], matches: Sequence[Match], images: Path, progress: bool
+    truth: Annotations, coarse: Sequence[Entry], matches: Sequence[Match], images: Path, progress: bool
 ) -> Iterator[tuple[NDArray[np.uint8], Mask, Mask]]:
     """Pixels, true mask and coarse mask of matched instances, image by image."""
     folder = ImageFolder(images)
@@ -197,20 +229,20 @@ def _cases(
         instance = truth.instances[i]
         if pixels is None or instance.image_id != current:
             current, image = instance.image_id, truth.images[instance.image_id]
-            path = folder.named(image.file_name) if image.file_name else folder.with_id(current)
+            path = folder.named(image.file_name) if image.file_name else folder.with_id(image.id)
             pixels, _ = read_image(path, {image.size})
         yield pixels, instance.mask, coarse[j].mask
 
 
 def _precisions(
-    truth: Annotations, detections: Sequence[Detection], file: str | Path, settings: Settings, progress: bool
+    truth: Annotations, detections: Sequence[Entry], file: str | Path, settings: Settings, progress: bool
 ) -> Precisions | None:
     """AP by overlap; None for detections that have no scores at all."""
-    unscored = [detection.record for detection in detections if detection.score is None]
+    unscored = [detection.label for detection in detections if detection.score is None]
     if detections and len(unscored) == len(detections):
         return None
     if unscored:
-        raise InputError("no score, though others have one", file=file, record=f"record {unscored[0]}")
+        raise InputError("no score, though others have one", file=file, record=unscored[0])
     name = f"of {Path(file).name}" if progress else None
     return average_precision(truth, detections, boundary_ratio=settings.boundary_ratio, progress=name)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as codec
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import Annotations, Detection, load_match, rle_of
+from transfiner_refine.evaluation.coco_files import Annotations, Entry, load_match, rle_of
 from transfiner_refine.evaluation.overlap import (
     BOUNDARY_RATIO,
     AnyMask,
@@ -157,6 +157,11 @@ def matched_scores(
     return MatchedScores(tuple(rows), summary)
 
 
+def size_class(area: float) -> str:
+    """The class of a true area in pixels, "all" aside."""
+    return next(name for name, (low, high) in SIZES.items() if name != "all" and low <= area < high)
+
+
 def by_size(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows of each size class, by the ``area`` of their true masks in pixels."""
     rows = list(rows)
@@ -171,8 +176,10 @@ def _summary(size: str, rows: Sequence[InstanceScore], refined: bool, seed: int)
     changes = np.array([np.subtract(after, row.before) for row, after in zip(rows, afters, strict=True)])
     iou, boundary_iou, _ = changes.reshape(-1, 3).T  # [instances] each
     images = [row.image for row in rows]
-    better = float(np.mean(iou > CHANGE_THRESHOLD)) if rows else math.nan
-    worse = float(np.mean(iou < -CHANGE_THRESHOLD)) if rows else math.nan
+    better, worse, same = (
+        float(np.mean(each)) if rows else math.nan
+        for each in (iou > CHANGE_THRESHOLD, iou < -CHANGE_THRESHOLD, abs(iou) <= CHANGE_THRESHOLD)
+    )
     return SizeSummary(
         size=size,
         count=len(rows),
@@ -182,7 +189,7 @@ def _summary(size: str, rows: Sequence[InstanceScore], refined: bool, seed: int)
         boundary_iou_change=bootstrap_mean(boundary_iou, images, seed=seed),
         better=better,
         worse=worse,
-        unchanged=1 - better - worse,
+        unchanged=same,
     )
 
 
@@ -210,7 +217,7 @@ def bootstrap_mean(values: NDArray[Any], images: Sequence[Hashable], *, seed: in
 
 
 def match_detections(
-    annotations: Annotations, detections: Sequence[Detection], source: str | Path, file: str | Path | None
+    annotations: Annotations, detections: Sequence[Entry], source: str | Path, file: str | Path | None
 ) -> tuple[list[Match], str]:
     """Which detection belongs to which true instance: as a match file says, else the records, else the best IoU.
 
@@ -226,7 +233,7 @@ def match_detections(
 
 
 def match_by_ids(
-    annotations: Annotations, detections: Sequence[Detection], ids: Sequence[int | None], source: str | Path
+    annotations: Annotations, detections: Sequence[Entry], ids: Sequence[int | None], source: str | Path
 ) -> list[Match]:
     """Matches detections with the annotations they name (None for none), in the order of the detections.
 
@@ -234,9 +241,9 @@ def match_by_ids(
         InputError: an id that does not exist, is a crowd's, is of another image, or stands there twice; ``source`` is
             the file the ids stand in.
     """
-    index_of = {instance.id: index for index, instance in enumerate(annotations.instances)}
+    index_of = {instance.instance_id: index for index, instance in enumerate(annotations.instances)}
     matches: list[Match] = []
-    taken: dict[int, int] = {}
+    taken: dict[int, str] = {}
     for number, (detection, key) in enumerate(zip(detections, ids, strict=True)):
         if key is None:
             continue
@@ -249,16 +256,16 @@ def match_by_ids(
         elif instance.image_id != detection.image_id:
             reason = f"is of image {instance.image_id}, the mask of {detection.image_id}"
         elif key in taken:
-            reason, remedy = f"already belongs to record {taken[key]}", "name each annotation once"
+            reason, remedy = f"already belongs to {taken[key]}", "name each annotation once"
         if reason is not None:
-            reason, label = f"annotation id {key} {reason}", f"record {detection.record}"
+            reason, label = f"annotation id {key} {reason}", detection.label
             raise InputError(reason, file=source, record=label, remedy=remedy)
-        taken[key] = detection.record
+        taken[key] = detection.label
         matches.append((index_of[key], number))
     return matches
 
 
-def match_by_iou(annotations: Annotations, detections: Sequence[Detection]) -> list[Match]:
+def match_by_iou(annotations: Annotations, detections: Sequence[Entry]) -> list[Match]:
     """Matches each true instance with at most one detection of its image and category, the best pairs first.
 
     Scores play no part: what counts is which coarse mask shows the instance. Crowds, and instances that no detection
@@ -290,7 +297,7 @@ def match_by_iou(annotations: Annotations, detections: Sequence[Detection]) -> l
 
 
 def check_same_detections(
-    before: Sequence[Detection], after: Sequence[Detection], files: tuple[str | Path, str | Path]
+    before: Sequence[Entry], after: Sequence[Entry], files: tuple[str | Path, str | Path]
 ) -> None:
     """Raises InputError unless two results files hold the same detections in the same order, but for their masks."""
     reason = label = None
@@ -299,7 +306,7 @@ def check_same_detections(
     for one, other in zip(before, after, strict=False):
         places = [f"image {each.image_id}, category {each.category_id}" for each in (one, other)]
         if reason is None and places[0] != places[1]:
-            reason, label = f"{places[1]}, but {places[0]} in {files[0]}", f"record {other.record}"
+            reason, label = f"{places[1]}, but {places[0]} in {files[0]}", other.label
     if reason is not None:
         remedy = "they must be the same detections in the same order; without --before the results are scored alone"
         raise InputError(reason, file=files[1], record=label, remedy=remedy)

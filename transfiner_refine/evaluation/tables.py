@@ -1,23 +1,48 @@
-"""An evaluation as text for a terminal, as Markdown for a pull request, as JSON for machines.
+"""An evaluation as text for a terminal, as Markdown for a pull request, as JSON and rows for machines.
 
-Tables show points (hundredths); JSON has the plain numbers in [0, 1], null where there is none.
+Tables show points (hundredths); JSON and rows have the plain numbers in [0, 1], null where there is none.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transfiner_refine._version import __version__
 from transfiner_refine.evaluation.average_precision import OVERLAPS, by_overlap
 from transfiner_refine.evaluation.evaluate import Evaluation
-from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD, SizeSummary
+from transfiner_refine.evaluation.matched import CHANGE_THRESHOLD, SizeSummary, size_class
+from transfiner_refine.output import atomic_file
 
 if TYPE_CHECKING:
     from transfiner_refine.evaluation.error_analysis import ErrorAnalysis
+
+JSON_VERSION = 1
+"""Of the layout of ``as_json``, which docs/evaluation.md describes; a change that breaks readers raises it."""
+
+ROW = (
+    *(
+        "image",
+        "annotation_id",
+        "annotation",
+        "record",
+        "label",
+        "category",
+        "score",
+        "area",
+        "size",
+        "counted",
+    ),
+    *(f"{name}_{when}" for when in ("before", "after") for name in ("iou", "boundary_iou", "mba")),
+)
+"""The columns of ``instance_rows``."""
 
 _WIDTH = 80  # columns of a terminal
 
@@ -104,6 +129,8 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
         }
     counts = ("images", "instances", "crowds", "detections", "federated", "settings")
     data: dict[str, Any] = {
+        "version": JSON_VERSION,
+        "program": f"transfiner-refine {__version__}",
         "annotations": str(evaluation.annotations),
         "results": str(evaluation.results),
         "before_results": None if alone else str(evaluation.before),
@@ -114,6 +141,7 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
         },
         "matched": {"by": evaluation.matched_by, "pairs": len(evaluation.matched.rows), "sizes": sizes},
     }
+    data["instances_matched"] = instance_rows(evaluation)
     if evaluation.unused:
         data["unused"] = evaluation.unused
     if evaluation.errors is not None:
@@ -123,6 +151,39 @@ def as_json(evaluation: Evaluation, *, per_class: bool = False) -> dict[str, Any
         data["classes"] = evaluation.classes
     plain: dict[str, Any] = _plain(data)
     return plain
+
+
+def instance_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A row for each matched mask, flat: where it stands, whether it is counted, its scores (None where there is none).
+
+    Where the results are scored alone, their scores are those after.
+    """
+    rows = []
+    for found in evaluation.instances_matched:
+        row = found._asdict()
+        scores = row.pop("scores")
+        row |= {"area": scores.area, "size": size_class(scores.area), "counted": scores.counted}
+        after = scores.before if evaluation.before is None else scores.after
+        for when, of in (("before", None if evaluation.before is None else scores.before), ("after", after)):
+            row |= {f"{name}_{when}": getattr(of, name, None) for name in ("iou", "boundary_iou", "mba")}
+        rows.append({key: _plain(value) for key, value in row.items()})
+    return rows
+
+
+def write_json(evaluation: Evaluation, path: Path, *, per_class: bool = False) -> None:
+    """Writes ``as_json``. Raises OutputError where the disk refuses."""
+    with atomic_file(path) as file:
+        json.dump(as_json(evaluation, per_class=per_class), file, indent=2)
+        file.write("\n")
+
+
+def write_csv(evaluation: Evaluation, path: Path) -> None:
+    """Writes ``instance_rows`` with a header. Raises OutputError where the disk refuses."""
+    rows = instance_rows(evaluation)
+    with atomic_file(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(ROW)
+        writer.writerows(row.values() for row in rows)
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -237,7 +298,7 @@ def _change(name: str) -> Column:
 
     def cell(row: Any) -> str:
         mean, low, high = (points(value, "+.1f") for value in getattr(row, name))
-        return mean if low == "–" else f"{mean} [{low}, {high}]"
+        return mean if low == "–" else f"{mean} [{low}, {high}]"  # of one image there is no interval
 
     return "change [95 %]", cell
 

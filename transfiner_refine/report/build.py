@@ -128,7 +128,12 @@ def build_report(
         reason, remedy = "the page and the overlays need a folder each", "give another one"
         raise OutputError(reason, file=overlay, remedy=remedy)
     truth = None if annotations is None else Path(annotations)
-    if image_info is None and truth is not None and truth.is_file():
+    if (
+        image_info is None
+        and truth is not None
+        and truth.is_file()
+        and recognise(truth).name == "coco-annotations"
+    ):
         image_info = truth
 
     read = partial(
@@ -143,8 +148,18 @@ def build_report(
         max_image_pixels=max_image_pixels,
     )
 
+    kinds = {Path(path): recognise(path, format).name for path in (before, after)}
+    if len(set(kinds.values())) > 1 and not all(kind.startswith("coco-") for kind in kinds.values()):
+        reason, remedy = (
+            " and ".join(f"{path} is {kind}" for path, kind in kinds.items()),
+            "convert one of them",
+        )
+        raise InputError(
+            f"the masks before and after are of two formats: {reason}", remedy=f"{remedy} (convert-masks)"
+        )
+
     def opened(path: Path) -> Source:
-        kind = recognise(path, format).name
+        kind = kinds.get(path) or recognise(path, "auto" if path.is_file() and path == truth else format).name
         info = image_info if kind.startswith("coco-results") else None  # the others name their images
         return read(path, format=kind, image_info=info)
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 from tqdm import tqdm
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.evaluation.coco_files import load_annotations, load_results
-from transfiner_refine.evaluation.matched import SIZES, match_detections
+from transfiner_refine.evaluation.inputs import ANY_CLASS, read_inputs, sound
+from transfiner_refine.evaluation.matched import match_detections, size_class
 from transfiner_refine.evaluation.overlap import as_window, common_window, crop_iou, mask_fit
-from transfiner_refine.formats.records import ImageRecord, Instance, RecordFault, Source
+from transfiner_refine.formats.records import ImageRecord, Instance, Source
 from transfiner_refine.masks import MaskWindow
 
 _REMEDY = "give the masks before and after of one run of refine"
@@ -124,8 +124,8 @@ class Comparison:
         Raises InputError where two instances are of different images or classes; a folder may have lost its classes.
         """
         waiting: dict[int, tuple[Path | None, Instance]] = {}
-        later, seen = _sound(self._after, later_faults), set[tuple[Any, ...]]()
-        for record in _sound(self._before, faults):
+        later, seen = sound(self._after, later_faults), set[tuple[Any, ...]]()
+        for record in sound(self._before, faults):
             # both are in the same order, so little has to wait
             image = record.path, record.name, record.image_id
             while image not in seen and not waiting.keys() >= set(record.indexes):
@@ -164,13 +164,11 @@ class Comparison:
                 reason = f"is for an image of {sharp.image_size}, before of {coarse.image_size}"
                 raise InputError(reason, file=self._file, record=other.label)
             real, category = self.truth(instance), instance.category_id
-            area = (real or coarse).area
-            size = next(name for name, (low, high) in SIZES.items() if name != "all" and low <= area < high)
             entry: dict[str, Any] = {
                 "label": instance.label,
                 "category": "" if category is None else self._categories.get(category, f"class {category}"),
                 "score": instance.score,
-                "size": size,
+                "size": size_class((real or coarse).area),
                 "changed": 1 - crop_iou(*common_window(coarse, sharp)),
             }
             if real is not None:
@@ -219,28 +217,8 @@ def _truth(
     """What gives the true mask of an instance where it is known, and the names of the truth's categories by id."""
     if annotations is None:
         return lambda _: None, {}
-    if annotations.is_dir() != before.is_dir():
-        wanted = "a folder of PNGs" if before.is_dir() else "a COCO annotation file"
-        reason, remedy = "is of another kind than the masks", f"give {wanted} as --annotations"
-        raise InputError(reason, file=annotations, remedy=remedy)
-    if annotations.is_dir():  # of the same file names and ids
-        faults: list[InputError] = []
-        records = list(_sound(opened(annotations), faults))
-        if faults:
-            raise faults[0]
-        named = {instance.label: instance for record in records for instance in record.instances}
-        return lambda instance: window_of(named[instance.label]) if instance.label in named else None, {}
-    truth = load_annotations(annotations)
-    detections = load_results(before, truth)
+    truth, (detections,) = read_inputs(annotations, [before], opened, tolerant=True)
     matches, _ = match_detections(truth, detections, before, match)
-    masks = {detections[number].record: truth.instances[index].mask for index, number in matches}
-    return lambda one: masks[one.index].decode() if one.index in masks else None, truth.categories
-
-
-def _sound(source: Source, faults: list[InputError]) -> Iterator[ImageRecord]:
-    """The images of a source; what is at fault goes into ``faults``."""
-    for item in source:
-        if isinstance(item, RecordFault):
-            faults.append(item.error)
-        else:
-            yield item
+    masks = {detections[number].index: truth.instances[index].mask for index, number in matches}
+    names = {} if truth.categories == ANY_CLASS else truth.categories
+    return lambda one: masks[one.index].decode() if one.index in masks else None, names
