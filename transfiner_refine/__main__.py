@@ -3,4 +3,4 @@
 from transfiner_refine.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="transfiner-refine")
+    main()

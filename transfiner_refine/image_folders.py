@@ -64,7 +64,9 @@ class ImageFolder:
             names = [root.name] if self.only else sorted(path.name for path in root.iterdir())
         except OSError as error:
             reason = f"cannot be listed as a folder ({error.strerror})"
-            raise InputError(reason, file=root, remedy="give the folder of the images") from error
+            raise InputError(
+                reason, file=root, remedy="give the folder of the images, or one image"
+            ) from error
         self._names = frozenset(names)
         images = [name for name in map(PurePosixPath, names) if name.suffix.lower() in SUFFIXES]
         images.sort(key=lambda name: SUFFIXES.index(name.suffix.lower()))

@@ -12,7 +12,7 @@ from transfiner_refine.masks import MaskWindow
 
 # A logistic regression of the IoU with the truth, fitted to dev-val by benchmarks/confidence.py: intercept, and the
 # coefficients of what ``regressors`` gives.
-_COEFFICIENTS = np.array((-0.274, 0.541, 0.092, 0.095, 0.0))
+_COEFFICIENTS = np.array((-0.696, 1.163, 0.319, -0.260, -2.934))
 
 
 @dataclass(frozen=True)

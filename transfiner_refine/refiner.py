@@ -247,6 +247,11 @@ class BaseRefiner(ABC):
         """``refine_windows``, giving each mask as soon as it is there."""
         yield from self.refine_windows(images, masks, image_index, soft=soft)
 
+    @property
+    def network(self) -> str:
+        """Weights, engine, precision and device in words."""
+        return f"{self.weights}, {self.engine} in {self.precision} on {self.device}"
+
     def __repr__(self) -> str:
         names = ("weights", "device", "engine", "precision", "batch_size")
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

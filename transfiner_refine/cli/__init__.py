@@ -6,7 +6,9 @@ import atexit
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ __all__ = ["end_program", "main"]
 
 # name: (module with a click command named "command", what the list of commands says of it)
 _COMMANDS = {
+    "demo": ("transfiner_refine.cli.demo", "Refine bundled photos and make a page: try it."),
     "refine": ("transfiner_refine.cli.refine", "Sharpen the masks of a results file or a folder."),
     "merge": ("transfiner_refine.cli.merge", "Write one output from the shards of a run."),
     "evaluate": ("transfiner_refine.cli.evaluate", "Score masks against the truth, before and after."),
@@ -40,7 +43,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class _OneLineError(click.ClickException):
-    """An error of the package as click shows it: one line on stderr, exit code 1."""
+    """An error as click shows it: one line on stderr, exit code 1, or 2 for wrong usage."""
 
     def show(self, file: Any = None) -> None:
         click.echo(f"transfiner-refine: error: {self.message}", err=True, file=file)
@@ -64,6 +67,24 @@ def end_program(code: int, last: Path | None = None) -> None:
         os._exit(code)
 
 
+class _UsageError(_OneLineError):
+    """The same for a command line that is wrong in itself."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = "transfiner-refine" if error.ctx is None else error.ctx.command_path
+        message = " ".join(error.format_message().split()).rstrip(".")
+        raise _UsageError(f"{message} (see {path} --help)") from error
+
+
 class _Commands(click.Group):
     """A group over ``_COMMANDS``, and the one place where errors become exit codes."""
 
@@ -71,12 +92,31 @@ class _Commands(click.Group):
         """Runs a command; without arguments as a program, which ends as soon as the command is done."""
         global _is_program
         _is_program = not (arguments or keywords)
+        if _is_program:
+            for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+                if getattr(sys, name) is None:  # closed, or of a program without a console
+                    setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  until the end
         try:
             return super().__call__(*arguments, **keywords)
         except SystemExit as end:
             if isinstance(end.code, int):
                 end_program(end.code)
             raise
+
+    def make_context(self, *arguments: Any, **keywords: Any) -> click.Context:
+        with _usage_in_one_line():
+            return super().make_context(*arguments, **keywords)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in (*_COMMANDS, *_RENAMED) and not args[0].startswith("-"):
+            near = get_close_matches(args[0], [*_COMMANDS], 2, 0.6)
+            raise click.UsageError(
+                f"there is no command {args[0]!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""),
+                ctx,
+            )
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -98,7 +138,8 @@ class _Commands(click.Group):
         # Pillow warns of damage in metadata, with a line of its source; what matters comes as an error of ours
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            return super().invoke(ctx)
+            with _usage_in_one_line():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
             raise  # click's own: usage, help, --version
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ __all__ = [
     "shared",
 ]
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-ANY = click.Path(path_type=Path)
+
+# a path that is not what it should be is found by the command itself, as one error with one exit code
+FOLDER = FILE = ANY = click.Path(path_type=Path)
 
 # the formats' own names, in the order of their registry; listed here because help must not wait for the formats
 FORMAT_NAMES = (
@@ -63,6 +64,19 @@ _RENAMED = {
 }
 
 
+# options under their headings in the help; all else is under "Options"
+_GROUPS = {
+    "Input and output": (
+        "images masks output before after annotations results match image_info format to class_names png_kind "
+        "keep_boxes soft soft16 cutout overlay report polygons polygon_tolerance fit_masks orientation background "
+        "image_side"
+    ),
+    "What is refined": "min_area score_threshold categories max_image_pixels refine_crowds",
+    "Network": "weights device engine precision batch_size tiles gpus workers",
+    "Run": "resume shard strict dry_run overwrite quiet as_json log_level help",
+}
+
+
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """``click.option`` whose default, where there is one, shows in the help."""
     return click.option(
@@ -92,12 +106,23 @@ def id_or_none(text: str) -> int | str:
     return text if text == "none" else int(text)
 
 
+class _Device(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A name that a device can have; whether there is one, the command finds out."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            self.fail(f"{value!r} is none of auto, cpu, cuda, cuda:N and mps", param, ctx)
+        return value
+
+
 def _shared(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, settings
 
 
 _SHARED = {
-    "images": _shared("--images", type=FOLDER, help="Folder of the images."),
+    "images": _shared("--images", type=ANY, help="Folder of the images, or one image."),
     "image_info": _shared(
         "--image-info",
         type=FILE,
@@ -177,8 +202,10 @@ _SHARED = {
     "weights": _shared(
         "--weights", default="lite", help="Name of built-in weights, or path of a checkpoint."
     ),
-    "device": _shared("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps."),
+    "device": _shared("--device", default="auto", type=_Device(), help="auto, cpu, cuda, cuda:N or mps."),
     "overwrite": _shared("--overwrite", is_flag=True, help="Replace the output if it exists."),
+    "json": _shared("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout."),
+    "output": _shared("--output", "-o", type=ANY, help="The file or folder to write."),
     "quiet": _shared(
         "--quiet", is_flag=True, help="No progress and no summary; errors are shown all the same."
     ),
@@ -192,7 +219,58 @@ def shared(name: str, **changes: Any) -> Callable[[Any], Any]:
 
 
 class Command(click.Command):
-    """A command that accepts the former names of its options, with a notice."""
+    """A command that takes its main paths without option names, too, and shows its options in groups.
+
+    It accepts the former names of options, with a notice.
+
+    Args:
+        places: the options that paths stand for, in order.
+        needed: those that have to be given in one way or the other.
+    """
+
+    def __init__(
+        self, *arguments: Any, places: Sequence[str] = (), needed: Sequence[str] = (), **settings: Any
+    ) -> None:
+        super().__init__(*arguments, **settings)
+        self._places, self._needed = places, needed
+        if places:
+            names = " ".join(name.upper() if name in needed else f"[{name.upper()}]" for name in places)
+            self.params.insert(0, click.Argument(["given"], nargs=-1, type=ANY, metavar=names))
+        levels = click.Choice(["debug", "info", "warning", "error"])
+        self.params.append(
+            click.Option(
+                ["--log-level"], type=levels, expose_value=False, callback=_log, help="Say more on stderr."
+            )
+        )
+
+    def _place(self, ctx: click.Context) -> None:
+        """Paths without names take the places that are free."""
+        given = list(ctx.params.pop("given", ()))
+        free = [name for name in self._places if ctx.params.get(name) is None]
+        if len(given) > len(free):
+            wanted = " ".join(name.upper() for name in self._places)
+            raise click.UsageError(f"one path too many, {given[len(free)]}; wanted are {wanted}", ctx)
+        ctx.params.update(zip(free, given, strict=False))
+        missing = [name for name in self._needed if ctx.params.get(name) is None]
+        if missing and not ctx.resilient_parsing:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+            raise click.UsageError(f"missing {names}", ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        named = (
+            ("help" if "--help" in each.opts else each.name, each.get_help_record(ctx)) for each in options
+        )
+        rows = {name: row for name, row in named if row}
+        sections = {
+            heading: [rows.pop(name) for name in names.split() if name in rows]
+            for heading, names in _GROUPS.items()
+        }
+        last = sections.popitem()
+        for heading, found in (*sections.items(), ("Options", list(rows.values())), last):
+            if found:
+                with formatter.section(heading):
+                    formatter.write_dl(found)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for position, argument in enumerate(args):
@@ -207,7 +285,17 @@ class Command(click.Command):
             if name in _RENAMED:
                 args[position] = _RENAMED[name] + equals + value
                 notice(name, _RENAMED[name])
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        self._place(ctx)
+        return rest
+
+
+def _log(ctx: click.Context, _: click.Parameter, level: str | None) -> None:
+    if level is not None and not ctx.resilient_parsing:
+        import logging  # here, because hardly any command needs it
+
+        logging.basicConfig(format="transfiner-refine: %(levelname)s: %(message)s")
+        logging.getLogger("transfiner_refine").setLevel(level.upper())
 
 
 def notice(old: str, new: str) -> None:

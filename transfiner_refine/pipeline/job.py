@@ -156,6 +156,8 @@ class Job:
         for path in (*beside, output):
             publish(path, overwrite=overwrite)
         _account(outcome, written)
+        kind = "a shard for merge" if self.shard is not None else self.target.name
+        outcome.summary.output = f"{self._output} ({kind})"
         outcome.summary.seconds = journal.seconds
 
 

@@ -197,6 +197,9 @@ def refine_files(
         if not (overwrite or was_written):
             job.check(overwrite=False)  # what is there is not of the run that is resumed
         outcome = run(journal=journal)
+        if weights_file is not None:
+            how_it_ran = [entries.get(f"--{name}") for name in ("engine", "precision", "device")]
+            outcome.summary.network = "{}, {} in {} on {}".format(weights, *how_it_ran)
         job.write(outcome, journal, overwrite=overwrite or was_written)
         if outcome.summary.exit_code == 0:
             job.mark_done(fingerprint)

@@ -244,7 +244,9 @@ class Run:
             unit=" instances",
             desc="checking" if is_dry else "refining",
             file=sys.stderr,
-            disable=None if progress else True,  # None: only if stderr is no terminal
+            disable=None
+            if progress and sys.stderr is not None
+            else True,  # None: only if stderr is no terminal
             dynamic_ncols=True,
             smoothing=0,  # the mean of the whole run: images differ too much for a recent rate to say when it ends
         )
@@ -359,4 +361,5 @@ class Run:
 
 
 def _say(text: str) -> None:
-    tqdm.write(f"transfiner-refine: {text}", file=sys.stderr)
+    if sys.stderr is not None:  # programs without a console have none
+        tqdm.write(f"transfiner-refine: {text}", file=sys.stderr)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transfiner_refine.errors import InputError, counted
 
@@ -31,6 +32,8 @@ class Summary:
     seconds: float = 0.0  # loading of the weights excluded, interrupted parts of the run included
     dry_run: bool = False  # nothing was refined or written
     was_complete: bool = False  # a run that was resumed had nothing left to do; nothing is counted
+    output: str = ""  # what was written, and its format
+    network: str = ""  # weights, engine, precision and device
 
     @property
     def instances(self) -> int:
@@ -72,4 +75,17 @@ class Summary:
             lines.append(f"Overlaps resolved, one id a pixel: {counted(self.overlap_pixels, 'pixel')}.")
         if self.instances and self.passed_through[CROWD] == self.instances:
             lines.append("All instances are crowd regions (iscrowd 1); --refine-crowds refines them.")
-        return [*lines, *self.notes]
+        lines += self.notes
+        lines += [f"Network: {self.network}."] * bool(self.network and self.refined)
+        lines += [f"Written: {self.output}."] * bool(self.output)
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for machines; ``errors`` as their texts."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            **values,
+            "instances": self.instances,
+            "passed_through": dict(self.passed_through),
+            "errors": [str(error) for error in self.errors],
+        }
