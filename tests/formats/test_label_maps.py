@@ -305,6 +305,10 @@ PATCHES = np.kron(np.array([[1, 0, 2], [0, 5, 0]], np.uint8), np.ones((9, 9), np
         (PATCHES * 50, "label-map"),
         (np.arange(200, dtype=np.uint8).reshape(10, 20).repeat(4, 0).repeat(4, 1), "label-map"),
         ((PATCHES + 24000 * (PATCHES > 0)).astype(np.uint16), "label-map"),
+        (
+            np.where(np.indices((30, 40))[0] % 9 < 2, np.indices((30, 40))[0] // 9 * 60, 0).astype(np.uint8),
+            "label-map",
+        ),
     ],
 )
 def test_single_masks_and_label_maps_are_told_apart(tmp_path: Path, values: np.ndarray, kind: str) -> None:

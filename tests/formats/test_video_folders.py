@@ -52,6 +52,13 @@ def test_one_video_of_one_object_may_be_given_alone(tmp_path: Path) -> None:
         assert [len(item.instances) for item in source if isinstance(item, ImageRecord)] == [1, 1]
 
 
+def test_one_video_is_recognised_by_the_three_digits_of_its_objects(tmp_path: Path) -> None:
+    masks, images = video(tmp_path)
+    assert recognise(masks / "bear").name == "sam2-video"
+    source = open_source(masks / "bear", images / "bear")
+    assert [len(item.instances) for item in source if isinstance(item, ImageRecord)] == [2, 2]
+
+
 def test_videos_of_davis_and_of_sam_2_turn_into_each_other(tmp_path: Path) -> None:
     masks, images = video(tmp_path, objects=("001", "009"))
     for name in ("00000", "00005"):  # DAVIS has one id a pixel

@@ -20,6 +20,7 @@ from transfiner_refine.masks import Mask, MaskWindow
 Freed = Literal["zero", "nearest", "nearest left"]
 
 _STRIP_PIXELS = 1 << 20
+_FEW_IDS = 8  # a soft mask has more values, and full white among them
 _MOST_SCATTERED_IDS = 64  # a map with more ids than that must count them 1, 2, 3 ... without a gap
 
 
@@ -116,7 +117,8 @@ def kind_of(pixels: MaskPixels) -> PngKind:
     * Else ids are flat patches and soft masks are ramps: it is a label map where at least half of the values
       (other than 0) have a patch of 3×3 pixels, *and* there are at most 64 of them or they are 1, 2, 3 ...
       without a gap.
-    * A map also where it has no more values than that and none is half of full white: as a mask it would be empty.
+    * A map also where none of several values is full white and they are at most 8, or at most 64 below the half of
+      full white, which would be an empty mask.
     * Everything else is soft. That is the harmless side: a label map taken for a soft mask comes out as one
       empty or odd instance and is reported, a soft mask taken for a label map would be torn into hundreds.
     """
@@ -127,7 +129,8 @@ def kind_of(pixels: MaskPixels) -> PngKind:
         return "binary"
     if len(ids) > _MOST_SCATTERED_IDS and ids[-1] != len(ids):
         return "binary"
-    if 2 * ids[-1] < pixels.white and 1 < len(ids) <= _MOST_SCATTERED_IDS:
+    most = _MOST_SCATTERED_IDS if 2 * ids[-1] < pixels.white else _FEW_IDS
+    if 1 < len(ids) <= most and pixels.white not in ids:
         return "label-map"
     return "label-map" if 2 * len(places_of(_patches(pixels.values))) >= len(ids) else "binary"
 

@@ -1,7 +1,7 @@
 """Mask images as stored numbers: read and checked, and written again with all but the pixels as it was.
 
-PNG, TIFF and BMP come out in their own kind. What loses or blends pixels, such as JPEG, is cut at the middle of its
-values, which takes the noise away, and is written as PNG.
+PNG, TIFF, BMP and PGM come out in their own kind. What loses or blends pixels, such as JPEG, is cut at the middle of
+its values, which takes the noise away, and is written as PNG.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MaskPixels:
     white: int  # full foreground in a soft mask: the largest value of the file's bit depth
     palette: bool  # the values are indexes into a palette
     chunks: list[tuple[bytes, memoryview]]  # name and data of a PNG's chunks; empty for other kinds
-    mode: str = ""  # of TIFF and BMP in Pillow; empty for other kinds
+    mode: str = ""  # of TIFF, BMP and PGM in Pillow; empty for other kinds
     settings: dict[str, Any] = field(default_factory=dict)  # and what they are saved with
     colours: bytes = b""  # and their palette; of a PNG whose alpha is the mask, its one colour
 
@@ -136,9 +136,7 @@ def read_pixels(
         if getattr(image, "n_frames", 1) > 1:
             reason, remedy = "holds several images", "save each mask in a file of its own"
             raise InputError(f"{reason}, and only one could be read", file=path, remedy=remedy)
-        if image.format == "BMP" or (
-            image.format == "TIFF" and image.info.get("compression", "raw") in _TIFF_LOSSLESS
-        ):
+        if _is_lossless(image):
             return _read_lossless(image, path)
         return MaskPixels(_cut(image, path), 255, False, [])
 
@@ -148,9 +146,14 @@ def is_kept_kind(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> bool:
     with opened(path, max_pixels) as image:
         if image.format == "PNG" and image.mode in ("LA", "RGBA"):
             return bool(_read_png(image, path, False).chunks)
-        return image.format in ("PNG", "BMP") or (
-            image.format == "TIFF" and image.info.get("compression", "raw") in _TIFF_LOSSLESS
-        )
+        return image.format == "PNG" or _is_lossless(image)
+
+
+def _is_lossless(image: Image.Image) -> bool:
+    """Whether a file that is no PNG keeps every number, and is written so again."""
+    if image.format == "TIFF":
+        return image.info.get("compression", "raw") in _TIFF_LOSSLESS
+    return image.format in ("BMP", "PPM")
 
 
 def _read_png(image: Image.Image, path: Path, ids_in_colours: bool) -> MaskPixels:

@@ -31,7 +31,7 @@ from transfiner_refine.output import atomic_folder
 
 _ROW = replace(LABEL_MAPS, image_name="{}.jpg")
 _LOOKED_AT = 4  # masks
-_FRAME, _OBJECT = re.compile("[0-9]{5,}"), re.compile("[0-9]{1,4}")
+_FRAME, _OBJECT, _PADDED = re.compile("[0-9]{5,}"), re.compile("[0-9]{1,4}"), re.compile("[0-9]{3}")
 _IDS = range(1, 1 << 24)
 
 
@@ -69,11 +69,15 @@ def _of_object(file: MapFile) -> MapFile:
 
 
 def _recognise(path: Path) -> bool:
-    """Folders in folders, with PNGs of one value each that are called as frames of objects are."""
+    """Folders in folders, or those of one video, with PNGs of one value that are called as frames of objects are."""
     try:
-        found = list(islice(path.glob("*/*/*.png"), _LOOKED_AT))
-        names = all(_FRAME.fullmatch(each.stem) and _OBJECT.fullmatch(each.parent.name) for each in found)
-        return bool(found) and names and all(read_pixels(each).is_binary for each in found)
+        for depth, called in (("*/*/*.png", _OBJECT), ("*/*.png", _PADDED)):
+            if found := list(islice(path.glob(depth), _LOOKED_AT)):
+                names = all(
+                    _FRAME.fullmatch(each.stem) and called.fullmatch(each.parent.name) for each in found
+                )
+                return names and all(read_pixels(each).is_binary for each in found)
+        return False
     except (InputError, OSError):
         return False
 
