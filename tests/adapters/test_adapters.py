@@ -261,9 +261,9 @@ def test_ultralytics_results_without_masks() -> None:
 
 
 def test_what_is_none_of_them_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"predictions of type builtins\.int; give torchvision's output"):
+    with pytest.raises(InputError, match=r"predictions of type builtins\.int; give one of the kinds"):
         masks_of(3)
-    with pytest.raises(InputError, match="a list of predictions; give those of one image at a time"):
+    with pytest.raises(InputError, match="a list of predictions; give those of one image, or lists"):
         masks_of([torchvision_output()])
 
 
