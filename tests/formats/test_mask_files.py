@@ -297,8 +297,17 @@ def test_the_background_of_a_map_may_be_any_value_or_none(tmp_path: Path) -> Non
     assert np.array_equal(read_pixels(tmp_path / "out" / "a.png").values, expected)
     every = open_source(tmp_path / "masks", tmp_path / "images", background="none")
     assert sorted(each.instance_id for each in instances_of(every)["a.jpg"]) == [0, 7, 9, 255]
+    for background, taken in ((300, "holds values up to 255, and --background is 300"), (255, "")):
+        one = open_source(tmp_path / "masks", tmp_path / "images", background=background)
+        assert taken in "".join(str(item.error) for item in one if isinstance(item, RecordFault))
     every.write(tmp_path / "every", {0: Mask.from_window(MaskWindow(np.zeros((1, 1), bool), 0, 0, SIZE))})
     assert np.array_equal(read_pixels(tmp_path / "every" / "a.png").values, values)
+
+
+def test_a_map_of_one_id_and_no_background_keeps_it(tmp_path: Path) -> None:
+    source = opened(tmp_path, {"a.png": np.full(SIZE, 255, np.uint8)}, background="none")
+    source.write(tmp_path / "out", {0: Mask.from_window(MaskWindow(DISC, 0, 0, SIZE))})
+    assert (read_pixels(tmp_path / "out" / "a.png").values == 255).all()
 
 
 @pytest.mark.parametrize("size", [(30, 39), (15, 20), (60, 80)])

@@ -21,12 +21,15 @@ from transfiner_refine.formats.label_maps import (
     LabelMap,
     LabelMask,
     MergedMap,
+    exchanged,
     is_among,
     kind_of,
     merge,
     new_ids,
     places_of,
+    stretched,
     update_map,
+    zero_of,
 )
 from transfiner_refine.formats.png import MaskPixels, is_kept_kind, read_pixels, write_png
 from transfiner_refine.formats.records import (
@@ -73,6 +76,16 @@ class LabelMapFormat:
     class_folder: str = ""  # beside ``map_folder``, maps of the class of each pixel
     palette: bytes = b""  # of new maps; empty for grey
 
+    def on(self, background: int | None) -> LabelMapFormat:
+        """The format where another value than 0 is the background, or none; raises InputError where that cannot be."""
+        if background == 0:
+            return self
+        if self.ids.start > 1:
+            reason = f"--background is for maps whose values are all ids, not for {self.name}"
+            raise InputError(reason, remedy="leave it out")
+        void = None if self.void == background else self.void
+        return replace(self, void=void, freed="nearest left" if background is None else self.freed)
+
     def update(self, values: NDArray[Any], refined: Sequence[tuple[int, Mask]]) -> MergedMap:
         """An [H, W] map with refined masks, (id, mask), the most important first."""
         background = values < self.ids.start
@@ -116,12 +129,7 @@ class MaskFiles(FolderSource):
         super().__init__(folder, options)
         self.categories = row.labels
         self.fit_masks = options.fit_masks
-        if options.background != 0:
-            if row.ids.start > 1:
-                reason = f"--background is for maps whose values are all ids, not for {row.name}"
-                raise InputError(reason, file=folder, remedy="leave it out")
-            row = replace(row, void=None if row.void == options.background else row.void)
-        self.row, self.options = row, options
+        self.row = row.on(options.background)
         self.groups: list[list[MapFile]] = []
         is_above = bool(row.map_folder) and (folder / row.map_folder).is_dir()
         self._inside = PurePosixPath(row.map_folder if is_above else "")
@@ -141,10 +149,8 @@ class MaskFiles(FolderSource):
             path, options = self.folder / file.name, self.options
             label_map = LabelMap(partial(_read_map, path, options.max_image_pixels, options.background))
             for number, (value, category_id) in enumerate(file.ids.items(), first):
-                mask, stored = (
-                    LabelMask(label_map, value, file.size or (0, 0)),
-                    0 if value == file.zero else value,
-                )
+                mask = LabelMask(label_map, value, file.size or (0, 0))
+                stored = 0 if value == file.zero else value
                 label, is_crowd = f"{file.name} id {stored}", value == file.crowd
                 yield Instance(number, mask, label, category_id, is_crowd=is_crowd, instance_id=stored)
             first += file.count
@@ -188,6 +194,9 @@ class MaskFiles(FolderSource):
                 reading: Literal["auto", "binary"] = "binary" if self.options.png_kind == "binary" else "auto"
                 mask = FileMask(path, self.options.max_image_pixels, reading)
                 return MapFile(name, Instance(0, mask, str(name)), written=written)
+            if (background or 0) > pixels.white:
+                reason = f"holds values up to {pixels.white}, and --background is {background}"
+                raise InputError(reason, file=path, remedy="give the value of its background")
             values, row = exchanged(pixels.values, background), self.row
             ids = [value for value in places_of(values) if value >= row.ids.start and value != row.void]
             # by VOC's convention
@@ -310,29 +319,6 @@ def _read_map(path: Path, max_pixels: int, background: int | None) -> MaskPixels
     """A map with its background as 0."""
     pixels = read_pixels(path, max_pixels)
     return replace(pixels, values=exchanged(pixels.values, background))
-
-
-def zero_of(values: NDArray[Any], background: int | None) -> int | None:
-    """The id that takes the place of 0 in an [H, W] map: the value of its background, or the first free one."""
-    return int(values.max()) + 1 if background is None else background or None
-
-
-def exchanged(values: NDArray[Any], background: int | None, zero: int | None = None) -> NDArray[Any]:
-    """[H, W]: a map with 0 and the value of its background exchanged, which undoes itself; ``zero`` if it is known."""
-    zero = zero_of(values, background) if zero is None else zero
-    if zero is None:
-        return values
-    exchanged = values.astype(np.uint32)
-    exchanged[values == 0], exchanged[values == zero] = zero, 0
-    return exchanged
-
-
-def stretched(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """[H, W] of (height, width): the nearest value of a map of another size."""
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)
-    )
-    return values if values.shape == size else values[rows[:, None], columns]
 
 
 def write_label_maps(

@@ -273,6 +273,29 @@ def is_among(values: NDArray[Any], ids: Collection[int]) -> NDArray[np.bool_]:
     return found
 
 
+def zero_of(values: NDArray[Any], background: int | None) -> int | None:
+    """The id that takes the place of 0 in an [H, W] map: the value of its background, or the first free one."""
+    return int(values.max()) + 1 if background is None else background or None
+
+
+def exchanged(values: NDArray[Any], background: int | None, zero: int | None = None) -> NDArray[Any]:
+    """[H, W]: a map with 0 and the value of its background exchanged, which undoes itself; ``zero`` if it is known."""
+    zero = zero_of(values, background) if zero is None else zero
+    if zero is None:
+        return values
+    found = values.astype(np.uint32)
+    found[values == 0], found[values == zero] = zero, 0
+    return found
+
+
+def stretched(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """[H, W] of (height, width): the nearest value of a map of another size."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)
+    )
+    return values if values.shape == size else values[rows[:, None], columns]
+
+
 def _nearest(values: NDArray[Any], among: NDArray[np.bool_]) -> NDArray[Any]:
     """[H, W]: for every pixel the value of the nearest one that is ``among`` them."""
     import cv2  # here, because listing the formats must not wait for it

@@ -27,9 +27,16 @@ from numpy.typing import NDArray
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.array_files import PICKLED, ArrayFile, ArrayHeader, add_arrays, is_array_file
 from transfiner_refine.formats.folders import FolderEntry, FolderSource, first_files
-from transfiner_refine.formats.label_map_folders import exchanged, stretched, zero_of
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
-from transfiner_refine.formats.label_maps import LabelMap, LabelMask, kind_of, places_of
+from transfiner_refine.formats.label_maps import (
+    LabelMap,
+    LabelMask,
+    exchanged,
+    kind_of,
+    places_of,
+    stretched,
+    zero_of,
+)
 from transfiner_refine.formats.png import MaskPixels
 from transfiner_refine.formats.records import (
     Format,
@@ -233,7 +240,7 @@ class NumpySource(FolderSource):
             stack, array = resized, own.layout.array(resized, array.ndim)
         if own.ids is not None:
             ids, background = list(own.ids), self.options.background
-            merged = LABEL_MAPS.update(
+            merged = LABEL_MAPS.on(background).update(
                 _map_pixels(stack[0], background).values, [(ids[n], mask) for n, mask in masks.items()]
             )
             stack[0] = exchanged(merged.values, background, own.zero)
@@ -317,6 +324,10 @@ class NumpySource(FolderSource):
         if len(shape) - (layout.single is not None) == 2 and dtype.kind in "iu":
             values = layout.stack(file.read(key))[0]
             background, kind = self.options.background, self.options.png_kind
+            if (background or 0) > np.iinfo(dtype).max:
+                raise InputError(
+                    f"holds {dtype} values, and --background is {background}", remedy="correct it"
+                )
             pixels = _map_pixels(values, 0)
             if kind == "label-map" or (
                 kind == "auto" and (background != 0 or kind_of(pixels) == "label-map")

@@ -204,6 +204,7 @@ def _read_lossless(image: Image.Image, path: Path) -> MaskPixels:
             reason = f"has values from {lowest:g} to {float(stored.max()):g}"
             raise InputError(reason, file=path, remedy="save ids from 0 on, or confidences from 0 to 1")
         values = stored.astype(np.uint32) if is_whole else stored
+        white = 1 << 24 if mode == "F" and stored.max() > 1 else white
     elif mode in ("1", "L", "I;16", "I;16B"):
         values = stored.astype(np.uint8 if mode in ("1", "L") else np.uint16)
     else:
