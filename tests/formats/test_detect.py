@@ -114,7 +114,7 @@ def test_a_format_that_is_given_is_not_questioned(tmp_path: Path) -> None:
     assert open_source(path, format="coco-results").num_instances == 1
     with pytest.raises(InputError, match="is a list, not an annotation file"):
         open_source(path, format="coco-annotations")
-    with pytest.raises(InputError, match="there is no format 'coco'; give one of mask-image, coco-results, "):
+    with pytest.raises(InputError, match="there is no format 'coco'; give one of mask-image, cvat, "):
         open_source(path, format="coco")
 
 
