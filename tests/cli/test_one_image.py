@@ -198,3 +198,27 @@ def test_options_of_help_stand_in_groups_and_fit_eighty_columns() -> None:
     assert headings == ["Input and output:", "What is refined:", "Network:", "Run:"]
     assert max(map(len, shown.splitlines())) <= 80
     assert io.StringIO(shown).readline() == "Usage: transfiner-refine refine [OPTIONS] IMAGES MASKS\n"
+
+
+def test_every_command_takes_its_paths_without_names_and_a_short_output(tmp_path: Path) -> None:
+    """What is natural: inputs by place, -o for the output."""
+    converted = run("convert-masks", MASK, "-o", tmp_path / "cup.json", "--images", PHOTO, "--json")
+    assert (converted.exit_code, json.loads(converted.stdout)["instances"]) == (0, 1)
+    again = run("convert-masks", tmp_path / "cup.json", "-o", tmp_path / "cup.png")
+    assert again.exit_code == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "cup.png")), np.asarray(Image.open(MASK)))
+    shown = run("report", PHOTO, MASK, MASK, "-o", tmp_path / "report", "--quiet")
+    assert (shown.exit_code, shown.output) == (0, "")
+    for command in (
+        "demo",
+        "merge",
+        "report",
+        "explain",
+        "export",
+        "convert-weights",
+        "convert-masks",
+        "train",
+    ):
+        lines = run(command, "--help").stdout.splitlines()
+        assert any("-o, --output" in line for line in lines), command
+        assert max(map(len, lines)) <= 80, command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -49,11 +51,13 @@ class _CommandWithFormats(Command):
 @click.command(
     "convert-masks",
     cls=_CommandWithFormats,
+    places=("masks",),
+    needed=("masks", "output"),
     epilog="Exit codes: 0 all done, 1 something could not be read or held (each is named, the rest is "
     "written), 2 wrong usage, 130 interrupted.",
 )
-@option("--masks", type=ANY, required=True, help="The masks: a file or a folder.")
-@option("--output", type=ANY, required=True, help="The file or folder to write; .gz packs JSON.")
+@option("--masks", type=ANY, help="The masks: a file or a folder.")
+@option("--output", "-o", type=ANY, help="The file or folder to write; .gz packs JSON.")
 @shared("to")
 @shared("from")
 @shared("images", help="Folder of the images; needed where only they tell an image's size.")
@@ -68,9 +72,10 @@ class _CommandWithFormats(Command):
 @shared("polygon_tolerance", default=0)
 @shared("overwrite")
 @flag("--strict", "Write nothing if a single record cannot be read.")
+@shared("json")
 @shared("quiet")
 @click.pass_context
-def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
+def command(ctx: click.Context, /, quiet: bool, as_json: bool, **options: Any) -> None:
     """Write masks in another format.
 
     Ids, classes, scores and the order stay as far as the new format holds them. Where
@@ -78,8 +83,8 @@ def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
     Without --to, the input is copied in its own format: a way to check it.
 
     \b
-    transfiner-refine convert-masks --masks detections.json \\
-        --to coco-annotations --output annotations.json
+    transfiner-refine convert-masks detections.json -o annotations.json \\
+        --to coco-annotations
     transfiner-refine convert-masks --masks VOC2012 --to coco-panoptic \\
         --output panoptic.json
     """
@@ -87,6 +92,9 @@ def command(ctx: click.Context, /, quiet: bool, **options: Any) -> None:
 
     converted = convert_masks(**options)
     report_errors(converted.errors)
-    if not quiet:
+    if as_json:
+        facts = {**asdict(converted), "errors": [str(error) for error in converted.errors]}
+        click.echo(json.dumps(facts))
+    elif not quiet:
         click.echo("\n".join(converted.lines()))
     ctx.exit(converted.exit_code)

@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 @click.command("convert-weights", cls=Command)
 @click.argument("source", metavar="CHECKPOINT", type=FILE)
-@option("--output", type=FILE, required=True, help="The file to write; ends in .safetensors.")
+@option("--output", "-o", type=FILE, required=True, help="The file to write; ends in .safetensors.")
 @shared("overwrite")
 @shared("quiet")
 def command(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
@@ -24,7 +24,7 @@ def command(source: Path, output: Path, overwrite: bool, quiet: bool) -> None:
     training alone, optimiser state. refine --weights takes both files.
 
     \b
-    transfiner-refine convert-weights transfiner_r101_3x.pth --output r101.safetensors
+    transfiner-refine convert-weights transfiner_r101_3x.pth -o r101.safetensors
     """
     if output.suffix != ".safetensors":
         raise click.UsageError(f"--output {output} must end in .safetensors")

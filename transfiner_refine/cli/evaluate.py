@@ -17,15 +17,16 @@ __all__ = ["command"]
 @click.command(
     "evaluate",
     cls=Command,
+    places=("annotations", "results"),
+    needed=("annotations", "results"),
     epilog="Exit codes: 0 all done, 1 a file or a record could not be used (it is named), 2 wrong usage.",
 )
 @option(
     "--annotations",
     type=ANY,
-    required=True,
     help="The truth: a COCO or LVIS annotation file, or masks in any format that refine reads.",
 )
-@option("--results", type=ANY, required=True, help="The refined masks, in any format.")
+@option("--results", type=ANY, help="The refined masks, in any format.")
 @option("--before", type=ANY, help="The masks they were refined from, in the same order.")
 @shared("match")
 @option(

@@ -19,7 +19,7 @@ __all__ = ["command"]
 )
 @click.argument("image", type=FILE)
 @click.argument("mask", type=FILE)
-@option("--output", type=FILE, default=Path("explain.png"), help="The PNG to write.")
+@option("--output", "-o", type=FILE, default=Path("explain.png"), help="The PNG to write.")
 @option("--id", "instance_id", type=click.IntRange(min=1), help="Which instance, if MASK is a map of ids.")
 @option("--truth", type=FILE, help="The true mask, a PNG: adds scores, and tells right from wrong changes.")
 @shared("weights")

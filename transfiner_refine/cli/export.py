@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 @click.command("export", cls=Command)
 @click.argument("weights", default="lite")
-@option("--output", type=FOLDER, help="Folder to write to.  [default: the one of the weights file]")
+@option("--output", "-o", type=FOLDER, help="Folder to write to.  [default: the one of the weights file]")
 @option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", help="Kind of program.")
 @option(
     "--size",

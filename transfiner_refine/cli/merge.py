@@ -19,7 +19,7 @@ __all__ = ["command"]
     "shards cannot be merged, 2 wrong usage, 130 interrupted.",
 )
 @click.argument("shards", nargs=-1, required=True, type=ANY)
-@option("--output", type=ANY, required=True, help="Where the refined masks go.")
+@option("--output", "-o", type=ANY, required=True, help="Where the refined masks go.")
 @option("--masks", type=ANY, help="Where the coarse masks are now.  [default: where the shards had them]")
 @shared("images", help="Where the folder of the images is now.  [default: where the shards had it]")
 @shared("image_info", help="Where the file of --image-info is now.")

@@ -15,11 +15,13 @@ __all__ = ["command"]
 @click.command(
     "report",
     cls=Command,
+    places=("images", "before", "after"),
+    needed=("images", "before", "after"),
     epilog="Exit codes: 0 all done, 1 some images or records could not be used (each is named), 2 wrong usage.",
 )
-@shared("images", required=True)
-@option("--before", type=ANY, required=True, help="The coarse masks, in any format.")
-@option("--after", type=ANY, required=True, help="The refined masks, in the same format and order.")
+@shared("images")
+@option("--before", type=ANY, help="The coarse masks, in any format.")
+@option("--after", type=ANY, help="The refined masks, in the same format and order.")
 @option(
     "--annotations",
     type=ANY,
@@ -38,7 +40,7 @@ __all__ = ["command"]
 @shared("background")
 @shared("class_names")
 @shared("max_image_pixels", help="Leave images and mask images of more pixels out.")
-@option("--output", type=FOLDER, help="Folder for the page; open its index.html.")
+@option("--output", "-o", type=FOLDER, help="Folder for the page; open its index.html.")
 @option("--overlay", type=FOLDER, help="Folder for PNGs of the images with their masks, before and after.")
 @flag("--nodes", "Show the quadtree's nodes; runs the network on the coarse masks again.")
 @shared("weights", help="Name or path of the weights for --nodes.")

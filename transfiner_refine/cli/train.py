@@ -61,6 +61,7 @@ _COUNT = click.IntRange(min=1)
 )
 @option(
     "--output",
+    "-o",
     type=FOLDER,
     required=True,
     help="Folder of the run. If it holds an interrupted run, that run goes on.",
