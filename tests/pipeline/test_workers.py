@@ -194,7 +194,7 @@ def memory_files(process: str) -> int:
 def test_images_that_are_held_on_to_stay_what_they_are_and_the_others_take_no_memory(
     soft: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transfiner_refine.pipeline.workers._MOST_MAPPED", 20)  # the others are copied
+    monkeypatch.setattr("transfiner_refine.pipeline.messages._MOST_MAPPED", 20)  # the others are copied
     with WorkerPool(2, Preparing(Selection(), 10**6)) as pool:
         held = [pool.submit(image).result() for image in soft]
         assert 40 <= memory_files("self") < 50  # two descriptors each, and some for later

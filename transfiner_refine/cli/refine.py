@@ -127,6 +127,16 @@ _READING = (
     help="Refine in N processes, each on a GPU of its own, or on a CPU each on a share of the cores.  "
     "[default: one, in this process]",
 )
+@choice(
+    "--executor",
+    ["local", "ray"],
+    "Where to refine: on this machine, or with actors on a Ray cluster, one for each of --gpus.",
+)
+@option(
+    "--address",
+    default="auto",
+    help="Of the Ray cluster: auto for the one that runs here, local to start one.",
+)
 @shared("overwrite", help="Replace the output if it exists; start anew.")
 @flag(
     "--resume",

@@ -12,13 +12,14 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from transfiner_refine.errors import DeviceError, InputError, MaskRefineError
 from transfiner_refine.formats.records import ImageRecord, RecordFault, Source
+from transfiner_refine.model.weights import find_weights
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.fingerprint import refiner_entries
 from transfiner_refine.pipeline.journal import Journal, Recalled
@@ -28,7 +29,7 @@ from transfiner_refine.pipeline.shards import Shard, items_of
 from transfiner_refine.pipeline.workers import Pending, WorkerPool, not_handed_over
 from transfiner_refine.refine.engine import usable_cores
 
-_CORES_A_GROUP = 8  # beyond, Python's lock keeps the threads of one process waiting for one another
+CORES_A_GROUP = 8  # beyond, Python's lock keeps the threads of one process waiting for one another
 _BATCHES_A_CHUNK = (
     4  # on a card, whose last batch is seldom full; on a CPU images are spread better in small chunks
 )
@@ -159,19 +160,19 @@ class Refining:
 
     Attributes:
         load: gives the refiner; pickled.
-        weights: its weights file, None where it was handed over.
+        weights: name or file of its weights, None where it was handed over.
         selection, max_image_pixels, workers: as for ``refine_source``, in each process.
-        size: number of processes.
+        size: number of processes on this machine.
         cards: CUDA devices that there are, one for each process; 0 for groups of cores.
     """
 
     load: Callable[[], AnyRefiner]
-    weights: Path | None
+    weights: str | Path | None
     selection: Selection
     max_image_pixels: int
     workers: int | None
-    size: int
-    cards: int
+    size: int = 1
+    cards: int = 0
     in_threads = False
 
     def begin(self, number: int) -> None:
@@ -189,7 +190,9 @@ class Refining:
         """The journal's lines of a chunk; for None the facts of the refiner."""
         if chunk is None:
             device, batch = getattr(self._refiner, "device", "cpu"), self._refiner.batch_size
-            entries = refiner_entries(self._refiner, self.weights)
+            entries = refiner_entries(
+                self._refiner, None if self.weights is None else find_weights(self.weights)
+            )
             return RefinerFacts(entries, batch * (1 if device == "cpu" else _BATCHES_A_CHUNK))
         images = [_left(met) for met in chunk]
         identities = {
@@ -217,7 +220,10 @@ class Refining:
 class ProcessGroups:
     """An executor of processes on this machine; a context in which they live."""
 
-    def __init__(self, task: Refining) -> None:
+    def __init__(self, task: Refining, gpus: int | str, device: str) -> None:
+        """Takes ``gpus`` and ``device`` as ``refine_files`` does; raises DeviceError where they cannot be had."""
+        size, cards = _group_count(gpus, device)
+        task = replace(task, size=size, cards=cards)
         try:
             pickle.dumps(task)
         except Exception as error:
@@ -251,7 +257,7 @@ class ProcessGroups:
         return done.item, answer
 
 
-def group_count(gpus: int | str, device: str) -> tuple[int, int]:
+def _group_count(gpus: int | str, device: str) -> tuple[int, int]:
     """How many processes ``gpus`` asks for ("all" or a number), and how many CUDA devices there are for them.
 
     Raises:
@@ -272,7 +278,7 @@ def group_count(gpus: int | str, device: str) -> tuple[int, int]:
             )
     there = cards or usable_cores()
     if gpus == "all":
-        return cards or max(1, usable_cores() // _CORES_A_GROUP), cards
+        return cards or max(1, usable_cores() // CORES_A_GROUP), cards
     if not (isinstance(gpus, int) or gpus.isdecimal()) or not int(gpus) >= 1:
         raise DeviceError(f"{gpus!r} is no number of GPUs", remedy='give "all" or a number from 1 on')
     if int(gpus) > there:

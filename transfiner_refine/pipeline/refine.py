@@ -13,7 +13,7 @@ from transfiner_refine.formats.records import POLYGON_TOLERANCE, PngKind, Polygo
 from transfiner_refine.images import MAX_IMAGE_PIXELS, Orientation
 from transfiner_refine.pipeline.batches import AnyRefiner
 from transfiner_refine.pipeline.fingerprint import refiner_entries
-from transfiner_refine.pipeline.groups import ProcessGroups, Refining, given, group_count, refine_apart
+from transfiner_refine.pipeline.groups import Executor, ProcessGroups, Refining, given, refine_apart
 from transfiner_refine.pipeline.job import Job, resumable, stamps_of, system_faults
 from transfiner_refine.pipeline.journal_file import journal_path
 from transfiner_refine.pipeline.prepare import Selection, category_ids
@@ -58,6 +58,8 @@ def refine_files(
     polygons: Polygons = "keep",
     workers: int | None = None,
     gpus: int | str | None = None,
+    executor: Literal["local", "ray"] = "local",
+    address: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
     strict: bool = False,
@@ -107,6 +109,9 @@ def refine_files(
         gpus: "all" or a number: refine in as many processes, each on a CUDA device of its own; where there is none,
             each on a share of the cores, "all" being one for eight. ``workers`` is then that of each process, and
             ``refiner`` is pickled.
+        executor: "ray" for actors on a Ray cluster in place of processes on this machine; ``gpus`` is how many, all by
+            default. Images and weights must lie at the same paths for all of them, or at URLs.
+        address: of the cluster: "auto" for the one that runs here, "local" to start one on this machine.
         overwrite: an output that exists may be replaced, and a journal that is not resumed thrown away.
         resume: go on where an interrupted run with the same inputs and options has stopped; a new run if there
             was none.
@@ -164,19 +169,25 @@ def refine_files(
 
             weights_file = find_weights(weights)
             load = partial(
-                load_refiner, weights_file, device=device, engine=engine, precision=precision,
+                load_refiner, weights, device=device, engine=engine, precision=precision,
                 batch_size=batch_size, tiles=tiles,
             )  # fmt: skip
-        if gpus is None:
+        if gpus is None and executor == "local":
             refiner = load()
             run = partial(here, refiner=refiner)
             entries: Mapping[str, str] = refiner_entries(refiner, weights_file)
         else:
-            size, cards = group_count(gpus, device)
-            task = Refining(load, weights_file, selection, max_image_pixels, workers, size, cards)
-            executor = processes.enter_context(ProcessGroups(task))
-            entries = executor.facts.fingerprint
-            run = partial(refine_apart, job.source, executor, **how)
+            name = None if weights_file is None else weights
+            task = Refining(load, name, selection, max_image_pixels, workers)
+            groups: Executor
+            if executor == "ray":
+                from transfiner_refine.pipeline.ray_groups import RayGroups
+
+                groups = processes.enter_context(RayGroups(task, gpus or "all", address))
+            else:
+                groups = processes.enter_context(ProcessGroups(task, gpus or "all", device))
+            entries = groups.facts.fingerprint
+            run = partial(refine_apart, job.source, groups, **how)
         if (
             weights_file is not None
             and (device, engine, precision) == ("auto",) * 3

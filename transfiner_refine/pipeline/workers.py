@@ -9,28 +9,25 @@ without a copy. It is gone with the last process that has it open, however that 
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import finalize
 
 from transfiner_refine.errors import InputError
+from transfiner_refine.pipeline.messages import SharedFiles, dumped, receive, send
 from transfiner_refine.refine.engine import usable_cores
 
 _THREADS = min(4, usable_cores())  # without workers; more would take the cores from the network
@@ -39,11 +36,6 @@ _SECONDS_TO_END = 5
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
 _ATTEMPTS = 2  # an item is not blamed for a worker that was killed by chance
 _READY = "ready"  # a worker's first answer
-_HEAD = struct.Struct("<q")  # bytes of a message
-_SHARED_FROM = 1 << 16  # bytes of an array; a smaller one is pickled with the rest
-_ALIGNED = 64  # bytes to which an array's length is rounded up, so that each begins where numbers may lie
-_MOST_MAPPED = 128  # answers in use at a time without a copy: each holds two file descriptors
-_KEPT_BYTES = 1 << 27  # of files that nobody uses; used again, their pages need not be cleared
 _Answer = TypeVar("_Answer")
 _Answer_co = TypeVar("_Answer_co", covariant=True)
 
@@ -85,7 +77,7 @@ class WorkerPool(Generic[_Answer]):
         self._most = workers if can_start else 0
         self._task, self.size = task, self._most or _THREADS
         self._workers: list[_Worker] = []
-        self._files = _SharedFiles()
+        self._files = SharedFiles()
         self._threads = ThreadPoolExecutor(_THREADS, "transfiner-decode")
 
     def __enter__(self) -> WorkerPool[_Answer]:
@@ -147,14 +139,14 @@ class WorkerPool(Generic[_Answer]):
         try:
             if pending.file is None:
                 pending.file = self._files.take()
-            _send(worker.socket, message, pending.file)
+            send(worker.socket, message, pending.file)
         except OSError:
             self._replace(worker)
 
     def _advance(self, worker: _Worker) -> None:
         """Reads a worker's next answer."""
         try:
-            answer, lengths = pickle.loads(_receive(worker.socket)[0])
+            answer, lengths = pickle.loads(receive(worker.socket)[0])
             if answer == _READY:
                 worker.is_ready = True
                 return
@@ -254,7 +246,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         with suppress(OSError):  # noticed with the first item
-            _send(self.socket, pickle.dumps((task, number)))
+            send(self.socket, pickle.dumps((task, number)))
 
     def end(self, seconds: float) -> str:
         """Waits a little for the process, then ends it, and says how it ended."""
@@ -268,62 +260,6 @@ class _Worker:
         return f"signal {-code}"
 
 
-class _SharedFiles:
-    """Files without a name in memory, one for each answer, used again when nobody uses its arrays any more."""
-
-    def __init__(self) -> None:
-        self._free: list[int] = []
-        self._mapped, self._is_open = 0, True
-
-    def take(self) -> int | None:
-        """A file that nobody uses; None where the system has none."""
-        if self._free:
-            return self._free.pop()
-        if sys.platform == "linux":
-            with suppress(OSError):
-                return os.memfd_create("transfiner-refine")
-        return None
-
-    def read(self, file: int | None, lengths: Sequence[int]) -> list[memoryview]:
-        """The arrays that lie in a file, which is free again when nothing refers to them any more."""
-        arrays: list[memoryview] = []
-        if file is not None and not lengths:
-            self.release(file)
-        if file is not None and lengths:
-            whole = self._mapping(file, sum(length + -length % _ALIGNED for length in lengths))
-            for length in lengths:
-                arrays.append(whole[:length])
-                whole = whole[length + -length % _ALIGNED :]
-        return arrays
-
-    def _mapping(self, file: int, length: int) -> memoryview:
-        if self._mapped < _MOST_MAPPED:
-            with suppress(OSError):
-                mapping = mmap.mmap(file, length)
-                self._mapped += 1
-                finalize(mapping, self.release, file, 1).atexit = False
-                return memoryview(mapping)
-        copy = bytearray(length)
-        os.preadv(file, [copy], 0)
-        self.release(file)
-        return memoryview(copy)
-
-    def release(self, file: int, mapped: int = 0) -> None:
-        """Takes a file back whose arrays nobody uses."""
-        self._mapped -= mapped
-        size = sum(os.fstat(each).st_size for each in (file, *self._free))
-        if self._is_open and size <= _KEPT_BYTES:
-            self._free.append(file)
-        else:
-            os.close(file)
-
-    def close(self) -> None:
-        """Lets go of the files; arrays that are still in use stay."""
-        self._is_open = False
-        while self._free:
-            os.close(self._free.pop())
-
-
 def work() -> None:
     """The program of a worker: does its task with the items it is sent, one after the other, until nobody sends any.
 
@@ -335,14 +271,14 @@ def work() -> None:
     run = socket.socket(fileno=os.dup(0))
     items: SimpleQueue[Any] = SimpleQueue()
     try:
-        message, _ = _receive(run)
+        message, _ = receive(run)
         try:
             task, number = pickle.loads(message)
         except Exception as error:  # it is of a program that is no module
-            _send(run, pickle.dumps((not_handed_over(error), [])))
+            send(run, pickle.dumps((not_handed_over(error), [])))
             return
         task.begin(number)
-        _send(run, pickle.dumps((_READY, [])))
+        send(run, pickle.dumps((_READY, [])))
         threading.Thread(target=_listen, args=(run, items), daemon=True).start()
         while True:
             item, file = items.get()
@@ -353,7 +289,7 @@ def work() -> None:
                 answer = OSError(error.errno, error.strerror)
             except Exception as error:
                 answer = error
-            _send(run, _dumped(answer, file))
+            send(run, dumped(answer, file))
             del answer, item
             if file is not None:
                 os.close(file)
@@ -372,52 +308,9 @@ def _listen(run: socket.socket, items: SimpleQueue[Any]) -> None:
     while True:
         file = None
         try:
-            message, file = _receive(run)
+            message, file = receive(run)
             items.put((pickle.loads(message), file))
         except (EOFError, OSError):
             os._exit(0)
         except Exception:
             items.put((None, file))
-
-
-def _dumped(answer: object, file: int | None) -> bytes:
-    """An answer as it is sent: its pickle, and the lengths of the large arrays that are written into the file."""
-    arrays: list[memoryview] = []
-
-    def is_small(buffer: pickle.PickleBuffer) -> bool:
-        if buffer.raw().nbytes >= _SHARED_FROM:
-            arrays.append(buffer.raw())
-        return buffer.raw().nbytes < _SHARED_FROM
-
-    if file is not None:
-        pickled = pickle.dumps(answer, 5, buffer_callback=is_small)
-        parts = [part for array in arrays for part in (array, bytes(-array.nbytes % _ALIGNED))]
-        end, at = sum(map(len, parts)), 0
-        with suppress(OSError):  # a limit on the size of files or on memory
-            for part in parts:
-                at += os.pwrite(file, part, at)
-        if at == end:
-            return pickle.dumps((pickled, [array.nbytes for array in arrays]))
-    return pickle.dumps((pickle.dumps(answer, 5), []))
-
-
-def _send(to: socket.socket, message: bytes, file: int | None = None) -> None:
-    """Writes a message, with the descriptor of a file."""
-    whole = _HEAD.pack(len(message)) + message
-    sent = 0 if file is None else socket.send_fds(to, [whole], [file])
-    to.sendall(memoryview(whole)[sent:])
-
-
-def _receive(source: socket.socket) -> tuple[bytearray, int | None]:
-    """The next message and the descriptor that came with it; EOFError where the other side has ended."""
-    head, descriptors, _, _ = socket.recv_fds(source, _HEAD.size, 1, socket.MSG_WAITALL)
-    if len(head) < _HEAD.size:
-        raise EOFError
-    message = bytearray(*_HEAD.unpack(head))
-    rest = memoryview(message)
-    while rest:
-        read = source.recv_into(rest, flags=socket.MSG_WAITALL)
-        if not read:
-            raise EOFError
-        rest = rest[read:]
-    return message, descriptors[0] if descriptors else None
