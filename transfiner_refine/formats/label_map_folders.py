@@ -18,7 +18,6 @@ from transfiner_refine.formats.folders import FolderEntry, FolderSource
 from transfiner_refine.formats.label_maps import (
     FileMask,
     Freed,
-    LabelMap,
     LabelMask,
     MergedMap,
     exchanged,
@@ -27,6 +26,7 @@ from transfiner_refine.formats.label_maps import (
     merge,
     new_ids,
     places_of,
+    shared_map,
     stretched,
     update_map,
     zero_of,
@@ -147,7 +147,7 @@ class MaskFiles(FolderSource):
             elif file.instance is not None:
                 yield replace(file.instance, index=first)
             path, options = self.folder / file.name, self.options
-            label_map = LabelMap(partial(_read_map, path, options.max_image_pixels, options.background))
+            label_map = shared_map(partial(_read_map, path, options.max_image_pixels, options.background))
             for number, (value, category_id) in enumerate(file.ids.items(), first):
                 mask = LabelMask(label_map, value, file.size or (0, 0))
                 stored = 0 if value == file.zero else value

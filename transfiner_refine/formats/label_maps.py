@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from transfiner_refine.formats.records import Instance, PngKind
 from transfiner_refine.images import MAX_IMAGE_PIXELS
 from transfiner_refine.masks import Mask, MaskWindow
 
+T = TypeVar("T")
 Freed = Literal["zero", "nearest", "nearest left"]
 
 _STRIP_PIXELS = 1 << 20
@@ -24,28 +26,35 @@ _FEW_IDS = 8  # a soft mask has more values, and full white among them
 _MOST_SCATTERED_IDS = 64  # a map with more ids than that must count them 1, 2, 3 ... without a gap
 
 
-class LabelMap:
-    """The pixels of one map, read when the first of its masks is decoded and shared by all of them."""
+class Shared(Generic[T]):
+    """What is read when it is first needed, and shared by all who need it; another process reads it itself."""
 
-    def __init__(self, read: Callable[[], MaskPixels]) -> None:
-        """``read`` gives the pixels; it may raise InputError, and must be picklable if the map is to be."""
+    def __init__(self, read: Callable[[], T]) -> None:
+        """``read`` gives it; it must be picklable if this is to be."""
         self._read, self._lock = read, Lock()
-        self._values: NDArray[Any] | None = None
-        self._places: dict[int, tuple[int, ...]] = {}
 
-    def __reduce__(self) -> tuple[type[LabelMap], tuple[Callable[[], MaskPixels]]]:
-        """Another process reads the pixels itself."""
-        return LabelMap, (self._read,)
+    def __reduce__(self) -> tuple[type[Shared[T]], tuple[Callable[[], T]]]:
+        return Shared, (self._read,)
 
-    def window(self, instance_id: int) -> MaskWindow:
-        """The mask of one id inside its box, 0×0 where it does not occur; raises InputError as reading does."""
+    def get(self) -> T:
+        """What was read; raises as reading does."""
         with self._lock:
-            if self._values is None:
-                self._values = self._read().values
-                self._places = places_of(self._values)
-        values = self._values
-        _, x0, y0, x1, y1 = self._places.get(instance_id, (0, 0, 0, 0, 0))
-        return MaskWindow(values[y0:y1, x0:x1] == instance_id, x0, y0, (values.shape[0], values.shape[1]))
+            if not hasattr(self, "_found"):
+                self._found = self._read()
+            return self._found
+
+
+LabelMap: TypeAlias = Shared[tuple[NDArray[Any], dict[int, tuple[int, ...]]]]
+
+
+def shared_map(read: Callable[[], MaskPixels]) -> LabelMap:
+    """The [H, W] values of a map and the places of its ids."""
+    return Shared(partial(_values_and_places, read))
+
+
+def _values_and_places(read: Callable[[], MaskPixels]) -> tuple[NDArray[Any], dict[int, tuple[int, ...]]]:
+    values = read().values
+    return values, places_of(values)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,12 @@ class LabelMask:
     size: tuple[int, int]
 
     def decode(self) -> MaskWindow:
-        return self.label_map.window(self.instance_id)
+        """The mask inside its box, 0×0 where the id does not occur; raises InputError as reading does."""
+        values, places = self.label_map.get()
+        _, x0, y0, x1, y1 = places.get(self.instance_id, (0, 0, 0, 0, 0))
+        return MaskWindow(
+            values[y0:y1, x0:x1] == self.instance_id, x0, y0, (values.shape[0], values.shape[1])
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from pathlib import Path, PurePosixPath
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +28,12 @@ from transfiner_refine.formats.array_files import PICKLED, ArrayFile, ArrayHeade
 from transfiner_refine.formats.folders import FolderEntry, FolderSource, first_files
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
 from transfiner_refine.formats.label_maps import (
-    LabelMap,
     LabelMask,
+    Shared,
     exchanged,
     kind_of,
     places_of,
+    shared_map,
     stretched,
     zero_of,
 )
@@ -106,35 +106,21 @@ class _Masks(NamedTuple):
 _NONE = _Masks("", _Layout((0, 0, 0)), {})
 
 
-class _Stack:
-    """The masks of an array, read when the first of them is decoded and shared by all of them."""
-
-    def __init__(self, path: Path, key: str, layout: _Layout) -> None:
-        self._place, self._lock = (path, key, layout), Lock()
-        self._values: NDArray[Any] | None = None
-
-    def __reduce__(self) -> tuple[type[_Stack], tuple[Path, str, _Layout]]:
-        return _Stack, self._place
-
-    def window(self, index: int) -> MaskWindow:
-        path, key, layout = self._place
-        with self._lock:
-            if self._values is None:
-                self._values = layout.stack(ArrayFile(path).read(key))
-        return window_around(mask_values(self._values[index][None])[0])
+def _read_stack(path: Path, key: str, layout: _Layout) -> NDArray[Any]:
+    return layout.stack(ArrayFile(path).read(key))
 
 
 @dataclass(frozen=True)
 class ArrayMask:
     """One mask of an array; ``size`` is (height, width), pixels."""
 
-    stack: _Stack
+    stack: Shared[NDArray[Any]]
     index: int
     size: tuple[int, int]
 
     def decode(self) -> MaskWindow:
         """The mask inside its bounding box: bool, or float32 in [0, 1] where it is soft; raises InputError."""
-        return self.stack.window(self.index)
+        return window_around(mask_values(self.stack.get()[self.index][None])[0])
 
 
 def _full(plane: NDArray[Any]) -> float:
@@ -209,7 +195,7 @@ class NumpySource(FolderSource):
         path, (count, height, width) = self.folder / name, masks.layout.shape
         if masks.ids is not None:
             read = partial(_read_map, path, masks.key, masks.layout, self.options.background)
-            label_map = LabelMap(read)
+            label_map = shared_map(read)
             for number, value in enumerate(masks.ids):
                 mask, stored = (
                     LabelMask(label_map, value, (height, width)),
@@ -217,7 +203,7 @@ class NumpySource(FolderSource):
                 )
                 yield Instance(number, mask, f"{name} id {stored}", instance_id=stored)
             return
-        stack = _Stack(path, masks.key, masks.layout)
+        stack = Shared(partial(_read_stack, path, masks.key, masks.layout))
         said = {field: ArrayFile(path).read(key).tolist() for field, key in masks.said.items()}
         for index in range(count):
             fields: dict[str, Any] = {field: values[index] for field, values in said.items()}

@@ -25,12 +25,12 @@ from transfiner_refine.formats.coco_write import Ids, write_lists
 from transfiner_refine.formats.folders import Folder
 from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parts, whole
 from transfiner_refine.formats.label_maps import (
-    LabelMap,
     LabelMask,
     is_among,
     merge,
     new_ids,
     places_of,
+    shared_map,
     update_map,
 )
 from transfiner_refine.formats.png import png_size, read_pixels, write_png
@@ -146,7 +146,7 @@ class PanopticSource(CocoSource):
         except InputError as error:
             yield RecordFault(self._blame(error, f"annotation {position}"), end - first, whole_image=True)
             return
-        label_map = LabelMap(partial(read_pixels, path, self._max_pixels, ids_in_colours=True))
+        label_map = shared_map(partial(read_pixels, path, self._max_pixels, ids_in_colours=True))
         found: dict[int | None, Instance] = {}
         for place, entry in enumerate(annotation["segments_info"]):
             try:
