@@ -14,7 +14,7 @@ from PIL import Image
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.label_maps import kind_of, places_of
 from transfiner_refine.formats.png import MaskPixels
-from transfiner_refine.images import MAX_IMAGE_PIXELS, opened, pixels_of, read_image
+from transfiner_refine.images import opened, pixels_of, read_image
 from transfiner_refine.masks import MaskWindow
 
 if TYPE_CHECKING:
@@ -159,9 +159,13 @@ def as_masks(masks: Any) -> GivenMasks:
             np.concatenate([part.values for part in parts]), lambda refined: like(refined, first)
         )
     if isinstance(masks, (str, Path, Image.Image)):
-        found = _masks_in(masks, None) if isinstance(masks, Image.Image) else mask_file(Path(masks))
-        is_map = found.foreground is None
-        return GivenMasks(found.stacked(), lambda refined: refined if is_map else refined[0])
+        if isinstance(masks, Image.Image):
+            found, is_map = _masks_in(masks, None)
+        else:
+            with opened(Path(masks)) as image:
+                image.load()
+                found, is_map = _masks_in(image, Path(masks))
+        return GivenMasks(found, lambda refined: refined if is_map else refined[0])
     values = to_numpy(masks)
     shape = values.shape
     if len(shape) == 4 and shape[1] == 1:
@@ -213,38 +217,11 @@ def _is_label_map(values: NDArray[np.uint8]) -> bool:
     return kind_of(MaskPixels(values, 255, False, [])) == "label-map"
 
 
-@dataclass(frozen=True)
-class MaskFile:
-    """What an image that stands for masks holds.
+def _masks_in(image: Image.Image, path: Path | None) -> tuple[NDArray[Any], bool]:
+    """[N, H, W] bool or float32 of a Pillow image, and whether it is a label map.
 
-    Attributes:
-        ids: the masks by id, bool or float32 in [0, 1]; of one mask alone the id is 0.
-        size: (height, width), pixels.
-        foreground: the value of a mask's pixels, where it is one and not a label map.
+    Where some pixels are not opaque, the alpha channel is the mask.
     """
-
-    ids: dict[int, MaskWindow]
-    size: Size
-    foreground: int | None
-
-    def stacked(self) -> NDArray[Any]:
-        """[N, H, W] of all."""
-        kind = np.float32 if any(mask.values.dtype != bool for mask in self.ids.values()) else bool
-        full = np.zeros((len(self.ids), *self.size), kind)
-        for values, mask in zip(full, self.ids.values(), strict=True):
-            mask.of(values)[...] = mask.values
-        return full
-
-
-def mask_file(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> MaskFile:
-    """The masks of an image file; raises InputError where it cannot be read, or holds no masks."""
-    with opened(path, max_pixels) as image:
-        image.load()
-        return _masks_in(image, path)
-
-
-def _masks_in(image: Image.Image, path: Path | None) -> MaskFile:
-    """The masks of a Pillow image. Where some pixels are not opaque, the alpha channel is the mask."""
     has_palette = image.mode == "P"
     values: NDArray[Any] = np.asarray(image)
     if image.mode in ("LA", "RGBA", "PA"):
@@ -255,25 +232,16 @@ def _masks_in(image: Image.Image, path: Path | None) -> MaskFile:
             remedy = "save it with one channel, a palette, or the mask as alpha"
             raise InputError("is in colours, which no mask is", file=path, remedy=remedy)
         values = np.ascontiguousarray(values[..., 0])
-    size: Size = (values.shape[0], values.shape[1])
     if image.format == "JPEG":  # its noise makes ramps of edges, and specks on plains
         values = values >= 128
-    if values.dtype.kind in "ui":
-        white = 255 if values.dtype == np.uint8 else 65535
-        places = places_of(values)
-        if len(places) > 1 and kind_of(MaskPixels(values, white, has_palette, [])) == "label-map":
-            ids = [each for each in places if not (has_palette and each == 255)]  # 255 in a palette is "void"
-            windows = {
-                each: MaskWindow(values[y0:y1, x0:x1] == each, x0, y0, size)
-                for each, (_, x0, y0, x1, y1) in places.items()
-                if each in ids
-            }
-            return MaskFile(windows, size, None)
-        foreground = max(places, default=white) if len(places) < 2 else white
-        soft: NDArray[Any] = values > 0 if len(places) < 2 else values.astype(np.float32) / white
-    else:
-        soft, foreground = mask_values(values[None])[0], 255
-    return MaskFile({0: window_around(soft)}, size, foreground)
+    if values.dtype.kind not in "ui":
+        return mask_values(values[None]), False
+    white = 255 if values.dtype == np.uint8 else 65535
+    ids = list(places_of(values))
+    if len(ids) > 1 and kind_of(MaskPixels(values, white, has_palette, [])) == "label-map":
+        ids = [each for each in ids if not (has_palette and each == 255)]  # 255 in a palette is "void"
+        return np.stack([values == each for each in ids]), True
+    return (values > 0 if len(ids) < 2 else values.astype(np.float32) / white)[None], False
 
 
 def window_around(values: NDArray[Any]) -> MaskWindow:
