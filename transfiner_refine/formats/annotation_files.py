@@ -198,7 +198,8 @@ class AnnotationSource(FolderSource):
             mask = AreasMask(drawn.areas, file, record, entry.size or size())
             label = record if entry.record else f"{entry.name} {record}"
             category_id = None if drawn.label is None else self._ids[drawn.label]
-            yield Instance(index, mask, label, category_id, drawn.score, drawn.is_crowd)
+            is_crowd = drawn.is_crowd and not self.options.refine_crowds
+            yield Instance(index, mask, label, category_id, drawn.score, is_crowd)
 
     def write_image(self, position: int, masks: Mapping[int, Mask], draft: Path) -> Written:
         name = self.entries[position].name

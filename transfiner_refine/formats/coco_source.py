@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from transfiner_refine.errors import InputError, counted, short
 from transfiner_refine.formats.coco import (
     CocoFile,
@@ -47,6 +45,7 @@ from transfiner_refine.formats.segmentation import (
     contradiction,
     mask_from_segmentation,
     masks_from_segmentations,
+    reach,
     with_area,
 )
 from transfiner_refine.formats.text_file import text_output
@@ -147,14 +146,12 @@ class CocoImage(ImageRecord):
         if self.size is None or self.path is None or self.orientation != "auto":
             return None
         height, width = self.size
-        frame = np.array((width, height)) + SLACK
         for segmentation, mask in zip(segmentations, masks, strict=True):
-            if not isinstance(segmentation, list) or not isinstance(mask, Mask):
+            if not isinstance(segmentation, list) or not segmentation or not isinstance(mask, Mask):
                 continue
-            reach = np.max(
-                [(0, 0), *((max(each[::2]), max(each[1::2])) for each in with_area(segmentation))], 0
-            )
-            if (reach > frame).any() and (reach <= frame[::-1]).all():
+            _, right, bottom = reach(with_area(segmentation))
+            beyond = right > width + SLACK or bottom > height + SLACK
+            if beyond and right <= height + SLACK and bottom <= width + SLACK:
                 with suppress(InputError):  # said when the image is read
                     if self.size in (sizes := image_sizes(self.path)) and len(sizes) == 2:
                         where = (

@@ -174,10 +174,10 @@ def contradiction(
     data sets that this was measured on comes near a limit, while masks read row by row, polygons of another scale and
     of a turned image do in nine of ten cases.
     """
-    if isinstance(segmentation := record.get("segmentation"), list):
-        polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in with_area(segmentation)]
-        if (reason := _beyond(polygons, size())) is not None:
-            return reason
+    segmentation = record.get("segmentation")
+    polygons = with_area(segmentation) if isinstance(segmentation, list) else []
+    if polygons and (reason := _beyond(polygons, size())) is not None:
+        return reason
     box = record.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(type(each) in (int, float) for each in box):
         box = [0, 0, 0, 0]
@@ -191,16 +191,23 @@ def contradiction(
     return f"the box of its mask is {drawn} (x, y, width, height), but bbox says {short(box)}"
 
 
-def _beyond(polygons: list[NDArray[np.float64]], size: tuple[int, int]) -> str | None:
-    height, width = size
-    points = np.concatenate(polygons) if polygons else np.zeros((1, 2))
-    low, high = points.min(), points.max(0)
-    if low >= 0 and high.max() <= 1 and max(size) > SLACK and (points % 1).any():
+def reach(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The smallest coordinate of sound polygons, and the largest x and y; pixels."""
+    sides = ((min(each), max(each[::2]), max(each[1::2])) for each in polygons)
+    low, right, bottom = zip(*sides, strict=True)
+    return min(low), max(right), max(bottom)
+
+
+def _beyond(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> str | None:
+    (height, width), (low, right, bottom) = size, reach(polygons)
+    are_shares = low >= 0 and max(right, bottom) <= 1 and max(size) > SLACK
+    if are_shares and any(number % 1 for polygon in polygons for number in polygon):
         return "its polygons lie between 0 and 1, as if in shares of the image and not in pixels"
     slack = max(SLACK, _FAR_OUTSIDE * max(size))
-    if low >= -slack and (high <= np.array((width, height)) + slack).all():
+    if low >= -slack and right <= width + slack and bottom <= height + slack:
         return None
-    areas = [(_area(polygon), _area(_clipped(polygon, size))) for polygon in polygons]
+    drawn = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
+    areas = [(_area(polygon), _area(_clipped(polygon, size))) for polygon in drawn]
     whole_area, inside = map(sum, zip(*areas, strict=True))
     if inside >= (1 - _OUTSIDE) * whole_area:
         return None
