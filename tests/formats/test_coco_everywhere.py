@@ -78,7 +78,7 @@ def test_every_command_reads_every_packing_and_layout(
     results.write_bytes(PACKINGS[packing](text.encode()))
 
     true = load_annotations(annotations)
-    assert [(each.id, each.image_id, each.mask) for each in true.instances] == [
+    assert [(each.instance_id, each.image_id, each.mask) for each in true.instances] == [
         (11, 1, SQUARE),
         (12, 2, SQUARE),
     ]
@@ -141,7 +141,10 @@ def test_ids_and_sizes_that_are_whole_are_numbers(
     source.write(tmp_path / "out.json", {})
     assert (tmp_path / "out.json").read_bytes() == path.read_bytes()
     true = load_annotations(path)
-    assert [(each.id, each.image_id, each.category_id) for each in true.instances] == [(11, 1, 3), (12, 2, 3)]
+    assert [(each.instance_id, each.image_id, each.category_id) for each in true.instances] == [
+        (11, 1, 3),
+        (12, 2, 3),
+    ]
     assert len(load_results(written(tmp_path / "results.json", [result(image_id=kind(2))]), true)) == 1
     assert len(load_training_set(images, path).instances) == 2
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from transfiner_refine.errors import InputError, NoMaskError, short
 from transfiner_refine.formats.coco import CocoFile, ImageId, finite, refuse
-from transfiner_refine.formats.coco_source import CocoInstance, CocoSource, mask_values, sound_images
+from transfiner_refine.formats.coco_records import CocoInstance, mask_values
+from transfiner_refine.formats.coco_source import CocoSource, sound_images
 from transfiner_refine.formats.json_stream import sections, whole
 from transfiner_refine.formats.text_file import TextFile
 

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco import ImageId, Layout, layout_of
-from transfiner_refine.formats.coco_source import CocoSource, mask_values
+from transfiner_refine.formats.coco_records import mask_values
+from transfiner_refine.formats.coco_source import CocoSource
 from transfiner_refine.formats.json_stream import compact
 from transfiner_refine.formats.records import (
     Format,

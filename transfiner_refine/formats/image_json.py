@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.coco_source import CocoImage, mask_values, record_with_mask
+from transfiner_refine.formats.coco_records import CocoImage, mask_values, record_with_mask
 from transfiner_refine.formats.folders import FolderEntry, FolderSource, first_files, start_of, write_file
 from transfiner_refine.formats.json_stream import Ambiguous, compact, edited, parse, parts, whole
 from transfiner_refine.formats.records import (

@@ -101,16 +101,7 @@ class PanopticSource(CocoSource):
         super().check_output(output, overwrite=overwrite)
         check_output_folder(png_folder(output), [png_folder(self.file.path)], overwrite=overwrite)
 
-    def write(
-        self,
-        output: Path,
-        results: Mapping[int, Mask],
-        *,
-        keep_boxes: bool = False,
-        overwrite: bool = False,
-    ) -> Written:
-        self.check_output(output, overwrite=overwrite)
-        self.file.text.check_unchanged()
+    def _write(self, output: Path, results: Mapping[int, Mask], keep_boxes: bool) -> Written:
         written: list[Written] = []
 
         def texts(draft: Path) -> Iterator[tuple[int, str]]:

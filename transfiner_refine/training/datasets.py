@@ -16,7 +16,8 @@ from pycocotools import mask as mask_api
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.coco import ImageId, refuse
-from transfiner_refine.formats.coco_source import CocoSource, mask_values, sound_images
+from transfiner_refine.formats.coco_records import mask_values
+from transfiner_refine.formats.coco_source import CocoSource, sound_images
 from transfiner_refine.formats.records import OpenOptions
 from transfiner_refine.images import opened, read_image, upright_size
 from transfiner_refine.masks import Mask
