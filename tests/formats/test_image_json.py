@@ -84,10 +84,9 @@ def test_a_single_list_of_automatic_masks_is_a_file_of_its_image(tmp_path: Path)
     assert json.loads((tmp_path / "out.json").read_text()) == [{**SAM_RECORD, "segmentation": NEW_VALUE}]
 
 
-def test_results_with_image_ids_stay_coco_results(tmp_path: Path) -> None:
-    (tmp_path / "dt.json").write_text(
-        json.dumps([{"image_id": 1, "category_id": 1, "score": 1, **SAM_RECORD}])
-    )
+@pytest.mark.parametrize("key", ["image_id", "file_name"])
+def test_results_that_name_their_images_stay_coco_results(tmp_path: Path, key: str) -> None:
+    (tmp_path / "dt.json").write_text(json.dumps([{key: "1.jpg", "score": 1, **SAM_RECORD}]))
     assert recognise(tmp_path / "dt.json").name == "coco-results"
 
 

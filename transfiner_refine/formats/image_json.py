@@ -260,9 +260,12 @@ def _write(layout: Layout, output: Path, source: Source, results: Mapping[int, M
 
 
 def _is_sam(start: bytes) -> bool:
-    is_list, has_masks = start.lstrip(BOM_UTF8 + b" \t\r\n").startswith(b"["), b'"segmentation"' in start
-    has_image = b'"image_id"' in start if is_list else b'"image"' not in start
-    return has_masks and not has_image and (not is_list or b'"predicted_iou"' in start or b'"area"' in start)
+    if b'"segmentation"' not in start:
+        return False
+    if not start.lstrip(BOM_UTF8 + b" \t\r\n").startswith(b"["):
+        return b'"image"' in start
+    names_images = any(key in start for key in (b'"image_id"', b'"file_name"'))  # as COCO's results
+    return not names_images and any(key in start for key in (b'"predicted_iou"', b'"area"'))
 
 
 def _is_mmdet(start: bytes) -> bool:
