@@ -1,4 +1,4 @@
-"""Draws docs/before_after.png: the example objects with their coarse and their refined masks.
+"""Draws docs/before_after.png: a real detector's masks, refined; one that was left and one that got worse included.
 
 python examples/draw_before_after.py [--weights NAME|PATH]
 """
@@ -17,12 +17,13 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from transfiner_refine import load_refiner
+from transfiner_refine.formats import mask_from_segmentation
 
 HERE = Path(__file__).resolve().parent
-HEIGHT = 340  # of each picture, pixels
+HEIGHT = 300  # of each picture, pixels
 GAP = 10  # between pictures
 TITLE = 30  # height of a row's title
-SHOWN = (("astronaut.jpg", 1), ("camera.jpg", 1), ("coffee.jpg", 3), ("coffee.jpg", 4))  # photo, category id
+SHOWN = (0, 3, 5, 1, 2)  # records of detector/detections.json
 COLOUR = (0, 190, 255)  # RGB
 MARGIN = 0.05  # of the object's longer side, around it
 INK, PAPER = (40, 40, 40), (255, 255, 255)
@@ -96,23 +97,41 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "before_after.png")
     arguments = parser.parse_args()
     refiner = load_refiner(arguments.weights, device="cpu")
-    names = {image["id"]: image["file_name"] for image in read("image_info.json")["images"]}
-    detections = {(names[d["image_id"]], d["category_id"]): d for d in read("detections.json")}
+    info, detections = read("detector/image_info.json"), read("detector/detections.json")
+    names = {image["id"]: image["file_name"] for image in info["images"]}
+    classes = {category["id"]: category["name"] for category in info["categories"]}
     before, after = [], []
-    for name, category in SHOWN:
-        photo = np.asarray(Image.open(HERE / "images" / name).convert("RGB"))
-        coarse = rle.decode(detections[name, category]["segmentation"]).astype(bool)
-        refined = refiner.refine(photo, coarse[None])[0]
+    for number in SHOWN:
+        record = detections[number]
+        name = names[record["image_id"]]
+        place = next(path for folder in ("images", "detector/images") if (path := HERE / folder / name).exists())
+        photo = np.asarray(Image.open(place).convert("RGB"))
+        coarse = rle.decode(record["segmentation"]).astype(bool)
+        refined = refiner.refine(photo, coarse)
         window = window_around(coarse | refined)
-        before.append(paint(photo, coarse, window))
-        after.append(paint(photo, refined, window))
-    rows = (
-        with_title(in_a_row(before), "before: coarse masks"),
-        with_title(in_a_row(after), "after: transfiner-refine"),
-    )
+        truths = [mask for mask in true_masks(name) if overlap(mask, coarse) > 0.5]
+        scores = ["", ""]
+        if truths:
+            truth = max(truths, key=lambda mask: overlap(mask, coarse))
+            scores = [f"IoU {100 * overlap(truth, mask):.1f}" for mask in (coarse, refined)]
+        before.append(with_title(paint(photo, coarse, window), f"{classes[record['category_id']]} {scores[0]}"))
+        after.append(with_title(paint(photo, refined, window), scores[1] or "refined"))
+    rows = (in_a_row(before), in_a_row(after))
     arguments.output.parent.mkdir(exist_ok=True)
     Image.fromarray(np.vstack(rows)).save(arguments.output, optimize=True)
     print(arguments.output)
+
+
+def true_masks(file_name: str) -> list[Mask]:
+    """The true masks of a photo, where somebody drew them."""
+    truth = read("truth.json")
+    ids = [image["id"] for image in truth["images"] if image["file_name"] == file_name]
+    found = [each["segmentation"] for each in truth["annotations"] if each["image_id"] in ids]
+    return [mask_from_segmentation(each, lambda: (0, 0)).decode().paste() for each in found]
+
+
+def overlap(a: Mask, b: Mask) -> float:
+    return float(np.count_nonzero(a & b) / np.count_nonzero(a | b))
 
 
 def read(name: str) -> Any:
