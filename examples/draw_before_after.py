@@ -104,7 +104,9 @@ def main() -> None:
     for number in SHOWN:
         record = detections[number]
         name = names[record["image_id"]]
-        place = next(path for folder in ("images", "detector/images") if (path := HERE / folder / name).exists())
+        place = next(
+            path for folder in ("images", "detector/images") if (path := HERE / folder / name).exists()
+        )
         photo = np.asarray(Image.open(place).convert("RGB"))
         coarse = rle.decode(record["segmentation"]).astype(bool)
         refined = refiner.refine(photo, coarse)
@@ -114,11 +116,13 @@ def main() -> None:
         if truths:
             truth = max(truths, key=lambda mask: overlap(mask, coarse))
             scores = [f"IoU {100 * overlap(truth, mask):.1f}" for mask in (coarse, refined)]
-        before.append(with_title(paint(photo, coarse, window), f"{classes[record['category_id']]} {scores[0]}"))
+        before.append(
+            with_title(paint(photo, coarse, window), f"{classes[record['category_id']]} {scores[0]}")
+        )
         after.append(with_title(paint(photo, refined, window), scores[1] or "refined"))
     rows = (in_a_row(before), in_a_row(after))
     arguments.output.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.vstack(rows)).save(arguments.output, optimize=True)
+    Image.fromarray(np.vstack(rows)).quantize(255).save(arguments.output, optimize=True)
     print(arguments.output)
 
 

@@ -1,6 +1,7 @@
 """A walk through the Python API, cell by cell.
 
 Editors that know ``# %%`` run it like a notebook; ``python examples/walkthrough.py`` runs it from start to end.
+``walkthrough.ipynb`` has the same cells (``python examples/make_notebook.py``).
 Pictures go into the folder ``walkthrough``, where you are.
 """
 
@@ -17,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-EXAMPLES = Path(__file__).resolve().parent
+EXAMPLES = (
+    Path(globals().get("__file__", "walkthrough.ipynb")).resolve().parent
+)  # a notebook runs in its folder
 PICTURES = Path("walkthrough")
 PICTURES.mkdir(exist_ok=True)
 

@@ -157,3 +157,47 @@ def test_the_guide_for_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(records) == len(names["refined"]) > 0
     assert {record["category_id"] for record in records} == {3}
     assert names["full_size"].shape == names["image"].shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("guide", "to", "given", "refined"),
+    [
+        ("cvat.md", "cvat", "annotations.xml", "refined.xml"),
+        ("label-studio.md", "label-studio", "project.json", "refined.json"),
+    ],
+)
+def test_the_guides_for_annotation_tools(work: Path, guide: str, to: str, given: str, refined: str) -> None:
+    truth = json.loads((work / "annotations" / "instances_val2017.json").read_text())
+    truth["annotations"] = [
+        {key: value for key, value in each.items() if key not in ("bbox", "area")}
+        for each in truth["annotations"]
+    ]  # whose boxes are of the whole size
+    (work / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
+    (work / "images.json").write_text(json.dumps({**truth, "annotations": []}))
+    made = CliRunner().invoke(
+        main,
+        ["convert-masks", "annotations/instances_val2017.json", "-o", given, "--to", to],
+        catch_exceptions=False,
+    )
+    assert made.exit_code == 0, made.output
+    if to == "cvat":  # the second command of the guide takes a detector's results
+        records = json.loads((work / "detections.json").read_text())
+        found = [{key: value for key, value in each.items() if key != "bbox"} for each in records]
+        (work / "refined.json").write_text(json.dumps(found))
+    follow(guide)
+    assert (work / refined).read_text() != (work / given).read_text()
+
+
+def test_the_guide_for_fiftyone(work: Path) -> None:
+    names = follow("fiftyone.md")
+    photo = np.asarray(Image.open(work / "photos" / "coffee.jpg").convert("RGB"))
+    mask = np.asarray(Image.open(work / "masks" / "coffee_cup.png")) > 0
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    height, width = mask.shape
+    box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
+    found, inside, expected = names["refined_detection"](photo, box, mask[y0:y1, x0:x1])
+    assert inside.shape == (round(found[3] * height), round(found[2] * width))
+    assert inside[0].any()
+    assert inside[:, 0].any()
+    assert 0.5 < expected <= 1

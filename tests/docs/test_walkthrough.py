@@ -24,6 +24,12 @@ def test_the_walkthrough_runs_and_leaves_its_pictures(
     assert (tmp_path / "walkthrough" / "report" / "index.html").is_file()
 
 
+def test_the_notebook_has_the_same_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(WALKTHROUGH.parent))
+    made = runpy.run_path(str(WALKTHROUGH.with_name("make_notebook.py")))["notebook"]()
+    assert WALKTHROUGH.with_suffix(".ipynb").read_text() == made
+
+
 def test_each_cell_is_marked_for_editors() -> None:
     lines = WALKTHROUGH.read_text().splitlines()
     marks = [line for line in lines if line.startswith("# %%")]
