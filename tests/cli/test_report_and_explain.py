@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,26 @@ def test_help_fits_eighty_columns_and_does_not_wait_for_heavy_imports(command: s
         "assert not {'torch', 'cv2', 'numpy', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_of_crowds_is_refined_and_shown_only_where_asked_for(work: Path, tmp_path: Path) -> None:
+    size, runs = [213, 320], [100, 5000, 213 * 320 - 5100]
+    image = {"id": 1, "file_name": "rocket.jpg", "height": size[0], "width": size[1]}
+    crowd = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 1,
+        "segmentation": {"size": size, "counts": runs},
+    }
+    document = {"images": [image], "annotations": [crowd], "categories": [{"id": 1, "name": "rocket"}]}
+    (tmp_path / "cvat.json").write_text(json.dumps(document))
+    options = ["--images", work / "images", "--masks", tmp_path / "cvat.json", "--device", "cpu"]
+    done = run("refine", *options, "--output", tmp_path / "a.json", "--report", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    assert "All instances are crowd regions (iscrowd 1); --refine-crowds refines them." in done.stdout
+    assert "no image is left to show (1 crowd region or empty mask); give --refine-crowds" in done.stderr
+    options += ["--refine-crowds", "--output", tmp_path / "b.json", "--report", tmp_path / "b"]
+    done = run("refine", *options)
+    assert done.exit_code == 0, done.output
+    assert "Shown: 1 instance in 1 image." in done.stdout

@@ -227,7 +227,7 @@ def _run(options: dict[str, Any], *, to_stdout: bool) -> int:
             except InputError as error:
                 if summary.refined:
                     raise
-                not_shown.append(error)  # nothing was refined, so that there is nothing to show
+                report_errors([error])  # nothing was refined, so that there is nothing to show
             else:
                 said = {str(error) for error in summary.errors}
                 not_shown.extend(fault for fault in built.faults if str(fault) not in said)
