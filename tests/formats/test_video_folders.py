@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, open_source
 from transfiner_refine.formats.convert import convert_masks
 from transfiner_refine.formats.png import DAVIS_PALETTE, read_pixels, write_png
@@ -50,6 +52,14 @@ def test_one_video_of_one_object_may_be_given_alone(tmp_path: Path) -> None:
     for given in (images, images / "bear"):
         source = open_source(masks / "bear", given, format="sam2-video")
         assert [len(item.instances) for item in source if isinstance(item, ImageRecord)] == [1, 1]
+
+
+def test_objects_that_are_taken_for_videos_are_told_how_to_be_read(tmp_path: Path) -> None:
+    masks, images = video(tmp_path, objects=("1", "2"))
+    with pytest.raises(
+        InputError, match=r"the same image 00000\.jpg; .*, or --from sam2-video where these are"
+    ):
+        open_source(masks / "bear", images / "bear")
 
 
 def test_one_video_is_recognised_by_the_three_digits_of_its_objects(tmp_path: Path) -> None:

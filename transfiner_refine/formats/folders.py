@@ -294,6 +294,8 @@ class FolderSource(Folder, ABC):
             if entry.image is not None and len(names := owners[entry.image]) > 1:
                 reason = f"{' and '.join(names[:3])} would belong to the same image {entry.image}"
                 remedy = "give a folder of images with the same subfolders as the masks"
+                if all(PurePosixPath(name).parent.name.isdecimal() for name in names):
+                    remedy += ", or --from sam2-video where these are folders of objects"
                 error = InputError(reason, file=tree.root, remedy=remedy)
                 found[position] = replace(entry, error=error, image=None)
         self.entries = tuple(found)
