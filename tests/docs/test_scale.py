@@ -49,13 +49,16 @@ def block(language: str, containing: str) -> str:
 
 
 @pytest.mark.slow
-def test_shards_of_slurm_and_of_kubernetes_are_merged_to_the_output_of_one_run(work: Path) -> None:
+def test_processes_and_the_shards_of_slurm_and_of_kubernetes_give_the_output_of_one_run(work: Path) -> None:
     run(work, "transfiner-refine refine --images photos --masks detections.json --output whole.json")
     for number in ("1", "2"):
         slurm = {"SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_TASK_COUNT": "2"}
         run(work, block("bash", "SBATCH"), **slurm)
     run(work, block("bash", "merge shards"))
     whole = (work / "whole.json").read_bytes()
+    assert (work / "refined.json").read_bytes() == whole
+    (work / "refined.json").unlink()
+    run(work, block("bash", "--gpus all"))
     assert (work / "refined.json").read_bytes() == whole
     (work / "refined.json").unlink()
     shutil.rmtree(work / "shards")
