@@ -48,6 +48,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image["height"], image["width"] = image["height"] // 2, image["width"] // 2
     for record in [*records, *truth["annotations"]]:
         record["segmentation"] = halved(record["segmentation"])
+        record["bbox"] = [side / 2 for side in record["bbox"]]
     (work / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
     for name in ("inference/coco_instances_results.json", "results.segm.json", "detections.json"):
         (work / name).write_text(json.dumps(records))
