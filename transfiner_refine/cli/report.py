@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from transfiner_refine.cli.options import ANY, FOLDER, Command, count, flag, option, report_errors, shared
 
@@ -25,7 +26,7 @@ __all__ = ["command"]
 @option(
     "--annotations",
     type=ANY,
-    help="The truth, to score and sort by: a COCO annotation file, for folders a folder of the same names.",
+    help="The truth, to score and sort by: a COCO annotation file, or masks in any format.",
 )
 @shared("match")
 @shared(
@@ -40,10 +41,12 @@ __all__ = ["command"]
 @shared("background")
 @shared("class_names")
 @shared("max_image_pixels", help="Leave images and mask images of more pixels out.")
-@option("--output", "-o", type=FOLDER, help="Folder for the page; open its index.html.")
+@option("--output", "-o", type=ANY, help="Folder for the page; open its index.html.")
+@flag("--single-file", "--output is one HTML file that holds everything, to send it to somebody.")
+@option("--title", default="", help="Title of the page.")
 @option("--overlay", type=FOLDER, help="Folder for PNGs of the images with their masks, before and after.")
 @flag("--nodes", "Show the quadtree's nodes; runs the network on the coarse masks again.")
-@shared("weights", help="Name or path of the weights for --nodes.")
+@shared("weights", help="Name or path of the weights for --nodes, and for the heading.")
 @shared("device", help="Device for --nodes.")
 @count(
     "--limit",
@@ -86,11 +89,19 @@ def command(
     from transfiner_refine.report import build_report
 
     refiner = None
+    named = ctx.get_parameter_source("weights") is not ParameterSource.DEFAULT
     if nodes and output is not None:
         from transfiner_refine.refiner import load_refiner  # here, because it imports torch
 
         refiner = load_refiner(weights, device=device, engine="torch")
-    built = build_report(output=output, overlay=overlay, refiner=refiner, progress=not quiet, **options)
+    built = build_report(
+        output=output,
+        overlay=overlay,
+        refiner=refiner,
+        weights=Path(weights).name if named or nodes else "",
+        progress=not quiet,
+        **options,
+    )
     report_errors(built.faults)
     if not quiet:
         click.echo("\n".join(built.lines()))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from importlib import resources
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,10 +25,11 @@ from transfiner_refine.formats.records import Instance, PngKind, Source
 from transfiner_refine.formats.registry import open_source, recognise
 from transfiner_refine.images import MAX_IMAGE_PIXELS, Orientation, read_image
 from transfiner_refine.masks import MaskWindow, union
-from transfiner_refine.output import atomic_folder, check_output_folder
+from transfiner_refine.output import atomic_file, atomic_folder, check_output_file, check_output_folder
 from transfiner_refine.refine.roi import focus
 from transfiner_refine.renamed import renamed
 from transfiner_refine.report.overlay import paint_masks
+from transfiner_refine.report.page_files import copy_assets, made, one_file, save_image, write_script
 from transfiner_refine.report.scenes import Comparison, Scene, choose, window_of
 
 if TYPE_CHECKING:
@@ -85,6 +84,9 @@ def build_report(
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     overlay: str | Path | None = None,
     refiner: BaseRefiner | None = None,
+    weights: str = "",
+    title: str = "",
+    single_file: bool = False,
     limit: int = LIMIT,
     image_side: int = IMAGE_SIDE,
     seed: int = 0,
@@ -97,16 +99,19 @@ def build_report(
         images: folder of the images.
         before: coarse masks, in any format.
         after: the refined ones, in the same format and order.
-        output: folder for the page, to be opened at its ``index.html``; None for overlays alone.
+        output: folder for the page, to be opened at its ``index.html``; None for overlays alone. With ``single_file``
+            an HTML file that holds everything.
         overlay: folder for IMAGE_STEM_before.png and IMAGE_STEM_after.png in full size; None for none. Where the stem
             is another image's too, the second gets its whole name, or a number.
-        annotations: the truth: for JSON a COCO annotation file, for folders a folder of the same names.
+        annotations: the truth: a COCO annotation file, or masks in any format.
         match: for JSON: which annotation each record belongs to (see ``evaluation.coco_files.load_match``).
         image_info: for COCO results: an annotation file that says which image id is which image; None takes
             ``annotations``.
         format, png_kind, class_names, fit_masks, orientation, refine_crowds, background: how masks are read, as for
             ``open_source``.
         max_image_pixels: images and mask images of more pixels are left out, and named.
+        weights: the name of the weights that refined, for the heading.
+        title: the page's; "" for a general one.
         refiner: a loaded refiner shows the quadtree of each instance; None leaves it out.
         limit: most images to show, 0 for all; see ``choose``.
         image_side: longer side of the page's images, pixels; 0 keeps them as they are.
@@ -121,8 +126,10 @@ def build_report(
     folders = [Path(folder) for folder in (output, overlay) if folder is not None]
     given = (images, before, after, annotations, match, image_info)
     inputs = [Path(path) for path in given if path is not None]
+    page_at = None if output is None else Path(output)
     for folder in folders:
-        check_output_folder(folder, inputs, overwrite=overwrite)
+        check = check_output_file if single_file and folder == page_at else check_output_folder
+        check(folder, inputs, overwrite=overwrite)
     places = [folder.resolve() for folder in folders]
     if len(places) > 1 and (places[0] in (places[1], *places[1].parents) or places[1] in places[0].parents):
         reason, remedy = "the page and the overlays need a folder each", "give another one"
@@ -166,10 +173,15 @@ def build_report(
     found = Comparison(Path(before), Path(after), opened, annotations=truth, match=match, progress=progress)
     scenes, chosen = choose(found.scenes, limit, seed=seed)
     with ExitStack() as stack:
-        drafts = [stack.enter_context(atomic_folder(folder)) for folder in folders]
+        drafts = [
+            Path(stack.enter_context(TemporaryDirectory()))
+            if single_file and folder == page_at
+            else stack.enter_context(atomic_folder(folder))
+            for folder in folders
+        ]
         page = None if output is None else drafts[0]
         if page is not None:
-            _copy_assets(page)
+            copy_assets(page)
         overlays = None if overlay is None else drafts[-1]
         artist = _Artist(
             found, Path(images), page, overlays, refiner, image_side, max_image_pixels, orientation
@@ -182,6 +194,8 @@ def build_report(
             raise _nothing_to_show(before, faults, found.passed_over)
         if page is not None:
             content = {
+                "title": title,
+                "made": made(weights),
                 "before": Path(before).name,
                 "after": Path(after).name,
                 "truth": None if truth is None else truth.name,
@@ -190,9 +204,12 @@ def build_report(
                 **_totals(found.scenes),
                 "images": entries,
             }
-            _write_script(page / "data" / "index.js", "index", content)
+            write_script(page / "data" / "index.js", "index", content)
+            if single_file and page_at is not None:
+                with atomic_file(page_at) as file:
+                    file.writelines(one_file(page))
     instances = sum(len(entry["instances"]) for entry in entries)
-    index = None if output is None else Path(output) / "index.html"
+    index = page_at if page_at is None or single_file else page_at / "index.html"
     return Built(index, len(entries), instances, chosen, tuple(faults))
 
 
@@ -255,8 +272,8 @@ class _Artist(NamedTuple):
         if self.page is None:
             return {"instances": scene.instances}
         file = f"{number:05d}"
-        scale = _save_image(image, self.page / "images" / f"{file}.jpg", self.image_side, quality=88)
-        _save_image(image, self.page / "thumbnails" / f"{file}.jpg", _THUMBNAIL_SIDE, quality=78)
+        scale = save_image(image, self.page / "images" / f"{file}.jpg", self.image_side, quality=88)
+        save_image(image, self.page / "thumbnails" / f"{file}.jpg", _THUMBNAIL_SIDE, quality=78)
         entries, drawn = [], []
         for (instance, _), (before, after) in zip(instances, pairs, strict=True):
             box = union((before, after), scene.size).box
@@ -267,7 +284,7 @@ class _Artist(NamedTuple):
             if self.refiner is not None and before.area:
                 paths["quadtree"] = _quadtree(self.refiner, image, before)
             drawn.append(paths)
-        _write_script(self.page / "data" / f"{file}.js", "outlines", {"file": file, "instances": drawn})
+        write_script(self.page / "data" / f"{file}.js", "outlines", {"file": file, "instances": drawn})
         shown = {"file": file, "name": name, "width": scene.size[1], "height": scene.size[0]}
         return {**shown, "scale": scale, "instances": entries}
 
@@ -305,7 +322,11 @@ def _quadtree(refiner: BaseRefiner, image: NDArray[np.uint8], mask: MaskWindow) 
 def _totals(scenes: Sequence[Scene]) -> dict[str, Any]:
     """What the index says of all instances, shown or not."""
     everything = [entry for scene in scenes for entry in scene.instances.values()]
-    totals: dict[str, Any] = {"images": len(scenes), "instances": len(everything)}
+    totals: dict[str, Any] = {
+        "images": len(scenes),
+        "instances": len(everything),
+        "threshold": CHANGE_THRESHOLD,
+    }
     scored = [entry for entry in everything if "iou" in entry]
     if scored:
         iou, boundary = (np.array([entry[name] for entry in scored]) for name in ("iou", "boundary"))
@@ -331,32 +352,3 @@ def _nothing_to_show(before: str | Path, faults: Sequence[InputError], passed_ov
     reason = f"no image is left to show ({'; '.join(reasons) or 'there are no instances'})"
     remedy = "give --refine-crowds where crowds should be shown" if passed_over else None
     return InputError(reason, file=before, remedy=remedy)
-
-
-def _save_image(image: NDArray[np.uint8], path: Path, side: int, *, quality: int) -> float:
-    """Saves a JPEG whose longer side is at most ``side`` (0 for any); gives its scale."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width)) if side else 1.0
-    picture = Image.fromarray(image)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
-    path.parent.mkdir(exist_ok=True)
-    picture.save(path, quality=quality, progressive=True)
-    return math.floor(scale * 1e4) / 1e4
-
-
-def _write_script(path: Path, function: str, content: Any) -> None:
-    """JSON as a script: a page opened from disk may not fetch files, but it may load scripts."""
-    path.parent.mkdir(exist_ok=True)
-    short = json.loads(json.dumps(content), parse_float=lambda number: round(float(number), 5))
-    text = json.dumps(short, separators=(",", ":"), ensure_ascii=True)
-    path.write_text(f"report.{function}({text});\n", encoding="utf-8")
-
-
-def _copy_assets(page: Path) -> None:
-    """The page itself, from the package."""
-    (page / "assets").mkdir()
-    for asset in (resources.files("transfiner_refine.report") / "page").iterdir():
-        target = page if asset.name == "index.html" else page / "assets"
-        (target / asset.name).write_bytes(asset.read_bytes())

@@ -14,15 +14,15 @@ from transfiner_refine.masks import MaskWindow
 
 COLOURS = (
     (0, 174, 255),
-    (255, 92, 92),
-    (52, 211, 120),
     (255, 176, 0),
     (178, 122, 255),
-    (255, 120, 200),
     (0, 210, 196),
-    (200, 212, 0),
+    (255, 225, 77),
+    (127, 155, 255),
+    (217, 160, 102),
+    (201, 209, 220),
 )
-"""RGB of an image's instances in turn; the page has the same."""
+"""RGB of an image's instances in turn; the page has the same. None is red or green, which mean worse and better."""
 
 _OPACITY = 0.38
 _THINNEST = 2  # pixels of outline in an image of up to 1000 pixels; larger images get more

@@ -35,8 +35,9 @@ class Scene(NamedTuple):
         size: (height, width), pixels, in the frame of its masks.
         instances: by their index in the input and in its order, empty masks and crowds left out: ``label`` (how a
             person finds it in its file), ``category`` (the name, "" where there is none), ``score`` (None where
-            there is none), ``size`` (COCO's class, by the true area if known), ``changed`` (pixels that differ /
-            pixels in either mask), and with a true mask ``iou`` and ``boundary`` (IoU), each [before, after].
+            there is none), ``area`` and ``size`` (pixels and COCO's class, of the true mask if known), ``changed``
+            (pixels that differ / pixels in either mask), and with a true mask ``iou`` and ``boundary`` (IoU), each
+            [before, after].
     """
 
     path: Path
@@ -169,6 +170,7 @@ class Comparison:
                 "category": "" if category is None else self._categories.get(category, f"class {category}"),
                 "score": instance.score,
                 "size": size_class((real or coarse).area),
+                "area": (real or coarse).area,
                 "changed": 1 - crop_iou(*common_window(coarse, sharp)),
             }
             if real is not None:

@@ -7,7 +7,7 @@ report.index = (content) => {
 
   const totals = () => {
     const { points, signed, tone } = report.format;
-    const { totals: sums } = content;
+    const sums = report.store.sums();
     const rows = [
       ["images", `${sums.images}`],
       ["instances", `${sums.instances}`],
@@ -24,8 +24,29 @@ report.index = (content) => {
       ...rows.map(([name, ...value]) =>
         report.element("div", {}, report.element("dt", {}, name), report.element("dd", {}, ...value))),
     );
+  };
+
+  const heading = () => {
     const truth = content.truth ? `; truth: ${content.truth}` : "";
     byId("files").textContent = `${content.before} → ${content.after}${truth}. ${content.chosen}`;
+    byId("made").textContent = content.made;
+    if (content.title) byId("title").textContent = document.title = content.title;
+  };
+
+  /* What the page shows, in its address. */
+  const state = new URLSearchParams(location.hash.slice(1));
+  const keepState = () => {
+    const { settings } = report.store;
+    const now = new URLSearchParams();
+    const image = report.gallery.current();
+    if (image !== null) now.set("image", image + 1);
+    if (report.viewer.selected() !== null) now.set("instance", report.viewer.selected() + 1);
+    for (const name of ["sort", "measure", "category", "size", "search"]) {
+      if (settings[name] && !["listed", "iou"].includes(settings[name])) now.set(name, settings[name]);
+    }
+    if (settings.sort === "random") now.set("seed", settings.seed);
+    if (report.viewer.layers().join() !== "outlines,fill") now.set("layers", report.viewer.layers().join());
+    history.replaceState(null, "", `#${now}`);
   };
 
   const theme = () => {
@@ -98,23 +119,31 @@ report.index = (content) => {
     act(event);
   };
 
-  totals();
+  heading();
   theme();
-  document.addEventListener("keydown", onKey);
-  byId("help-open").addEventListener("click", () => byId("help").showModal());
-  for (const name of ["measure", "category", "size"]) {
-    byId(name).addEventListener("change", () => {
-      report.instances.plot();
-      report.instances.draw();
-    });
+  for (const name of ["sort", "measure", "category", "size", "search", "seed"]) {
+    if (state.has(name)) report.store.settings[name] = state.get(name);
   }
-  report.viewer.start(() => report.instances.mark());
-  const first = Number(/^#image-(\d+)$/.exec(location.hash)?.[1] ?? 1) - 1; // a link may name an image
+  document.addEventListener("keydown", onKey);
+  addEventListener("hashchange", () => location.reload()); // another address of this page was typed
+  byId("help-open").addEventListener("click", () => byId("help").showModal());
+  byId("chart-kind").addEventListener("change", () => report.instances.plot());
+  const layers = state.get("layers");
+  report.viewer.start(() => report.instances.mark(), layers === null ? null : layers.split(","));
   report.gallery.start((image, instance) => {
     report.viewer.show(image, instance);
     report.instances.draw(image);
-    if (image) history.replaceState(null, "", `#image-${content.images.indexOf(image) + 1}`);
-  }, first);
-  report.instances.plot();
+    keepState();
+  }, Number(state.get("image") ?? 1) - 1, Number(state.get("instance") ?? 0) - 1);
+  const refresh = () => {
+    totals();
+    report.instances.plot();
+    report.instances.draw();
+  };
+  report.changed = () => {
+    refresh();
+    keepState();
+  };
+  refresh();
   document.documentElement.dataset.ready = "true";
 };

@@ -18,12 +18,12 @@ report.gallery = (() => {
   const item = (one) => {
     const { image } = one;
     const picture = report.element("img", {
-      src: `thumbnails/${image.file}.jpg`, alt: "", loading: "lazy", decoding: "async", width: 88, height: 64,
+      src: report.url(`thumbnails/${image.file}.jpg`), alt: "", loading: "lazy", decoding: "async", width: 88, height: 64,
     });
     const who = one.lead && one.lead.category ? `${one.lead.category} of ${one.visible.length}` : report.format.count(one.visible.length, "instance");
     const text = report.element(
       "span", {},
-      report.element("span", { class: "name", title: image.name }, image.name),
+      report.element("span", { class: "name" }, image.name),
       badge(one),
       report.element("span", { class: "more" }, who),
     );
@@ -69,7 +69,7 @@ report.gallery = (() => {
     if (focused) byId("images").querySelector("[aria-current]")?.focus();
   };
 
-  const start = (onChoose, first) => {
+  const start = (onChoose, first, instance) => {
     choose = onChoose;
     const hasTruth = Boolean(report.content.totals.scored);
     byId("sort").append(
@@ -81,23 +81,29 @@ report.gallery = (() => {
       ...named.map(([name, count]) => report.element("option", { value: name }, `${name} (${count})`)),
     );
     byId("category").closest("label").hidden = named.length === 0;
-    for (const name of ["sort", "measure", "category", "size"]) {
-      byId(name).addEventListener("change", (event) => {
+    for (const name of ["sort", "measure", "category", "size", "search"]) {
+      byId(name).value = settings[name];
+      if (byId(name).value !== settings[name]) settings[name] = byId(name).value = byId(name).options?.[0].value ?? "";
+      byId(name).addEventListener(name === "search" ? "input" : "change", (event) => {
         settings[name] = event.target.value;
         if (name === "sort") settings.seed += 1; // "random" is another order each time it is chosen
         draw();
         if (name !== "measure") step(0);
+        report.changed();
       });
     }
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("images").addEventListener("click", (event) => {
       const button = event.target.closest("button");
-      if (button) show(Number(button.dataset.number));
+      if (!button) return;
+      show(Number(button.dataset.number));
+      const stage = byId("stage").getBoundingClientRect(); // on a phone the list lies below the picture
+      if (stage.top < 0 || stage.bottom > innerHeight) byId("stage").scrollIntoView({ block: "nearest" });
     });
     current = first;
     draw();
-    if (entries.some((one) => one.number === first)) show(first);
+    if (entries.some((one) => one.number === first)) show(first, report.content.images[first].instances[instance] ?? null);
   };
 
-  return { start, step, show, position: () => [entries.findIndex((one) => one.number === current) + 1, entries.length] };
+  return { start, step, show, current: () => current, position: () => [entries.findIndex((one) => one.number === current) + 1, entries.length] };
 })();

@@ -3,7 +3,7 @@
 
 report.layers = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const colours = ["#00aeff", "#ff5c5c", "#34d378", "#ffb000", "#b27aff", "#ff78c8", "#00d2c4", "#c8d400"]; // as overlay.py
+  const colours = ["#00aeff", "#ffb000", "#b27aff", "#00d2c4", "#ffe14d", "#7f9bff", "#d9a066", "#c9d1dc"]; // as overlay.py
   const levelColours = ["#ffe14d", "#ff9233", "#ff3d77", "#b04dff", "#3d8bff"]; // coarse to fine
   const waiting = new Map(); // file → functions that want its outlines
   const ready = new Map(); // file → instances; the last few images only
@@ -29,6 +29,8 @@ report.layers = (() => {
     new Promise((done, fail) => {
       if (ready.has(file)) return done(ready.get(file));
       if (waiting.has(file)) return waiting.get(file).push(done);
+      const inside = document.getElementById(`data/${file}`); // of a page of one file
+      if (inside) return done(JSON.parse(inside.textContent).instances);
       waiting.set(file, [done]);
       const script = report.element("script", { src: `data/${file}.js` });
       script.addEventListener("load", () => script.remove());

@@ -4,10 +4,13 @@
 const report = {
   content: null, // the index, as build.py writes it
   outlines: () => {}, // replaced by layers.js; the data scripts call it
+  changed: () => {}, // replaced by app.js; called when there is something else to see
+  /* In a page of one file, pictures stand in the page under their names. */
+  url: (name) => document.getElementById(name)?.textContent ?? name,
 };
 
 report.store = (() => {
-  const settings = { sort: "listed", measure: "iou", category: "", size: "", seed: 1 };
+  const settings = { sort: "listed", measure: "iou", category: "", size: "", search: "", seed: 1 };
 
   const sorts = (hasTruth) =>
     hasTruth
@@ -26,9 +29,35 @@ report.store = (() => {
           ["random", "random"],
         ];
 
-  const matches = (instance) =>
-    (!settings.category || instance.category === settings.category) &&
-    (!settings.size || instance.size === settings.size);
+  /* The instances of an image that the filters let through, by index. */
+  const shown = (image) => {
+    const wanted = settings.search.trim().toLowerCase();
+    const named = image.name.toLowerCase().includes(wanted);
+    return image.instances.flatMap((one, index) => {
+      if (settings.category && one.category !== settings.category) return [];
+      if (settings.size && one.size !== settings.size) return [];
+      return named || `${one.category} ${one.label}`.toLowerCase().includes(wanted) ? [index] : [];
+    });
+  };
+
+  /* What the summary says of all that is let through. */
+  const sums = () => {
+    const { images, totals } = report.content;
+    if (!settings.category && !settings.size && !settings.search.trim()) return totals; // of images not shown, too
+    const entries = images.map((image) => shown(image).map((index) => image.instances[index]));
+    const scored = entries.flat().filter((one) => one.iou);
+    const mean = (value) => scored.reduce((sum, one) => sum + value(one), 0) / scored.length;
+    const change = (one) => one.iou[1] - one.iou[0];
+    return {
+      images: entries.filter((some) => some.length).length,
+      instances: entries.flat().length,
+      scored: scored.length,
+      iou: [0, 1].map((when) => mean((one) => one.iou[when])),
+      boundary: [0, 1].map((when) => mean((one) => one.boundary[when])),
+      better: mean((one) => (change(one) > totals.threshold ? 1 : 0)),
+      worse: mean((one) => (change(one) < -totals.threshold ? 1 : 0)),
+    };
+  };
 
   /* IoU (or boundary IoU) after minus before; null without truth. */
   const gain = (instance) => {
@@ -66,7 +95,7 @@ report.store = (() => {
 
   /* What one image shows in the list. */
   const entry = (image, number) => {
-    const visible = image.instances.filter(matches);
+    const visible = shown(image).map((index) => image.instances[index]);
     if (!visible.length) return null;
     const lead = leader(visible);
     const gains = visible.map(gain).filter((value) => value !== null);
@@ -89,7 +118,7 @@ report.store = (() => {
     return entries.sort((a, b) => key(a) - key(b) || a.number - b.number);
   };
 
-  return { settings, sorts, matches, gain, list };
+  return { settings, sorts, shown, sums, gain, list };
 })();
 
 report.format = {

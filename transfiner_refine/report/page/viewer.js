@@ -8,6 +8,7 @@ report.viewer = (() => {
   const levels = new Set([0, 1, 2, 3, 4]); // levels of the quadtree that are drawn
   const view = { x: 0, y: 0, scale: 1, fit: 1 }; // image pixel at the stage's left top, screen pixels a pixel
   const LARGEST = 64; // screen pixels an image pixel
+  const CONTEXT = [0.35, 64]; // least side that "Boundary" shows: a share of the object's, and pixels
   let image = null;
   let drawn = null; // outlines of the image, null while they load
   let selected = null; // index of an instance
@@ -15,7 +16,7 @@ report.viewer = (() => {
   let parts = {};
 
   const stage = () => byId("stage").getBoundingClientRect();
-  const visible = () => image.instances.flatMap((one, index) => (report.store.matches(one) ? [index] : []));
+  const visible = () => report.store.shown(image);
 
   /* Moves the window onto the image; everything on it follows by the viewBox. */
   const place = () => {
@@ -25,7 +26,17 @@ report.viewer = (() => {
     for (const layer of byId("picture").children) layer.setAttribute("viewBox", box);
     parts.image?.classList.toggle("magnified", image.scale === 1 && view.scale > 3);
     byId("zoom").textContent = `${Math.round(100 * view.scale)} %`;
+    overview(width, height);
     divide();
+  };
+
+  /* Where the enlarged part lies in the image. */
+  const overview = (width, height) => {
+    const map = byId("overview");
+    map.toggleAttribute("hidden", view.scale < 2 * view.fit);
+    map.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
+    const part = { x: view.x, y: view.y, width: width / view.scale, height: height / view.scale };
+    for (const [name, value] of Object.entries(part)) map.lastElementChild.setAttribute(name, value);
   };
 
   /* Cuts both sides at the divider; they are drawn already. */
@@ -57,6 +68,7 @@ report.viewer = (() => {
     if (!image) return;
     frame([0, 0, image.width, image.height], 0.02);
     view.fit = view.scale;
+    place();
   };
 
   /* Zooms by a factor about a point of the stage (its middle by default). */
@@ -76,7 +88,13 @@ report.viewer = (() => {
     return candidates.reduce((best, one) => (best && best.changed >= one.changed ? best : one), null);
   };
   const toObject = () => image && target() && frame(target().box, 0.15);
-  const toBoundary = () => image && target() && frame(target().focus, 0);
+  const toBoundary = () => {
+    if (!image || !target()) return;
+    const { focus: [x0, y0, x1, y1], box } = target();
+    const least = Math.max(CONTEXT[0] * Math.max(box[2] - box[0], box[3] - box[1]), CONTEXT[1]);
+    const more = Math.max(0, least - Math.max(x1 - x0, y1 - y0)) / 2;
+    frame([x0 - more, y0 - more, x1 + more, y1 + more], 0);
+  };
 
   const applyShown = () => {
     for (const [name, on] of Object.entries(shown)) {
@@ -89,6 +107,7 @@ report.viewer = (() => {
     if (byId(`layer-${name}`).disabled) return;
     shown[name] = !shown[name];
     applyShown();
+    report.changed();
   };
   const toggleLevel = (number) => {
     if (levels.has(number)) levels.delete(number);
@@ -150,13 +169,16 @@ report.viewer = (() => {
       return;
     }
     parts.image = svg("image", {
-      href: `images/${image.file}.jpg`, width: image.width, height: image.height, preserveAspectRatio: "none",
+      href: report.url(`images/${image.file}.jpg`), width: image.width, height: image.height, preserveAspectRatio: "none",
     });
     for (const name of ["ground", "before", "after", "over"]) {
       parts[name] = svg("svg", { class: name, preserveAspectRatio: "none", "aria-hidden": "true" });
       byId("picture").append(parts[name]);
     }
     parts.ground.append(parts.image);
+    for (const [name, value] of [["href", report.url(`thumbnails/${image.file}.jpg`)], ["width", image.width], ["height", image.height]]) {
+      byId("overview").firstElementChild.setAttribute(name, value);
+    }
     fit();
     describe();
     try {
@@ -175,10 +197,12 @@ report.viewer = (() => {
     selected = index;
     applySelection();
     onSelect(index);
+    report.changed();
   };
 
-  const start = (whenSelected) => {
+  const start = (whenSelected, layers) => {
     onSelect = whenSelected;
+    for (const name of layers === null ? [] : Object.keys(shown)) shown[name] = layers.includes(name);
     applyShown();
     for (const name of Object.keys(shown)) byId(`layer-${name}`).addEventListener("click", () => toggle(name));
     const { content } = report;
@@ -222,6 +246,7 @@ report.viewer = (() => {
     start, show, select, toggle, toggleLevel, zoom, fit, toObject, toBoundary, setDivider,
     divider: () => Number(byId("slider").value),
     selected: () => selected,
+    layers: () => Object.keys(shown).filter((name) => shown[name]),
     visible: () => (image ? visible() : []),
   };
 })();
