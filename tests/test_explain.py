@@ -14,7 +14,8 @@ from PIL import Image
 from transfiner_refine import Refiner, load_refiner
 from transfiner_refine import explain as explaining
 from transfiner_refine.errors import InputError, OutputError
-from transfiner_refine.explain import Names, explain, explain_files, read_mask_png
+from transfiner_refine.explain import Names, explain, explain_files
+from transfiner_refine.formats.mask_image import read_mask_image
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.trace import trace
 
@@ -96,15 +97,15 @@ def test_a_mask_png_is_read_binary_soft_or_by_its_id(tmp_path: Path) -> None:
     values[2:10, 3:12], values[12:18, 15:25] = 1, 2
     path = tmp_path / "map.png"
     Image.fromarray(values).save(path)
-    assert read_mask_png(path, 2).area == 60
+    assert read_mask_image(path, 2).area == 60
     with pytest.raises(InputError, match="map of the ids 1, 2; choose one with --id"):
-        read_mask_png(path)
+        read_mask_image(path)
     with pytest.raises(InputError, match="has no id 7, but 1, 2"):
-        read_mask_png(path, 7)
+        read_mask_image(path, 7)
     Image.fromarray((values == 1) * np.uint8(255)).save(path)
-    assert read_mask_png(path).values.dtype == bool
+    assert read_mask_image(path).values.dtype == bool
     ramp = np.linspace(0, 255, 600).reshape(20, 30).astype(np.uint8)
     Image.fromarray(ramp).save(path)
-    soft = read_mask_png(path)
+    soft = read_mask_image(path)
     assert soft.values.dtype == np.float32
     assert soft.values.max() == 1

@@ -60,8 +60,8 @@ def run_demo(
         images, masks, refined = (draft / name for name in ("images", "detections.json", "refined.json"))
         info = draft / "image_info.json"
         summary = refine_files(images, masks, refined, image_info=info, refiner=refiner, progress=progress)
-        page = build_report(images, masks, refined, draft / "report", image_info=info, progress=progress).page
-        assert page is not None
+        page = draft / "report.html"
+        build_report(images, masks, refined, page, image_info=info, single_file=True, progress=progress)
     summary.output, summary.network = f"{output / refined.name} (coco-results)", refiner.network
     names = output / images.name, output / masks.name, output / refined.name
     return Demo(summary, output / page.relative_to(draft), names)

@@ -16,8 +16,7 @@ from PIL import Image
 from transfiner_refine.errors import InputError
 from transfiner_refine.evaluation.matched import mask_scores
 from transfiner_refine.evaluation.overlap import as_window, mask_iou
-from transfiner_refine.formats.label_maps import kind_of
-from transfiner_refine.formats.png import read_pixels
+from transfiner_refine.formats.mask_image import read_mask_image
 from transfiner_refine.images import read_image
 from transfiner_refine.masks import MaskWindow
 from transfiner_refine.output import atomic_binary_file, check_output_file
@@ -80,8 +79,8 @@ def explain_files(
     _require_matplotlib()
     image, mask, output = Path(image), Path(mask), Path(output)
     check_output_file(output, [image, mask, *([] if truth is None else [Path(truth)])], overwrite=overwrite)
-    coarse = read_mask_png(mask, instance_id)
-    real = None if truth is None else read_mask_png(Path(truth), instance_id)
+    coarse = read_mask_image(mask, instance_id)
+    real = None if truth is None else read_mask_image(Path(truth), instance_id)
     pixels, _ = read_image(image, {coarse.image_size})
     if real is not None and real.image_size != coarse.image_size:
         raise InputError(
@@ -98,32 +97,6 @@ def explain_files(
         picture.save(file, format="PNG")
 
 
-def read_mask_png(path: Path, instance_id: int | None = None) -> MaskWindow:
-    """One mask of a PNG.
-
-    Args:
-        path: a binary or soft mask, or a label map.
-        instance_id: which id of a label map; None where there is but one.
-
-    Raises:
-        InputError: no PNG, no such id, or several ids and none was chosen.
-    """
-    pixels = read_pixels(path)
-    values = pixels.values
-    size = (values.shape[0], values.shape[1])
-    present = [int(value) for value in np.unique(values) if value]
-    if instance_id is None and kind_of(pixels) == "binary":
-        soft = values.astype(np.float32) / pixels.white
-        return MaskWindow(values != 0 if len(present) < 2 else soft, 0, 0, size)
-    listed = ", ".join(map(str, present[:8])) + (", …" if len(present) > 8 else "") or "nothing"
-    if instance_id is None and len(present) > 1:
-        raise InputError(f"is a map of the ids {listed}", file=path, remedy="choose one with --id")
-    chosen = present[0] if instance_id is None else instance_id
-    if chosen not in present:
-        raise InputError(f"has no id {chosen}, but {listed}", file=path, remedy="choose another --id")
-    return MaskWindow(values == chosen, 0, 0, size)
-
-
 def explain(
     image: NDArray[np.uint8], trace: Trace, names: Names, truth: MaskWindow | None = None
 ) -> Image.Image:
@@ -136,10 +109,7 @@ def explain(
         truth: the true mask, for scores and to tell right changes from wrong ones; None if it is not known.
 
     Returns:
-        an RGB picture, 2400 pixels wide.
-
-    Raises:
-        InputError: matplotlib is missing.
+        an RGB picture, 2400 pixels wide; raises InputError where matplotlib is missing.
     """
     _require_matplotlib()
     first, coarse, refined = trace.passes[0], as_window(trace.coarse_mask), as_window(trace.result)

@@ -71,6 +71,7 @@ def test_report_says_what_it_shows_and_writes_overlays(work: Path, tmp_path: Pat
     assert {path.name for path in (tmp_path / "overlay").iterdir()} == {
         "rocket_before.png",
         "rocket_after.png",
+        "rocket_before_after.jpg",
     }
     assert (tmp_path / "page" / "assets" / "viewer.js").is_file()
 

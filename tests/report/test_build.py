@@ -183,7 +183,7 @@ def test_two_images_never_share_an_overlay(job: Any, tmp_path: Path) -> None:
     build_report(**files, output=None, overlay=tmp_path / "overlays")
     made = {path.name for path in (tmp_path / "overlays").iterdir()}
     assert {"a_before.png", "s_a_after.png", "s_a.png_after.png", "b_before.png"} <= made
-    assert len({name.casefold() for name in made}) == 12
+    assert len({name.casefold() for name in made}) == 18
 
 
 def test_two_image_ids_may_mean_one_file(job: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,3 +213,140 @@ def test_every_control_has_a_name_for_a_screen_reader(page: Page) -> None:
         n["role"]["value"] for n in nodes
     }
     assert nameless == []
+
+
+def test_the_summary_follows_the_filters_and_the_search(page: Page) -> None:
+    totals = "document.getElementById('totals').textContent"
+    whole = page.evaluate(totals)
+    assert "images6instances12" in whole
+    choose(page, "category", "plate")
+    assert "images6instances6" in page.evaluate(totals)
+    page.fill("#search", "photo_1")
+    assert "images1instances1" in page.evaluate(totals)
+    assert "→ 100.0" in page.evaluate(totals)  # photo 1 is exact after
+    page.fill("#search", "no such name")
+    assert shown_names(page) == []
+    choose(page, "category", "")
+    page.fill("#search", "record 5")  # the coin of photo 2
+    assert shown_names(page) == ["photo_2.png"]
+    page.fill("#search", "")
+    assert page.evaluate(totals) == whole
+
+
+def test_the_address_keeps_what_is_shown(page: Page, browser: Browser) -> None:
+    choose(page, "sort", "worst")
+    choose(page, "measure", "boundary")
+    page.fill("#search", "coin")
+    page.click("#images li:nth-child(2) button")
+    page.click("#layer-fill")
+    address, title = (
+        page.evaluate("location.href"),
+        page.evaluate("document.getElementById('caption').textContent"),
+    )
+    other = browser.new_page(viewport={"width": 1440, "height": 900})
+    other.goto(address)
+    other.wait_for_function(READY)
+    assert other.evaluate("document.getElementById('caption').textContent") == title
+    assert [other.input_value(f"#{name}") for name in ("sort", "measure", "search")] == [
+        "worst",
+        "boundary",
+        "coin",
+    ]
+    assert other.evaluate("document.getElementById('layer-fill').getAttribute('aria-pressed')") == "false"
+    assert other.evaluate("report.viewer.selected()") == page.evaluate("report.viewer.selected()")
+    assert other.evaluate("location.href") == address
+    other.goto(address.replace("sort=worst", "sort=nonsense&image=99"))  # what nobody meant is passed over
+    other.reload()
+    other.wait_for_function(READY)
+    assert other.input_value("#sort") == "listed"
+    other.close()
+
+
+@pytest.mark.parametrize("width", [390, 768, 1000, 1400])
+def test_names_stand_in_full_and_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.evaluate("report.content.images[0].name = 'a_very_long_name_'.repeat(6) + '.png'")
+    page.evaluate("report.content.images[0].instances[0].label = 'folder/' + 'long_'.repeat(12)")
+    choose(page, "sort", "listed")
+    cut = """[...document.querySelectorAll('#images .name, #instances button span, #instances td')]
+        .filter((each) => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== 'inline')
+        .map((each) => each.textContent)"""
+    assert page.evaluate(cut) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("document.getElementById('chart').getBoundingClientRect().width") > 150
+
+
+def test_on_a_phone_the_picture_is_high_and_comes_into_sight(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    stage = "document.getElementById('stage').getBoundingClientRect()"
+    assert page.evaluate(f"{stage}.height") > 0.55 * 844
+    assert page.evaluate("document.getElementById('overview').hasAttribute('hidden')")
+    page.click("#images li:nth-child(5) button")
+    page.wait_for_function("document.documentElement.dataset.shown === '00004'")
+    page.wait_for_timeout(100)
+    assert page.evaluate(f"{stage}.top") >= -1
+    assert page.evaluate(f"{stage}.bottom") <= 845
+
+
+def test_the_boundary_of_a_small_object_keeps_its_surroundings(page: Page) -> None:
+    page.click("#instances-body tr:nth-child(2) button")  # the coin, 29 pixels wide
+    page.keyboard.press("z")
+    box = page.evaluate(
+        "document.querySelector('#picture .ground').getAttribute('viewBox').split(' ').map(Number)"
+    )
+    assert min(box[2:]) >= 63
+    assert not page.evaluate("document.getElementById('overview').hasAttribute('hidden')")
+    rect = "document.querySelector('#overview rect').getAttribute"
+    assert float(page.evaluate(f"{rect}('width')")) == pytest.approx(box[2])
+
+
+def test_small_objects_explain_why_both_measures_are_equal(page: Page) -> None:
+    note = "document.getElementById('small-note').hidden"
+    assert page.evaluate(note)
+    page.evaluate("""for (const one of report.content.images[0].instances) one.boundary = [...one.iou];
+        report.instances.draw()""")
+    assert not page.evaluate(note)
+    assert page.evaluate("document.querySelectorAll('#instances .covered').length") == 2
+
+
+def test_charts_show_gain_by_size_and_iou_by_score(page: Page) -> None:
+    dots = "document.querySelectorAll('#plot circle').length"
+    for kind in ("pair", "size", "score"):
+        choose(page, "chart-kind", kind)
+        assert page.evaluate(dots) == 12
+        bad = "[...document.querySelectorAll('#plot *')].some((each) => each.outerHTML.includes('NaN'))"
+        assert not page.evaluate(bad)
+    assert page.evaluate("document.querySelector('#plot .means').getAttribute('points')") != ""
+    # red means worse, and nothing else
+    worse = "document.querySelectorAll('#plot circle.worse').length"
+    assert page.evaluate(worse) < 12
+    assert page.evaluate("document.querySelectorAll('#plot circle.now').length") == 2
+
+
+def test_one_file_holds_the_whole_page(job: Any, browser: Browser, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    built = build_report(
+        **job.files, output=output, single_file=True, title="Discs </script>", weights="lite"
+    )
+    assert built.page == output
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
+    requests, complaints = list[str](), list[str]()
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(output.rename(moved / "report.html").as_uri())
+    tab.wait_for_function(READY)
+    assert tab.title() == "Discs </script>"
+    assert re.search(r"weights lite, \d{4}-\d\d-\d\d, transfiner-refine", tab.text_content("#made") or "")
+    for _ in range(5):
+        tab.keyboard.press("ArrowDown")
+    tab.wait_for_function("document.documentElement.dataset.shown === '00005'")
+    assert tab.evaluate("document.querySelectorAll('#picture .after .line').length") == 2
+    assert tab.evaluate("document.querySelector('#images img').naturalWidth") > 0
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == 1
+    tab.close()

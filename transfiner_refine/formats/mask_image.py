@@ -16,12 +16,13 @@ import numpy as np
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats.label_map_folders import MaskFiles, new_map
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
-from transfiner_refine.formats.png import MaskPixels, write_png
+from transfiner_refine.formats.label_maps import kind_of
+from transfiner_refine.formats.png import MaskPixels, read_pixels, write_png
 from transfiner_refine.formats.records import Format, OpenOptions, Source, Written
 from transfiner_refine.formats.writing import Conversion
 from transfiner_refine.image_folders import ImageTree
 from transfiner_refine.images import opened
-from transfiner_refine.masks import Mask
+from transfiner_refine.masks import Mask, MaskWindow
 
 _WHITE = 255
 
@@ -80,3 +81,29 @@ def _write(output: Path, source: Source, results: Mapping[int, Mask]) -> Written
 
 
 MASK_IMAGE = Format("mask-image", False, _recognise, MaskImage, _write, check=_check, suffixes=(".png",))
+
+
+def read_mask_image(path: Path, instance_id: int | None = None) -> MaskWindow:
+    """One mask of a mask image.
+
+    Args:
+        path: a binary or soft mask, or a label map.
+        instance_id: which id of a label map; None where there is but one.
+
+    Raises:
+        InputError: no PNG, no such id, or several ids and none was chosen.
+    """
+    pixels = read_pixels(path)
+    values = pixels.values
+    size = (values.shape[0], values.shape[1])
+    present = [int(value) for value in np.unique(values) if value]
+    if instance_id is None and kind_of(pixels) == "binary":
+        soft = values.astype(np.float32) / pixels.white
+        return MaskWindow(values != 0 if len(present) < 2 else soft, 0, 0, size)
+    listed = ", ".join(map(str, present[:8])) + (", …" if len(present) > 8 else "") or "nothing"
+    if instance_id is None and len(present) > 1:
+        raise InputError(f"is a map of the ids {listed}", file=path, remedy="choose one with --id")
+    chosen = present[0] if instance_id is None else instance_id
+    if chosen not in present:
+        raise InputError(f"has no id {chosen}, but {listed}", file=path, remedy="choose another --id")
+    return MaskWindow(values == chosen, 0, 0, size)

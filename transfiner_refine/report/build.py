@@ -101,8 +101,9 @@ def build_report(
         after: the refined ones, in the same format and order.
         output: folder for the page, to be opened at its ``index.html``; None for overlays alone. With ``single_file``
             an HTML file that holds everything.
-        overlay: folder for IMAGE_STEM_before.png and IMAGE_STEM_after.png in full size; None for none. Where the stem
-            is another image's too, the second gets its whole name, or a number.
+        overlay: folder for IMAGE_STEM_before.png and IMAGE_STEM_after.png in full size, and both side by side in
+            IMAGE_STEM_before_after.jpg; None for none. Where the stem is another image's too, the second gets its whole
+            name, or a number.
         annotations: the truth: a COCO annotation file, or masks in any format.
         match: for JSON: which annotation each record belongs to (see ``evaluation.coco_files.load_match``).
         image_info: for COCO results: an annotation file that says which image id is which image; None takes
@@ -266,9 +267,12 @@ class _Artist(NamedTuple):
         except InputError as error:
             return error
         if self.overlay is not None:
-            for when, masks in zip(("before", "after"), zip(*pairs, strict=True), strict=True):
-                painted = Image.fromarray(paint_masks(image, masks))
-                painted.save(self.overlay / f"{overlay}_{when}.png", compress_level=4)
+            said = [scene.instances[instance.index] for instance, _ in instances]
+            labels = [entry["category"] or entry["label"] for entry in said]
+            sides = [paint_masks(image, masks, labels) for masks in zip(*pairs, strict=True)]
+            for when, side in zip(("before", "after"), sides, strict=True):
+                Image.fromarray(side).save(self.overlay / f"{overlay}_{when}.png", compress_level=4)
+            save_image(np.hstack(sides), self.overlay / f"{overlay}_before_after.jpg", 0, quality=90)
         if self.page is None:
             return {"instances": scene.instances}
         file = f"{number:05d}"

@@ -24,8 +24,7 @@ COLOURS = (
 )
 """RGB of an image's instances in turn; the page has the same. None is red or green, which mean worse and better."""
 
-_OPACITY = 0.38
-_THINNEST = 2  # pixels of outline in an image of up to 1000 pixels; larger images get more
+_OPACITY = 0.3
 
 
 def outline_masks(
@@ -62,30 +61,22 @@ def outline_masks(
     return np.asarray(sheet)
 
 
-def paint_masks(image: NDArray[np.uint8], masks: Sequence[MaskWindow]) -> NDArray[np.uint8]:
-    """The image with each mask tinted and outlined.
+def paint_masks(
+    image: NDArray[np.uint8], masks: Sequence[MaskWindow], labels: Sequence[str] = ()
+) -> NDArray[np.uint8]:
+    """The image with each mask tinted, and outlined and labelled as ``outline_masks`` does.
 
     Args:
         image: [H, W, 3] uint8 RGB.
         masks: tight bool windows.
+        labels: of each mask; none for no labels.
 
     Returns:
         [H, W, 3] uint8 RGB.
     """
     painted = image.copy()
-    thickness = max(_THINNEST, round(max(image.shape[:2]) / 500))
     for number, mask in enumerate(masks):
-        if mask.values.size == 0:
-            continue
-        colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
-        # room for the outline, which lies half outside of the mask
-        (inside,) = common_window(mask, margin=thickness)
-        y0, x0 = max(0, mask.y - thickness), max(0, mask.x - thickness)
-        view = painted[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]]
-        tint = inside[:, :, None] * np.float32(_OPACITY)
+        view, colour = mask.of(painted), np.array(COLOURS[number % len(COLOURS)], np.float32)
+        tint = mask.values[:, :, None] * np.float32(_OPACITY)
         view[:] = np.rint(view * (1 - tint) + colour * tint)
-        contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        drawn = np.ascontiguousarray(view)
-        cv2.drawContours(drawn, contours, -1, colour.tolist(), thickness, cv2.LINE_AA)
-        view[:] = drawn
-    return painted
+    return outline_masks(painted, masks, labels or [""] * len(masks))
