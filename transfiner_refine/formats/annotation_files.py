@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,19 +93,20 @@ class Tool(ABC):
 
     @abstractmethod
     def new_image(
-        self, name: str, size: tuple[int, int], found: Sequence[NewInstance], tolerance: float
+        self, name: str, size: tuple[int, int], found: Sequence[NewInstance], tolerance: float, /
     ) -> Any:
         """What a new file says of an image."""
 
-    def new_text(self, images: Sequence[Any], labels: Sequence[str]) -> str:  # noqa: ARG002
+    def new_text(self, images: Sequence[Any], _labels: Sequence[str], /) -> str:
         """A new file; of tools with a file for each image, with one."""
-        document = list(images) if self.one_file else images[0]
-        return json.dumps(document, ensure_ascii=False, indent=2)
+        if self.one_file:
+            return json.dumps(list(images), ensure_ascii=False)
+        return json.dumps(images[0], ensure_ascii=False, indent=2)
 
     def check_text(self, text: str) -> None:  # noqa: B027  most hold any
         """Raises InputError where no file can hold a label or a name."""
 
-    def file_name(self, stem: PurePosixPath, image: PurePosixPath) -> str:  # noqa: ARG002
+    def file_name(self, stem: PurePosixPath, _image: PurePosixPath, /) -> str:
         """What the file of an image is called, by its safe stem."""
         return f"{stem}{self.ending}"
 
@@ -129,13 +131,13 @@ class JsonTool(Tool):
         """As ``pictures``, of a parsed document."""
 
     @abstractmethod
-    def shapes(self, mask: MaskWindow, old: Any, tolerance: float, group: int) -> Sequence[Change]:
+    def shapes(self, mask: MaskWindow, old: Any, tolerance: float, group: int, /) -> Sequence[Change]:
         """What becomes of the value at an instance's place: for each new shape, how it differs from the old one.
 
         ``group`` is a number that no group of the file has.
         """
 
-    def first_group(self, document: Any) -> int:  # noqa: ARG002
+    def first_group(self, _document: Any, /) -> int:
         """The first number that no group of a file has."""
         return 1
 
@@ -336,6 +338,21 @@ def _label(number: int | None, categories: Mapping[int, str]) -> str:
     while label in categories.values():
         label = f"{label} (no name)"
     return label
+
+
+def areas_of(read: Callable[..., Area], *shapes: Any) -> tuple[Area, ...] | InputError:
+    """The areas of shapes, or what is wrong with the first that is none."""
+    try:
+        return tuple(read(shape) for shape in shapes)
+    except InputError as error:
+        return error
+
+
+def score_of(value: object) -> float | None:
+    """A finite number as a score; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def plain(value: Any, kind: type = object) -> Any:

@@ -28,7 +28,7 @@ from defusedxml.ElementTree import DefusedXMLParser, ParseError
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError, short
-from transfiner_refine.formats.annotation_files import Drawn, NewInstance, Picture, Tool, format_of
+from transfiner_refine.formats.annotation_files import Drawn, NewInstance, Picture, Tool, areas_of, format_of
 from transfiner_refine.formats.areas import Area, pasted, points_of
 from transfiner_refine.formats.folders import start_of
 from transfiner_refine.formats.json_stream import edited, whole
@@ -148,11 +148,7 @@ def _instances_of(shapes: Sequence[_Shape], data: bytes) -> list[Drawn]:
         groups.setdefault((shape.attributes.get("label", ""), *key), []).append(number)
     instances = []
     for (label, *_), numbers in groups.items():
-        areas: tuple[Area, ...] | InputError
-        try:
-            areas = tuple(_area(shapes[number]) for number in numbers)
-        except InputError as error:
-            areas = error
+        areas = areas_of(_area, *(shapes[number] for number in numbers))
         places = []
         for shape in (shapes[number] for number in numbers):
             closes = data.startswith(f"</{shape.tag}".encode(), shape.end)

@@ -29,7 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError, short
-from transfiner_refine.formats.annotation_files import Drawn, JsonTool, NewInstance, Picture, format_of, plain
+from transfiner_refine.formats.annotation_files import (
+    Drawn,
+    JsonTool,
+    NewInstance,
+    Picture,
+    areas_of,
+    format_of,
+    plain,
+    score_of,
+)
 from transfiner_refine.formats.areas import Area, points_of
 from transfiner_refine.formats.folders import start_of
 from transfiner_refine.formats.json_stream import whole
@@ -60,13 +69,7 @@ class _LabelStudio(JsonTool):
             raise InputError("is no list of tasks", remedy="export the project as JSON")
         return [_picture(number, task) for number, task in enumerate(document)]
 
-    def shapes(
-        self,
-        mask: MaskWindow,
-        old: Mapping[str, Any],
-        tolerance: float,
-        group: int,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
+    def shapes(self, mask: MaskWindow, old: Any, tolerance: float, _group: int) -> list[dict[str, Any]]:
         return [_code(mask) if "rle" in old else _polygon(mask, tolerance)]
 
     def new_image(
@@ -135,18 +138,13 @@ def _is_polygon(entry: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
 def _instance(where: tuple[str | int, ...], entry: Any, sizes: list[tuple[int, int]]) -> Drawn:
     _, key, at, _, index = where
     record = f"{str(key)[:-1]} {at}, region {short(entry.get('id', index))}"
-    value, score = entry["value"], entry.get("score")
+    value = entry["value"]
     labels: list[Any] = next(
         (value[name] for name in value if name.endswith("labels") and isinstance(value[name], list)), []
     )
     label = labels[0] if labels and isinstance(labels[0], str) else None
-    areas: tuple[Area, ...] | InputError
-    try:
-        areas = (_area(plain(entry), plain(value), sizes),)
-    except InputError as error:
-        areas = error
-    score = float(score) if type(score) in (int, float) and abs(score) <= 1e300 else None
-    return Drawn(record, [(*where, "value")], areas, label, score)
+    areas = areas_of(lambda entry: _area(plain(entry), plain(value), sizes), entry)
+    return Drawn(record, [(*where, "value")], areas, label, score_of(entry.get("score")))
 
 
 def _area(entry: Mapping[str, Any], value: Mapping[str, Any], sizes: list[tuple[int, int]]) -> Area:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import base64
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -35,8 +34,10 @@ from transfiner_refine.formats.annotation_files import (
     JsonTool,
     NewInstance,
     Picture,
+    areas_of,
     format_of,
     plain,
+    score_of,
 )
 from transfiner_refine.formats.areas import Area, ellipse, pasted_png, png_of, points_of
 from transfiner_refine.formats.folders import first_files, start_of
@@ -46,7 +47,6 @@ from transfiner_refine.masks import MaskWindow
 
 _VERSION = "5.5.0"  # of the layout; the first releases with mask shapes were of 5.3
 _CROWD = "iscrowd"
-_LARGEST = sys.float_info.max
 _LOOKED_AT = 1 << 20  # bytes; an image inside the file may come before the shapes
 _FEWEST_POINTS = {"polygon": 3, "rectangle": 2, "oriented_rectangle": 4, "circle": 2, "mask": 2}  # of areas
 
@@ -114,14 +114,9 @@ def _instances_of(shapes: list[Any]) -> list[Drawn]:
             groups.setdefault((str(shape.get("label", NO_CLASS)), *group), []).append(place)
     instances = []
     for (label, *_), places in groups.items():
-        areas: tuple[Area, ...] | InputError
-        try:
-            areas = tuple(_area(shapes[place]) for place in places)
-        except InputError as error:
-            areas = error
+        areas = areas_of(_area, *(shapes[place] for place in places))
         first = shapes[places[0]]
-        score, flags = first.get("score"), first.get("flags")
-        score = float(score) if type(score) in (int, float) and abs(score) <= _LARGEST else None
+        score, flags = score_of(first.get("score")), first.get("flags")
         crowd = isinstance(flags, dict) and flags.get(_CROWD) is True
         record = f"shape {places[0]} ({label})"
         instances.append(Drawn(record, [("shapes", place) for place in places], areas, label, score, crowd))

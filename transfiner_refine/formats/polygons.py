@@ -31,6 +31,7 @@ LEAST_IOU = (
 _CORNER = (
     4  # pixels; two edges of that length meet in a corner that is meant, shorter ones in a step of a slope
 )
+_MOST_LOOPS = 500  # of a mask that is simplified; nobody edits more
 _BRIDGE_WINDOW = 2048  # points that a bridge may lead to; bounds the time for masks of many thousand parts
 Ring: TypeAlias = NDArray[np.float64]
 """A closed line: [points, xy], pixels."""
@@ -194,11 +195,12 @@ def polygons_of(
     Args:
         mask: the mask; soft values count from 0.5 on.
         tolerance: pixels that a line may be off; 0 gives ``inset_points``, which hold the mask to the pixel. It is
-            halved as long as IoU with the mask falls below 0.99, down to the exact outline.
+            halved as long as IoU with the mask falls below 0.99, down to the exact outline, which a mask of more than
+            500 parts and holes has at once.
         read: how the format that they are written in reads them again; None for ``fill_polygons``.
     """
     loops = outlines(mask)
-    while tolerance > 0.1:
+    while tolerance > 0.1 and len(loops) <= _MOST_LOOPS:
         parts = _parts(loops, [_simplified(loop, tolerance) for loop in loops])
         found = read(parts) if read else fill_polygons([ring for part in parts for ring in part], mask.size)
         if iou(found, mask) >= LEAST_IOU:

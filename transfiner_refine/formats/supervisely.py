@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfiner_refine.errors import InputError
-from transfiner_refine.formats.annotation_files import Drawn, JsonTool, NewInstance, Picture, format_of, plain
+from transfiner_refine.formats.annotation_files import (
+    Drawn,
+    JsonTool,
+    NewInstance,
+    Picture,
+    areas_of,
+    format_of,
+    plain,
+)
 from transfiner_refine.formats.areas import Area, pasted_png, png_of, points_of
 from transfiner_refine.formats.folders import first_files, start_of
 from transfiner_refine.formats.json_stream import whole
@@ -69,13 +77,7 @@ class _Supervisely(JsonTool):
         ]
         return [Picture("", (height, width) if height > 0 and width > 0 else None, drawn)]
 
-    def shapes(
-        self,
-        mask: MaskWindow,
-        old: Mapping[str, Any],
-        tolerance: float,
-        group: int,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
+    def shapes(self, mask: MaskWindow, old: Any, tolerance: float, _group: int) -> list[dict[str, Any]]:
         return [_shape(mask, tolerance, is_polygon=old.get("geometryType") == "polygon")]
 
     def new_image(
@@ -99,21 +101,16 @@ class _Supervisely(JsonTool):
 def _instance(number: int, shape: dict[str, Any]) -> Drawn:
     title = shape.get("classTitle")
     label = title if isinstance(title, str) else None
-    areas: tuple[Area, ...] | InputError
-    try:
-        areas = (_area(plain(shape)),)
-    except InputError as error:
-        areas = error
-    return Drawn(f"object {number} ({label})", [("objects", number)], areas, label)
+    return Drawn(f"object {number} ({label})", [("objects", number)], areas_of(_area, shape), label)
 
 
 def _area(shape: dict[str, Any]) -> Area:
     if shape["geometryType"] == "polygon":
-        points = plain(shape.get("points"), dict)
+        points = plain(plain(shape).get("points"), dict)
         inside = plain(points.get("interior") or [], list)
         rings = [points_of(ring, 3, "polygon") for ring in (points.get("exterior"), *inside)]
         return partial(_filled, rings)
-    bitmap = plain(shape.get("bitmap"), dict)
+    bitmap = plain(plain(shape).get("bitmap"), dict)
     origin, data = points_of([bitmap.get("origin")], 1, "bitmap")[0], bitmap.get("data")
     if not isinstance(data, str):
         raise InputError("its bitmap has no data", remedy="draw the shape again")

@@ -36,6 +36,7 @@ from transfiner_refine.formats.annotation_files import (
     NewInstance,
     Picture,
     Tool,
+    areas_of,
     format_of,
     plain,
 )
@@ -72,21 +73,11 @@ class _Via(JsonTool):
         images = plain(document[_METADATA] if root else document, dict)
         return [_picture((*root, key), image) for key, image in images.items()]
 
-    def shapes(
-        self,
-        mask: MaskWindow,
-        old: Any,  # noqa: ARG002
-        tolerance: float,
-        group: int,  # noqa: ARG002
-    ) -> list[str]:
+    def shapes(self, mask: MaskWindow, _old: Any, tolerance: float, _group: int) -> list[str]:
         return [json.dumps(_polygon(mask, tolerance))]
 
     def new_image(
-        self,
-        name: str,
-        size: tuple[int, int],  # noqa: ARG002  has no place
-        found: Sequence[NewInstance],
-        tolerance: float,
+        self, name: str, _size: tuple[int, int], found: Sequence[NewInstance], tolerance: float
     ) -> tuple[str, dict[str, Any]]:
         regions = [
             {
@@ -98,8 +89,8 @@ class _Via(JsonTool):
         # VIA's own key ends in the size of the image file in bytes, which need not be known
         return f"{name}-1", {"filename": name, "size": -1, "regions": regions, "file_attributes": {}}
 
-    def new_text(self, images: Sequence[Any], labels: Sequence[str]) -> str:  # noqa: ARG002
-        return json.dumps(dict(images), ensure_ascii=False, indent=1)
+    def new_text(self, images: Sequence[Any], _labels: Sequence[str]) -> str:
+        return json.dumps(dict(images), ensure_ascii=False)
 
 
 class _ViaCsv(Tool):
@@ -143,7 +134,7 @@ class _ViaCsv(Tool):
             for number, region in enumerate(regions)
         ] or [[name, -1, "{}", 0, 0, "{}", "{}"]]
 
-    def new_text(self, images: Sequence[Any], labels: Sequence[str]) -> str:  # noqa: ARG002
+    def new_text(self, images: Sequence[Any], _labels: Sequence[str]) -> str:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["filename", "file_size", "file_attributes", "region_count", *_COLUMNS[1:]])
@@ -207,11 +198,6 @@ def _instance(record: str, place: Any, shape: dict[str, Any], attributes: dict[s
     kind = shape.get("name")
     if kind not in ("polygon", *_NUMBERS):
         return []
-    areas: tuple[Area, ...] | InputError
-    try:
-        areas = (_area(str(kind), shape),)
-    except InputError as error:
-        areas = error
     texts = {
         key: value for key, value in attributes.items() if isinstance(value, str) and value and key != _SCORE
     }
@@ -222,7 +208,15 @@ def _instance(record: str, place: Any, shape: dict[str, Any], attributes: dict[s
         score = float(attributes.get(_SCORE, "nan"))
     except (TypeError, ValueError):
         score = math.nan
-    return [Drawn(record, [place], areas, label, score if math.isfinite(score) else None)]
+    return [
+        Drawn(
+            record,
+            [place],
+            areas_of(partial(_area, str(kind)), shape),
+            label,
+            score if math.isfinite(score) else None,
+        )
+    ]
 
 
 def _area(kind: str, shape: dict[str, Any]) -> Area:
