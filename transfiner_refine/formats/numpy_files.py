@@ -14,7 +14,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transfiner_refine.errors import InputError
+from transfiner_refine.errors import InputError, short
 from transfiner_refine.formats.array_files import PICKLED, ArrayFile, ArrayHeader, add_arrays, is_array_file
 from transfiner_refine.formats.folders import FolderEntry, FolderSource, first_files
 from transfiner_refine.formats.label_map_formats import LABEL_MAPS
@@ -364,6 +364,19 @@ def _arrays_of(image: ImageRecord, size: tuple[int, int]) -> dict[str, NDArray[A
     return arrays
 
 
+def _without_huge_classes(image: ImageRecord, conversion: Conversion) -> ImageRecord:
+    kept = []
+    for instance in image.instances:
+        if abs(instance.category_id or 0) < 1 << 63:
+            kept.append(instance)
+        else:
+            reason = f"its category is {short(instance.category_id)}"
+            conversion.leave_out(
+                image, instance, reason, "write another format, for NumPy has no such number"
+            )
+    return replace(image, instances=tuple(kept))
+
+
 def _write_folder(output: Path, source: Source, results: Mapping[int, Mask]) -> Written:
     """Writes an ``.npz`` file an image."""
     conversion = Conversion(source, results, ending=".npz")
@@ -372,7 +385,7 @@ def _write_folder(output: Path, source: Source, results: Mapping[int, Mask]) -> 
             path = draft / f"{stem}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(path, "w") as archive:
-                add_arrays(archive, "", _arrays_of(image, size))
+                add_arrays(archive, "", _arrays_of(_without_huge_classes(image, conversion), size))
     return conversion.written()
 
 
@@ -381,7 +394,7 @@ def _write_file(output: Path, source: Source, results: Mapping[int, Mask]) -> Wr
     conversion = Conversion(source, results)
     with atomic_binary_file(output) as file, zipfile.ZipFile(file, "w") as archive:
         for stem, size, image in conversion:
-            add_arrays(archive, f"{stem}/", _arrays_of(image, size))
+            add_arrays(archive, f"{stem}/", _arrays_of(_without_huge_classes(image, conversion), size))
     return conversion.written()
 
 
