@@ -214,3 +214,21 @@ def test_the_real_command_on_two_groups_of_cores_gives_the_output_of_one_process
     subprocess.run([*command, "--output", str(tmp_path / "one.json")], check=True)
     subprocess.run([*command, "--output", str(tmp_path / "two.json"), "--gpus", "2"], check=True)
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+
+
+def test_ctrl_c_keeps_what_is_done_and_leaves_no_process_behind(make_job: Any, tmp_path: Path) -> None:
+    from tests.pipeline.test_kill import children_of, is_alive, size, wait_for
+
+    job = make_job(tmp_path / "job", images=20)
+    output, *_ = job.whole()
+    process = job.start(delay=0.1, batch_size=2, gpus=2)
+    wait_for(lambda: process.poll() is not None or size(job.journal) > 1500)
+    children = children_of(process.pid)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.startswith("interrupted; ")
+    assert errors.endswith("repeat the command with --resume to go on\n")
+    wait_for(lambda: not any(map(is_alive, children)), 10)
+    assert job.run(resume=True).returncode == 0
+    assert job.output.read_bytes() == output
