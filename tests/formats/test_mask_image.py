@@ -110,7 +110,6 @@ def test_several_instances_in_one_png_are_a_label_map_of_their_ids(job: Path) ->
             "out: mask-image is a file whose name ends in .png; give another --output, or another --to",
         ),
         ("out.jpg", None, "mask-image is a file whose name ends in .png"),
-        ("out.png", "voc", "voc is a folder"),
         ("out.json", "mask-image", "mask-image is a file whose name ends in .png"),
         ("out.png", "coco-results", "coco-results is a file whose name ends in .json"),
     ],

@@ -114,6 +114,8 @@ def format_for(output: Path, to: str | None, read_as: Format) -> Format:
     Raises InputError where the name of the output contradicts the format.
     """
     target = read_as if to is None else format_named(to)
+    if to is not None and target.is_folder:
+        return target  # a folder may be called anything
     named = {suffix: entry for entry in reversed(FORMATS) for suffix in entry.suffixes if not entry.is_folder}
     known = (*named, *SUFFIXES, ".txt")
     suffix = PurePath(output.name.lower().removesuffix(".gz")).suffix

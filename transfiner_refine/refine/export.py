@@ -33,7 +33,7 @@ from transfiner_refine.training.datasets import open_dataset
 
 _OPSET = 20
 _MAX_BATCH = 1024
-_CALIBRATED, _SEED = 16, 1
+_LOOKED_AT, _CALIBRATED, _SEED = 300, 16, 1
 _INLINE, _ALIGNMENT = 1024, 64  # bytes: smaller tensors stay in the program
 _LAST_IN_FLOATS = ".backbone.stages.1.0."
 _ON_MAPS = {"Conv", "Clip", "Relu", "Add", "Concat", "Resize", "MaxPool", "AveragePool", "Mul"}
@@ -129,15 +129,22 @@ def _calibration(
     random.Random(_SEED).shuffle(chosen)
     found: dict[SizeClass, list[StepInput]] = {size: [] for size in classes}
     engine = TorchEngine(network, "cpu", "fp32")
-    for data, instance in tqdm(chosen, "calibrating", unit=" instances", leave=False, disable=None):
+    bar = tqdm(chosen[:_LOOKED_AT], "calibrating", unit=" instances", leave=False, disable=None)
+    for number, (data, instance) in enumerate(bar):
         mask, looks = instance.coarse[0].decode(), list[Look]()
         if mask.area:
-            refine_instance(engine, data.photo(instance.image), mask, looks=looks)
+            tiles = number % 2 == 0  # where they follow nothing reaches the 448 level
+            refine_instance(engine, data.photo(instance.image), mask, tiles=tiles, looks=looks)
         for look in looks:
             if look.size in found and len(found[look.size]) < _CALIBRATED:
                 found[look.size].append(look.given)
         if all(len(inputs) >= _CALIBRATED for inputs in found.values()):
             break
+    for size, inputs in found.items():  # second passes over small objects are rare: their first ones do, too
+        others = [
+            each for other in classes if other.depth == size.depth and other != size for each in found[other]
+        ]
+        inputs += others[: _CALIBRATED - len(inputs)]
     if lacking := [size.label for size, inputs in found.items() if not inputs]:
         raise InputError(
             f"the data to calibrate on has no object of the size that program {lacking[0]} is for",
