@@ -99,7 +99,7 @@ def test_the_command_adds_the_analysis_to_all_its_outputs(tmp_path: Path) -> Non
         parts[name] = tmp_path / f"{name}.json"
         parts[name].write_text(json.dumps(content))
     arguments = ["evaluate", "--annotations", parts["truth"], "--before", parts["detections"], "--results"]
-    arguments += [parts["detections"], "--error-analysis", "--quiet", "--device", "cpu"]
+    arguments += [parts["detections"], "--error-analysis", "--device", "cpu"]
     arguments += ["--json", tmp_path / "out.json", "--markdown", tmp_path / "out.md"]
     without_photos = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert without_photos.exit_code == 2

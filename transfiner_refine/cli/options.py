@@ -73,7 +73,7 @@ _GROUPS = {
     ),
     "What is refined": "min_area score_threshold categories max_image_pixels refine_crowds",
     "Network": "weights device engine precision batch_size tiles gpus workers",
-    "Run": "resume shard strict dry_run overwrite quiet as_json log_level help",
+    "Run": "executor address resume shard strict dry_run overwrite quiet as_json log_level help",
 }
 
 
