@@ -41,13 +41,14 @@ def main() -> None:
             work / "refined.json",
             work / "report",
             annotations=HERE / "truth.json",
+            weights=arguments.weights,
             refiner=refiner,
         )
         assert report.page is not None
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
         options += [f"--user-data-dir={work / 'profile'}", f"--window-size={SIZE[0]},{SIZE[1]}"]
         options += ["--virtual-time-budget=5000", f"--screenshot={work / 'page.png'}"]
-        page = f"{report.page.as_uri()}#image-{SHOWN}"
+        page = f"{report.page.as_uri()}#image={SHOWN}"
         subprocess.run([chromium, *options, page], check=True, stderr=subprocess.DEVNULL)
         arguments.output.parent.mkdir(exist_ok=True)
         Image.open(work / "page.png").convert("RGB").save(arguments.output, optimize=True)

@@ -90,7 +90,9 @@ def _gain_by_size(figure: Figure, rows: Sequence[dict[str, Any]]) -> Figure:
         x, y, error = zip(*groups(sides, gains), strict=True)
         panel.errorbar(x, y, 1.96 * np.array(error), color="#0b62c4", marker="o", capsize=3)
         panel.set(xlabel="√area of the true mask, pixels", ylabel=f"gain in {name}, points", xscale="log")
-        panel.xaxis.set_major_formatter("{x:g}")
+        ticks = [2**n for n in range(16) if min(sides) / 2 < 2**n < 2 * max(sides)]
+        panel.set_xticks(ticks, map(str, ticks))
+        panel.minorticks_off()
     figure.suptitle("A dot is an instance; lines join the means of like sizes, with 95 % intervals")
     return figure
 

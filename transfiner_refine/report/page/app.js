@@ -34,7 +34,7 @@ report.index = (content) => {
   };
 
   /* What the page shows, in its address. */
-  const state = new URLSearchParams(location.hash.slice(1));
+  const state = new URLSearchParams(location.hash.slice(1).replace(/^image-(\d+)$/, "image=$1"));
   const keepState = () => {
     const { settings } = report.store;
     const now = new URLSearchParams();
