@@ -80,6 +80,13 @@ def test_a_label_map_keeps_its_ids_and_its_palette(job: Path) -> None:
     assert Image.open(job / "out.png").getpalette() == given.getpalette()
 
 
+def test_progress_may_be_a_function(job: Path) -> None:
+    Image.fromarray(disc(20, 20, 10) * np.uint8(255)).save(job / "mask.png")
+    calls: list[tuple[int, int]] = []
+    refined(job, "mask.png", "out.png", progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (1, 1)
+
+
 def test_names_in_json_give_coco(job: Path) -> None:
     Image.fromarray(disc(20, 20, 10) * np.uint8(255)).save(job / "mask.png")
     refine_files(job / "photo.jpg", job / "mask.png", job / "out.json", refiner=Growing())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ __all__ = ["command"]
 @shared("to", help="Format of the output, if it is to be another.  [default: that of the masks]")
 @flag("--keep-boxes", "Leave bbox and area as they are; otherwise they follow the new mask.")
 @shared("overwrite")
+@shared("json")
 @shared("quiet")
 @click.pass_context
 def command(
-    ctx: click.Context, /, shards: tuple[Path, ...], output: Path, quiet: bool, **options: Any
+    ctx: click.Context, /, shards: tuple[Path, ...], output: Path, quiet: bool, as_json: bool, **options: Any
 ) -> None:
     """Write one output from the shards of a run.
 
@@ -46,8 +48,10 @@ def command(
     """
     from transfiner_refine.pipeline import merge_shards  # here, so that --help does not wait for numpy
 
-    summary = merge_shards(shards, output, progress=not quiet, **options)
+    summary = merge_shards(shards, output, progress=not (quiet or as_json), **options)
     report_errors(summary.errors)
-    if not quiet:
+    if as_json:
+        click.echo(json.dumps(summary.as_json()))
+    elif not quiet:
         click.echo("\n".join(summary.lines()))
     ctx.exit(summary.exit_code)

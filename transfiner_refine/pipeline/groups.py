@@ -81,7 +81,7 @@ def refine_apart(
     *,
     journal: Journal,
     strict: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], object] = False,
     shard: Shard | None = None,
 ) -> Outcome:
     """``refine_source`` with refiners that an executor has."""

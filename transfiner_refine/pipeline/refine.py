@@ -65,7 +65,7 @@ def refine_files(
     strict: bool = False,
     shard: str | None = None,
     dry_run: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], object] = False,
     then: Callable[[Summary, bool], object] | None = None,
 ) -> Summary:
     """Refines the masks of files and writes files of the same kind.
@@ -119,7 +119,7 @@ def refine_files(
         shard: "I/N": refine the I-th of N parts only. Which images are in it follows from their names. The output is
             then a file for ``merge_shards``, whatever the format of the masks.
         dry_run: read and check everything, refine and write nothing.
-        progress: a bar on stderr, if that is a terminal.
+        progress: a bar on stderr, if that is a terminal; or a function of instances done and of all.
         then: what belongs to the run when the output is there: called with the summary, and whether an interrupted
             run had come so far before. Until it has returned, the run can be resumed.
 

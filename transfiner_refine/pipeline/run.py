@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from transfiner_refine.pipeline.summary import Summary
 from transfiner_refine.pipeline.workers import Pending, WorkerPool
 from transfiner_refine.refine.engine import usable_cores
 
+Progress = Callable[[int, int], object]
 _BATCHES_AHEAD = 4
 _PIXELS_AHEAD = 1 << 26  # decoded or being decoded, 3 bytes each; a single larger image is let through alone
 _NOTES_AT_ONCE = 64  # images and batches written down together at most
@@ -64,7 +65,7 @@ def refine_source(
     workers: int | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     strict: bool = False,
-    progress: bool = False,
+    progress: bool | Progress = False,
     shard: Shard | None = None,
 ) -> Outcome:
     """Refines what a source holds; bad records and images are counted and do not stop the others.
@@ -77,7 +78,7 @@ def refine_source(
         workers: processes that decode images; 0 for threads of this process, None as ``default_workers`` says.
         max_image_pixels: images with more pixels are not decoded.
         strict: stop at the first thing that is wrong.
-        progress: a bar on stderr, if that is a terminal.
+        progress: a bar on stderr, if that is a terminal; or a function of instances done and of all.
         shard: refine the images of this part only, and count no others.
 
     Returns:
@@ -212,6 +213,22 @@ class _Behind:
         self._journal.commit()
 
 
+def _told(progress: Progress) -> type[tqdm[None]]:
+    """A bar that nobody sees, and that tells a function instead."""
+
+    class Told(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
+        done = 0
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**{**settings, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            progress(self.done, int(self.total or 0))
+
+    return Told
+
+
 class Run:
     """Tells summary, journal and progress bar what becomes of each instance; a context in which that goes on.
 
@@ -231,7 +248,7 @@ class Run:
         *,
         is_dry: bool = False,
         strict: bool = False,
-        progress: bool = False,
+        progress: bool | Progress = False,
         shard: Shard | None = None,
     ) -> None:
         self._strict, self._journal, self._behind = strict, journal, _Behind(journal)
@@ -239,7 +256,8 @@ class Run:
         self._summary = Summary(dry_run=is_dry, notes=() if source is None else tuple(source.notes))
         self._summary.images = 0 if source is None or shard is not None else source.num_images
         self._errors: list[tuple[int, int, InputError]] = []
-        self._bar = tqdm(
+        bar = _told(progress) if callable(progress) else tqdm
+        self._bar = bar(
             total=None if source is None else source.num_instances // (shard.of if shard is not None else 1),
             unit=" instances",
             desc="checking" if is_dry else "refining",
@@ -343,7 +361,7 @@ class Run:
         """Moves the bar by instances that took no time, so that its rate is that of refining."""
         if not self._bar.disable:
             self._bar.initial += instances
-            self._bar.update(instances)
+        self._bar.update(instances)
 
     def _fail(self, position: int, fault: RecordFault | InstanceFault) -> None:
         if self._strict:
