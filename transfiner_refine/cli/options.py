@@ -72,7 +72,7 @@ _GROUPS = {
         "image_side"
     ),
     "What is refined": "min_area score_threshold categories max_image_pixels refine_crowds",
-    "Network": "weights device engine precision batch_size tiles gpus workers",
+    "Network": "weights device engine precision batch_size tiles gpus executor address workers",
     "Run": "executor address resume shard strict dry_run overwrite quiet as_json log_level help",
 }
 
