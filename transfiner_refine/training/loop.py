@@ -23,7 +23,7 @@ from transfiner_refine.errors import CheckpointError, DeviceError, InputError
 from transfiner_refine.training.augment import jitter_colours
 from transfiner_refine.training.run import Run
 from transfiner_refine.training.samples import RefinementSamples
-from transfiner_refine.training.schedule import Schedule, TrainableModel
+from transfiner_refine.training.schedule import FROM_SCRATCH, Schedule, TrainableModel
 
 __all__ = ["Callback", "is_main", "process_group", "train"]
 
@@ -127,6 +127,7 @@ def train(
     Args:
         model: trained in place, already on its device.
         samples: sample i must depend on i alone.
+        schedule: what it leaves open is as for a run from scratch.
         output: folder for ``run.json``, ``state.pt`` (until the run is finished), ``refiner.safetensors`` (averaged
             weights), ``best.safetensors``, ``loss.csv`` and ``scores.csv``.
         made_from: what else than the schedule defines the run, by name; a run made from something else is refused.
@@ -149,6 +150,7 @@ def train(
             are kept, whatever ends a run.
         KeyboardInterrupt: after Ctrl-C, when the step under way is done and saved. SIGTERM acts then, too.
     """
+    schedule = schedule.starting_from(FROM_SCRATCH)
     run = Run(model, schedule, output, made_from or {})
     if schedule.batch_size % run.size:
         reason = f"a batch of {schedule.batch_size} cannot be shared out among {run.size} processes"
