@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -57,6 +57,13 @@ class GivenMasks:
 
     values: NDArray[Any]
     shaped: Callable[[NDArray[Any]], Any]
+
+    def pasted(self, windows: Iterable[MaskWindow], dtype: Any) -> NDArray[Any]:
+        """[N, H, W] of windows, one for each mask."""
+        full = np.zeros(self.values.shape, dtype)
+        for values, mask in zip(full, windows, strict=True):
+            mask.of(values)[...] = mask.values
+        return full
 
 
 def image_and_masks(image: Any, masks: Any, *, bgr: bool = False) -> tuple[NDArray[np.uint8], GivenMasks]:

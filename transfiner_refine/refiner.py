@@ -200,7 +200,7 @@ class BaseRefiner(ABC):
         several = isinstance(image, (list, tuple))
         batch = (image, masks) if several else ([image], [masks])
         found = [
-            given.shaped(_pasted(windows, given.values.shape, np.float32 if soft else bool))
+            given.shaped(given.pasted(windows, np.float32 if soft else bool))
             for given, windows in self._refine_batch(*batch, soft=soft, bgr=bgr, progress=progress)
         ]
         return found if several else found[0]
@@ -211,7 +211,7 @@ class BaseRefiner(ABC):
         """``refine`` of one image, with what there is to say of each mask; arguments as there."""
         (found,) = self._refine_batch([image], [masks], soft=True, bgr=bgr, progress=progress)
         given, windows = found
-        probabilities = _pasted(windows, given.values.shape, np.float32)
+        probabilities = given.pasted(windows, np.float32)
         return Refined.of(given.values, probabilities)
 
     def _refine_batch(
@@ -390,14 +390,6 @@ def check_masks(images: Images, masks: Sequence[MaskWindow], image_index: Sequen
 def window_of(mask: NDArray[Any]) -> MaskWindow:
     """A full-size mask [H, W] as a window around its values above zero."""
     return window_around(mask_values(mask[None])[0])
-
-
-def _pasted(windows: Sequence[MaskWindow], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """[N, H, W] of windows."""
-    full = np.zeros(shape, dtype)
-    for mask, window in zip(full, windows, strict=True):
-        window.of(mask)[...] = window.values
-    return full
 
 
 def check_image(image: NDArray[Any]) -> None:
