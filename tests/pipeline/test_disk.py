@@ -59,7 +59,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(
     filler.unlink()
     done = job.run(output=output, resume=True)
     assert done.returncode == 0
-    assert job.summary_of(done) == summary
+    assert job.summary_of(done)[:-1] == summary[:-1]  # the last line says where
     assert (small_disk / "out.json").read_bytes() == wanted
     assert sorted(path.name for path in small_disk.iterdir()) == ["out.json"]
 

@@ -86,6 +86,7 @@ def test_the_output_and_the_summary_are_those_of_one_process(
 
 def test_a_folder_of_masks_comes_out_the_same(job: Any, refiners: Any) -> None:
     job.as_folder()
+    job.output = job.folder / "out"
     refine(job, refiners.Crashing(), masks="masks", gpus=None)
     wanted = {file.name: file.read_bytes() for file in job.output.iterdir()}
     refine(job, refiners.Crashing(), masks="masks", overwrite=True)

@@ -21,7 +21,7 @@ from transfiner_refine.pipeline.journal import Journal
 from transfiner_refine.pipeline.prepare import Selection, system_fault
 from transfiner_refine.pipeline.run import Outcome, mean_share
 from transfiner_refine.pipeline.shards import Shard
-from transfiner_refine.pipeline.staging import check_free, fetch_beside, origin, publish
+from transfiner_refine.pipeline.staging import check_free, fetch_beside, origin, publish, shown
 
 _COVERED = "refined mask lies entirely under others in a format of one id a pixel, coarse mask kept"
 _MARK = "user.transfiner-refine"
@@ -157,7 +157,7 @@ class Job:
             publish(path, overwrite=overwrite)
         _account(outcome, written)
         kind = "a shard for merge" if self.shard is not None else self.target.name
-        outcome.summary.output = f"{self._output} ({kind})"
+        outcome.summary.output = f"{shown(self._output)} ({kind})"
         outcome.summary.seconds = journal.seconds
 
 

@@ -180,12 +180,13 @@ def refine_files(
             name = None if weights_file is None else weights
             task = Refining(load, name, selection, max_image_pixels, workers)
             groups: Executor
+            wanted = "all" if gpus is None else gpus
             if executor == "ray":
                 from transfiner_refine.pipeline.ray_groups import RayGroups
 
-                groups = processes.enter_context(RayGroups(task, gpus or "all", address))
+                groups = processes.enter_context(RayGroups(task, wanted, address))
             else:
-                groups = processes.enter_context(ProcessGroups(task, gpus or "all", device))
+                groups = processes.enter_context(ProcessGroups(task, wanted, device))
             entries = groups.facts.fingerprint
             run = partial(refine_apart, job.source, groups, **how)
         if (

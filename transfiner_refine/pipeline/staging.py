@@ -98,6 +98,11 @@ def origin(path: object) -> object:
     return _stage.get().origins.get(path, str(path.absolute()))
 
 
+def shown(path: Path) -> str:
+    """What the user calls a path: the URL of a copy, else the path itself."""
+    return _stage.get().origins.get(path, str(path))
+
+
 def check_free(output: Path, inputs: list[Path], *, overwrite: bool) -> None:
     """Raises OutputError where the URL that an output goes to is taken, or has to do with an input."""
     if (url := _stage.get().origins.get(output)) is None:
