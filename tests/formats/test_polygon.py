@@ -68,7 +68,8 @@ def test_a_reader_that_paints_the_outline_too_adds_no_more_than_bridges_and_touc
     touching = (
         (mask[:-1, :-1] == mask[1:, 1:]) & (mask[1:, :-1] == mask[:-1, 1:]) & (mask[1:, 1:] != mask[1:, :-1])
     )
-    if sum(not loop.is_hole for loop in loops) == 1 and not touching.any():
+    # with more holes a bridge may run over another one, which such a reader then loses
+    if sum(not loop.is_hole for loop in loops) == 1 and len(loops) <= 2 and not touching.any():
         assert np.array_equal(painted.astype(bool), mask)
 
 
