@@ -38,7 +38,7 @@ def main(dataset: Path, output: Path, weights: str, agreement: float) -> None:
     refined, _ = refine_windows(dev_set, "clean", [entry.image_id for entry in entries], masks, refine)
     overlaps = [mask_iou(before, after) for before, after in zip(masks, refined, strict=True)]
     redrawn = {
-        entry.id: Mask.from_window(after)
+        entry.instance_id: Mask.from_window(after)
         for entry, after, overlap in zip(entries, refined, overlaps, strict=True)
         if agreement <= overlap < 1
     }

@@ -232,7 +232,7 @@ def _refined(dev_set: DevSet, kind: str, methods: Sequence[Method]) -> tuple[Gro
             after[method.name].append(window)
             ms[method.name] = 1000 * seconds
         x0, y0, x1, y1 = crop_box(mask)
-        annotation_id = dev_set.annotations.instances[index].id
+        annotation_id = dev_set.annotations.instances[index].instance_id
         roi_side = max(x1 - x0, y1 - y0)
         instances.append(Instance(dev_set.name, kind, annotation_id, _outline(mask), roi_side, ms))
     scores = {}
