@@ -31,7 +31,7 @@ from transfiner_refine.formats.registry import FORMATS
 from transfiner_refine.pipeline import refine_files
 
 _CLASSES = {24: "person", 26: "car"}  # as Cityscapes numbers them
-_FREE = ("segmentation", "bbox", "area")  # what refining may change in a record
+_FREE = ("rle", "points", "segmentation", "bbox", "area")  # what refining may change in a record
 
 
 def mutant_trial(folder: Path, rng: np.random.Generator) -> str:
