@@ -24,6 +24,7 @@ from PIL import Image
 
 from transfiner_refine.errors import InputError
 from transfiner_refine.formats import Mask, RecordFault, Source, Written, open_source
+from transfiner_refine.formats.convert import convert_masks
 from transfiner_refine.formats.cvat import CVAT
 from transfiner_refine.formats.label_studio import LABEL_STUDIO
 from transfiner_refine.formats.records import Format, ImageRecord, Instance, OpenOptions
@@ -529,3 +530,9 @@ def test_names_that_no_xml_holds_are_refused_before_the_work() -> None:
     assert CVAT.check is not None
     with pytest.raises(InputError, match=r"category 1: 'a\\x01' has '\\x01', which no XML can hold"):
         CVAT.check(SceneSource((), {1: "a\x01"}))
+
+
+def test_a_bad_region_of_an_image_without_a_size_counts_once(tmp_path: Path) -> None:
+    path = label_studio(tmp_path, via([shape(SQUARE[:2]), shape(SQUARE)]))
+    converted = convert_masks(path, tmp_path / "out", to="supervisely")
+    assert (converted.instances, converted.instances_read, len(converted.errors)) == (0, 2, 2)

@@ -332,10 +332,11 @@ class FolderSource(Folder, ABC):
                 raise InputError(reason, file=self.folder / entry.name, remedy=remedy)
             return image_sizes(path, self.options.orientation)[0]
 
-        instances = []
+        instances, named = [], 0
         try:
             for item in self.instances_of(position, size):
                 if isinstance(item, RecordFault):
+                    named += item.instances
                     yield item
                 else:
                     mask = item.mask
@@ -347,7 +348,7 @@ class FolderSource(Folder, ABC):
                         )
                     instances.append(replace(item, index=first + item.index, mask=mask))
         except InputError as error:  # the image cannot be read: nothing of the entry can be used
-            yield RecordFault(error, entry.count, whole_image=True)
+            yield RecordFault(error, entry.count - named, whole_image=True)
             return
         image = None if entry.image is None else entry.image.as_posix()
         yield ImageRecord(
