@@ -260,6 +260,7 @@ def test_a_run_from_imagenet_lowers_the_loss(dataset: Path, tmp_path: Path) -> N
     run = job(
         dataset,
         tmp_path,
+        start="imagenet",
         schedule=Schedule(steps=60, batch_size=3, warmup=10, learning_rate=1e-3),
         augmentation=Augmentation(**dict.fromkeys(off, 0.0)),
     )
