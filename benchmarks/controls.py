@@ -13,7 +13,7 @@ from transfiner_refine.masks import MaskWindow
 
 __all__ = ["CONTROLS", "box_side"]
 
-_MORPH_SHARE = 0.02  # of the box side, the sizes of error that issue 11 names
+_MORPH_SHARE = 0.02  # of the box side
 _SHIFT_SHARE = 0.04  # the largest shift of the simulated coarse masks
 
 

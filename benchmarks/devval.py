@@ -34,7 +34,7 @@ from transfiner_refine.evaluation.matched import SizeSummary, check_same_detecti
 from transfiner_refine.evaluation.tables import Table, before_after
 from transfiner_refine.masks import Mask, MaskWindow
 
-_UNTOUCHED = 0.99  # mean IoU that true masks must keep (issue 11)
+_UNTOUCHED = 0.99  # mean IoU that true masks must keep
 
 
 @dataclass(frozen=True)
