@@ -18,45 +18,11 @@ from transfiner_refine.pipeline import refine_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes and reads their state")
 
-CRASHING = '''
-import os
-import time
-from pathlib import Path
-
-import quick_run
-
-
-class Crashing(quick_run.Stripes):
-    """Takes its process down at an image of one colour; with "spares" only once, and leaves that file behind."""
-
-    def __init__(self, batch_size=4, spares=None):
-        super().__init__(batch_size)
-        self.spares = spares
-
-    def refine_windows(self, images, masks, image_index):
-        if any((image == 7).all() for image in images):
-            if self.spares is None or not Path(self.spares).exists():
-                if self.spares is not None:
-                    Path(self.spares).touch()
-                os.kill(os.getpid(), 9)
-        return super().refine_windows(images, masks, image_index)
-
-
-class Broken:
-    batch_size = 4
-
-    def refine_windows(self, images, masks, image_index):
-        raise RuntimeError("the device is gone")
-'''
-
 
 @pytest.fixture
-def refiners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def refiners(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Refiners that other processes can import."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "crashing.py").write_text(CRASHING)
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
     yield importlib.import_module("crashing")
     for name in ("crashing", "quick_run"):
         del sys.modules[name]

@@ -18,48 +18,24 @@ from transfiner_refine.pipeline import refine_files
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CRASHING = '''
-import os
-from pathlib import Path
-
-import quick_run
-
-
-class Crashing(quick_run.Stripes):
-    """Takes its actor down at an image of one colour; with "spares" only once, and leaves that file behind."""
-
-    def __init__(self, spares=None):
-        super().__init__(4)
-        self.spares = spares
-
-    def refine_windows(self, images, masks, image_index):
-        if any((image == 7).all() for image in images):
-            if self.spares is None or not Path(self.spares).exists():
-                if self.spares is not None:
-                    Path(self.spares).touch()
-                os.kill(os.getpid(), 9)
-        return super().refine_windows(images, masks, image_index)
-'''
 
 
 @pytest.fixture(scope="module")
-def refiners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def refiners() -> Iterator[Any]:
     """Refiners that actors can import, and a Ray of two cores."""
-    modules = tmp_path_factory.mktemp("modules")
-    (modules / "crashing_actor.py").write_text(CRASHING)
-    paths = [str(modules), str(Path(__file__).parent)]
-    sys.path[:0] = paths
-    path = ":".join([*paths, str(Path(__file__).parents[2])])
+    here = str(Path(__file__).parent)
+    sys.path.insert(0, here)
+    path = f"{here}:{Path(__file__).parents[2]}"
     environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment,
         object_store_memory=100 << 20,
     )  # fmt: skip
-    yield importlib.import_module("crashing_actor")
+    yield importlib.import_module("crashing")
     ray.shutdown()
-    for name in ("crashing_actor", "quick_run"):
+    for name in ("crashing", "quick_run"):
         sys.modules.pop(name, None)
-    del sys.path[:2]
+    sys.path.remove(here)
 
 
 def refine(job: Any, refiner: Any, **options: Any) -> Any:
@@ -100,7 +76,7 @@ def test_the_output_is_byte_for_byte_that_of_one_process_though_an_actor_is_kill
     job.spoil()
     one_colour(job, 12)
     output, summary, errors = job.whole()
-    found = refine(job, refiners.Crashing(str(tmp_path / "killed")))
+    found = refine(job, refiners.Crashing(spares=str(tmp_path / "killed")))
     assert (tmp_path / "killed").exists()
     assert job.output.read_bytes() == output
     assert said(found) == (summary[1:], errors)
@@ -134,7 +110,7 @@ def test_what_one_machine_began_ray_completes(make_job: Any, tmp_path: Path, ref
                 raise KeyboardInterrupt
             return super().refine_windows(*given)
 
-    Stopping.__module__, Stopping.__qualname__ = "crashing_actor", "Crashing"
+    Stopping.__module__, Stopping.__qualname__ = "crashing", "Crashing"
     with pytest.raises(KeyboardInterrupt):
         refine(job, Stopping(), executor="local", gpus=None)
     refine(job, refiners.Crashing(), resume=True)

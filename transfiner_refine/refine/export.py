@@ -26,6 +26,7 @@ from transfiner_refine.model.checkpoint import load_network
 from transfiner_refine.model.config import ATTENTION_GRIDS, RefinerConfig
 from transfiner_refine.model.network import MaskTransfiner, RefineStep, StepOutput
 from transfiner_refine.model.weights import find_weights, read_config, weights_digest
+from transfiner_refine.output import atomic_binary_file
 from transfiner_refine.refine.engine import SizeClass, program_path
 from transfiner_refine.refine.instance import Look, StepInput, refine_instance
 from transfiner_refine.refine.torch_engine import TorchEngine
@@ -109,12 +110,14 @@ def export_files(
     written, shared = [], folder / f"{path.stem}.int8.bin"
     if calibrate:
         int8 = (model for (precision, _), model in programs.items() if precision == "int8")
-        shared.write_bytes(_shared_data(int8, shared.name))
+        with atomic_binary_file(shared) as file:
+            file.write(_shared_data(int8, shared.name))
         written.append(shared)
     for (precision, size), model in programs.items():
         model.metadata_props.add(key="weights", value=weights_digest(path))
         written.append(program_path(folder / path.name, precision, size))
-        written[-1].write_bytes(model.SerializeToString(deterministic=True))
+        with atomic_binary_file(written[-1]) as file:
+            file.write(model.SerializeToString(deterministic=True))
         if precision == "int8":
             _fuse(written[-1])
     return written
